@@ -1,0 +1,24 @@
+"""Transfusion: one transformer that reads and writes documents of text and images (arXiv 2408.11039)."""
+
+from transfusion.api import Settings as Settings
+from transfusion.api import Transfusion as Transfusion
+from transfusion.data.document import Document as Document
+from transfusion.data.document import Media as Media
+from transfusion.data.document import Text as Text
+from transfusion.data.vocabulary import BPE as BPE
+from transfusion.data.vocabulary import Bytes as Bytes
+from transfusion.data.vocabulary import TokenizerFile as TokenizerFile
+from transfusion.data.vocabulary import Vocabulary as Vocabulary
+from transfusion.diffusion.guidance import Guidance as Guidance
+from transfusion.diffusion.process import Diffusion as Diffusion
+from transfusion.diffusion.sampler import DDIM as DDIM
+from transfusion.diffusion.sampler import DDPM as DDPM
+from transfusion.diffusion.sampler import Euler as Euler
+from transfusion.diffusion.sampler import Heun as Heun
+from transfusion.generate.engine import Engine as Engine
+from transfusion.generate.logits import Greedy as Greedy
+from transfusion.generate.logits import Sample as Sample
+from transfusion.generate.state import Request as Request
+from transfusion.modality import Modality as Modality
+from transfusion.model.transfusion import Model as Model
+from transfusion.nn.transformer import Trunk as Trunk

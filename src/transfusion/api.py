@@ -1,0 +1,273 @@
+"""Transfusion: the model that a user holds. Vocabulary, network and engine in one, saved in one folder.
+
+A model folder: `config.json`, `tokenizer.json`, `model.safetensors`. No pickle.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from transfusion import chance, config
+from transfusion.data.batch import Batch, Entry, collate
+from transfusion.data.compose import Drop
+from transfusion.data.document import Document, Segment, document
+from transfusion.data.layout import lay_out
+from transfusion.data.vocabulary import Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler, Sampler
+from transfusion.generate.engine import Engine, generate
+from transfusion.generate.logits import Decoding, Greedy
+from transfusion.generate.state import Event, Request
+from transfusion.model.loss import Losses
+from transfusion.model.transfusion import Model, Network
+
+FORMAT = 1
+Prompt = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model folder says: the model, how it was trained to be guided, and how it is best sampled.
+
+    Args:
+        model: the network's configuration.
+        drop: how often captions were dropped in training; where text was never dropped, guidance has no meaning.
+        sampler, guidance: defaults of `generate`.
+        format: version of the folder's form.
+    """
+
+    model: Model = Model()
+    drop: Drop = Drop()
+    sampler: Sampler = Euler()
+    guidance: Guidance = Guidance()
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was taken from another model: names of weights loaded, new here, dropped there, and tokens that are new."""
+
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+    new_tokens: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def some(names: tuple[str, ...]) -> str:
+            return f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
+
+        return (
+            f"{len(self.loaded)} weights loaded, {len(self.new)} new{some(self.new)}, {len(self.dropped)} dropped"
+            f"{some(self.dropped)}, {len(self.new_tokens)} new tokens{some(self.new_tokens)}"
+        )
+
+
+class Transfusion(nn.Module):
+    """One transformer that reads and writes documents of text and media.
+
+    Args:
+        settings: model, and sampling defaults.
+        vocabulary: tokenizer and control tokens; its modalities must be the model's.
+    """
+
+    def __init__(self, settings: Settings, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        if vocabulary.modalities != settings.model.modalities:
+            raise ValueError("the vocabulary was made for other modalities than the model's")
+        self.settings, self.vocabulary = settings, vocabulary
+        self.network = Network(settings.model, len(vocabulary))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.device
+
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of packed rows."""
+        return self.network(batch)
+
+    def batch(self, documents: Sequence[Prompt], *, seed: int = 0) -> Batch:
+        """Documents as a batch of one row each. Noise and times are drawn by (seed, index of the document, item)."""
+        entries = []
+        for index, one in enumerate(documents):
+            laid = lay_out(document(one), self.vocabulary, self.settings.model.coordinates)
+            if len(laid) > self.settings.model.context:
+                raise ValueError(f"document {index} takes {len(laid)} tokens, the context has {self.settings.model.context}")
+            values = tuple(item.media.tensor() for item in laid.items)
+            keys = tuple(chance.key(seed, index, item) for item in range(len(values)))
+            entries.append([Entry(laid, values, keys, str(index))])
+        if not entries:
+            raise ValueError("no documents: give at least one")
+        length = max(len(row[0].sequence) for row in entries)
+        return collate(entries, length, self.vocabulary, self.settings.model.coordinates.axes).to(self.device)
+
+    def loss(self, documents: Sequence[Prompt], *, seed: int = 0) -> Tensor:
+        """text loss + lambda * media loss of documents, a scalar to call `backward` on."""
+        return self(self.batch(documents, seed=seed)).total(self.settings.model.media_weight)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        force: str | None = None,
+        size: tuple[int, ...] | None = None,
+        max_tokens: int | None = None,
+        max_items: int | None = None,
+        sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+        decoding: Decoding = Greedy(),
+        dtype: torch.dtype = torch.float32,
+        rows: int = 128,
+        each: Callable[[Event], None] | None = None,
+    ) -> list[Document]:
+        """Continue documents; each comes back whole, prompt included.
+
+        Args:
+            prompts: one prompt, or a list with one prompt an entry; None: one empty document.
+            seed: names all chance; prompt i gets a seed made from it and i.
+            seeds: one seed a prompt, instead of that.
+            force: a modality of which an item is written at once ("image": draw what the prompt says).
+            size: the forced item's size in latent elements.
+            max_tokens: text tokens to write; default 0 with `force`, else 128.
+            max_items: media items to write; default: as many as the model likes.
+            rows: documents (and their unconditional branches) in work at the same time.
+            each: called with every event (tokens, denoising steps with their estimates, items, documents).
+
+        Raises:
+            ValueError: a prompt that does not fit; see `Engine.add`.
+        """
+        if prompts is None:
+            prompts = [Document(())]
+        if isinstance(prompts, Document | str | Tensor) or not isinstance(prompts, Sequence):
+            prompts = [prompts]
+        guidance = self.settings.guidance if guidance is None else guidance
+        drop = self.settings.drop
+        if max_items != 0 and guidance.text == 1.0 and drop.text + drop.both > 0 and self.settings.model.modalities:
+            warnings.warn(
+                "guidance is off (text scale 1) though this model was trained for it: pictures will follow their text "
+                "less; Guidance(text=3) is a usual choice",
+                stacklevel=2,
+            )
+        if guidance.text != 1.0 and drop.text + drop.both == 0:
+            guidance = replace(guidance, text=1.0)
+        if guidance.media != 1.0 and drop.media + drop.both == 0:
+            guidance = replace(guidance, media=1.0)
+        if seeds is None:
+            seeds = [chance.key(seed, index) for index in range(len(prompts))]
+        requests = [
+            Request(
+                document(prompt),
+                seed=one,
+                max_tokens=(0 if force else 128) if max_tokens is None else max_tokens,
+                max_items=max_items,
+                force=force,
+                size=size,
+                sampler=sampler or self.settings.sampler,
+                guidance=guidance,
+                decoding=decoding,
+            )
+            for prompt, one in zip(prompts, seeds, strict=True)
+        ]
+        held = 1 + (guidance.most_branches if max_items != 0 or force else 0)
+        engine = Engine(self.network, self.vocabulary, rows=max(held, min(rows, held * len(requests))), dtype=dtype)
+        return generate(engine, requests, each=each)
+
+    def take_weights(self, source: "Transfusion") -> "Taken":
+        """Start from another model's weights: all that have the same name and shape, and the rows of the tokens that both
+        vocabularies know. What is new stays as it is."""
+        own, other = self.network.state_dict(), source.network.state_dict()
+        here = {name: i for i, name in enumerate(self.vocabulary.names)}
+        pairs = [(i, here[name]) for i, name in enumerate(source.vocabulary.names) if name in here]
+        loaded, new = [], []
+        with torch.no_grad():
+            for name, tensor in own.items():
+                there = other.get(name)
+                if there is not None and name in ("embed.weight", "head.weight") and there.shape[1:] == tensor.shape[1:]:
+                    old, now = (torch.tensor(ids, device=tensor.device) for ids in zip(*pairs, strict=True))
+                    tensor[now] = there[old].to(tensor)
+                    loaded.append(name)
+                elif there is not None and there.shape == tensor.shape:
+                    tensor.copy_(there)
+                    loaded.append(name)
+                else:
+                    new.append(name)
+        if not loaded:
+            raise ValueError("no weight of that model fits this one: its sizes differ (see both config.json)")
+        dropped = tuple(sorted(other.keys() - set(loaded)))
+        tokens = set(range(len(self.vocabulary))) - {now for _, now in pairs}
+        return Taken(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config.to_plain(self.settings), indent=2) + "\n")
+        self.vocabulary.save(folder / "tokenizer.json")
+        weights = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        if self.settings.model.tied:
+            del weights["head.weight"]
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "Transfusion":
+        """Read a model folder, or the model of a run folder.
+
+        Raises:
+            ValueError: no model there, another format, or weights that do not fit; the message names what differs.
+        """
+        folder, settings = find(folder), read_settings(folder)
+        model = cls(settings, Vocabulary.load(folder / "tokenizer.json", settings.model.modalities))
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cannot read {folder / 'model.safetensors'}: {error}; the file is damaged or missing") from error
+        if settings.model.tied:
+            weights["head.weight"] = weights["embed.weight"]
+        fit(model.network, weights)
+        return model.to(device)
+
+
+def find(folder: str | Path) -> Path:
+    """The model folder that a path means: itself, or `model` in a run folder. Raises ValueError if there is none."""
+    folder = Path(folder)
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return place
+    raise ValueError(f"no model in {folder}: give a folder with config.json, or a run folder whose training has finished")
+
+
+def read_settings(folder: str | Path) -> Settings:
+    """The settings of a model folder, or of a run's model. Raises ValueError if there are none, or of another format."""
+    file = find(folder) / "config.json"
+    try:
+        plain = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise ValueError(f"{file} is of another format; this version reads format {FORMAT}")
+    return config.from_plain(Settings, plain)
+
+
+def fit(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load weights that must fit exactly. Raises ValueError naming the first that do not."""
+    own = network.state_dict()
+    wrong = [f"{name}: not in the file" for name in own.keys() - weights.keys()]
+    wrong += [f"{name}: not in the model" for name in weights.keys() - own.keys()]
+    wrong += [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own.keys() & weights.keys()
+        if own[name].shape != weights[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError("these weights are of another architecture: " + "; ".join(sorted(wrong)[:8]) + more)
+    network.load_state_dict(weights)

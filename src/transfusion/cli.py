@@ -1,0 +1,231 @@
+"""The command `transfusion`.
+
+Settings are given as --section.name value; a choice between kinds by its tag, --sampler.kind heun, beside its own settings,
+--sampler.num-steps 50. Mistakes end with exit code 2 and name what would be right; failures of a run with 1.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from transfusion import config
+from transfusion.config import ConfigError, nearest
+
+COMMANDS = {
+    "quickstart": "train on handwritten digits, draw and read them, report (about 3 minutes)",
+    "train": "train a recipe: transfusion train RECIPE [--data PATH] [--out DIR] [--section.name value ...]",
+    "generate": "continue prompts: transfusion generate RUN --prompt TEXT | --prompts FILE.jsonl [--out DIR]",
+    "config": "print the whole configuration of a recipe: transfusion config RECIPE [--section.name value ...]",
+    "doctor": "say what this machine offers",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; ends the process with its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+    except ConfigError as error:
+        print(f"transfusion: {error}", file=sys.stderr)
+        code = 2
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"transfusion: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("transfusion: stopped; the same line goes on from the last checkpoint", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("transfusion"))
+        return 0
+    if command not in COMMANDS:
+        raise ConfigError(f"no command {command!r}{nearest(command, COMMANDS)}")
+    return {"quickstart": _quickstart, "train": _train, "generate": _generate, "config": _config, "doctor": _doctor}[command](
+        rest
+    )
+
+
+def _help() -> str:
+    from transfusion.recipes import RECIPES
+
+    lines = [
+        "usage: transfusion COMMAND ...",
+        "",
+        "One transformer that reads and writes documents of text and pictures.",
+        "",
+    ]
+    lines += [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
+    lines += ["", "recipes:"] + [f"  {name:<11} {recipe.summary}" for name, recipe in RECIPES.items()]
+    lines += ["", "transfusion COMMAND --help says more. Start with: transfusion quickstart"]
+    return "\n".join(lines)
+
+
+def _quickstart(rest: list[str]) -> int:
+    return _carry_out("digits", ["--out", "quickstart", *rest] if "--out" not in rest else rest)
+
+
+def _train(rest: list[str]) -> int:
+    name, rest = _recipe_name("train", rest)
+    return _carry_out(name, rest)
+
+
+def _carry_out(name: str, rest: list[str]) -> int:
+    from transfusion.recipes import find
+
+    recipe = find(name)
+    recipe.carry_out(settings(recipe.run(), rest, f"transfusion train {name}"), _say)
+    return 0
+
+
+def _config(rest: list[str]) -> int:
+    from transfusion.recipes import find
+
+    name, rest = _recipe_name("config", rest)
+    print(config.to_yaml(settings(find(name).run(), rest, f"transfusion config {name}")), end="")
+    return 0
+
+
+def _recipe_name(command: str, rest: list[str]) -> tuple[str, list[str]]:
+    from transfusion.recipes import RECIPES
+
+    if rest and not rest[0].startswith("-"):
+        return rest[0], rest[1:]
+    if rest and rest[0] in ("-h", "--help"):
+        print(f"usage: transfusion {command} RECIPE [--section.name value ...]\n\nrecipes: {', '.join(RECIPES)}")
+        print(f"\nall settings of one: transfusion {command} digits --help")
+        sys.exit(0)
+    raise ConfigError(f"{command} needs a recipe: {', '.join(RECIPES)}")
+
+
+def _doctor(rest: list[str]) -> int:
+    from transfusion.train.device import describe
+
+    if rest:
+        raise ConfigError(f"doctor takes no arguments, not {rest[0]!r}")
+    for name, text in describe().items():
+        print(f"{name:<10} {text}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _generate(rest: list[str]) -> int:
+    from transfusion.recipes.prompts import Generate, carry_out, defaults
+
+    folder = rest[0] if rest and not rest[0].startswith("-") else ""
+    if not folder and not {"-h", "--help"} & set(rest):
+        raise ConfigError("generate needs a run or model folder: transfusion generate RUN --prompt TEXT")
+    options: Generate = settings(defaults(folder), rest[1:] if folder else rest, "transfusion generate RUN")
+    carry_out(folder, options, _say)
+    return 0
+
+
+# ---- settings from the command line -------------------------------------------------------------------------------------
+
+
+def settings(default: Any, arguments: Sequence[str], program: str) -> Any:
+    """A configuration with overrides from the command line. Help is printed where it is asked for.
+
+    Raises:
+        ConfigError: an unknown name (the nearest is given), kind or value.
+    """
+    import tyro
+
+    default, rest = _choose_kinds(default, list(arguments))
+    known = [*_names(default), *(f"{where}.kind" for where in _tagged(default))]
+    for word in rest:
+        name = _flag(word)
+        if word.startswith("--") and name not in (*known, "help"):
+            raise ConfigError(f"no setting {name!r}{nearest(name, known)}")
+    if "--help" in rest or "-h" in rest:
+        print("\n".join([f"choices between kinds, for {program}:", *_kinds_help(default), ""]))
+    try:
+        return tyro.cli(
+            type(default),
+            args=rest,
+            default=default,
+            prog=program,
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _flag(word: str) -> str:
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def _names(value: Any, where: str = "") -> list[str]:
+    """Dotted names of all settings below a configuration."""
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [name for i, one in enumerate(value) for name in _names(one, f"{where}.{i}")]
+    if not dataclasses.is_dataclass(value):
+        return [where]
+    fields = dataclasses.fields(value)
+    return [name for f in fields for name in _names(getattr(value, f.name), f"{where}.{f.name}" if where else f.name)]
+
+
+def _tagged(value: Any, where: str = "") -> dict[str, dict[str, type]]:
+    """Dotted name -> tag -> class, of every choice between kinds."""
+    found: dict[str, dict[str, type]] = {}
+    for name, kind in config.hints(type(value)).items():
+        inner, at = getattr(value, name), f"{where}.{name}" if where else name
+        if options := config.choices(kind):
+            found[at] = options
+        if dataclasses.is_dataclass(inner):
+            found |= _tagged(inner, at)
+    return found
+
+
+def _choose_kinds(default: Any, arguments: list[str]) -> tuple[Any, list[str]]:
+    """Take --x.kind words out of the arguments, and put those kinds, with their own defaults, into the configuration."""
+    rest, position = [], 0
+    while position < len(arguments):
+        word = arguments[position]
+        position += 1
+        if not (word.startswith("--") and _flag(word).endswith(".kind")):
+            rest.append(word)
+            continue
+        _, equals, tag = word.partition("=")
+        if not equals:
+            if position == len(arguments):
+                raise ConfigError(f"{word} needs a value")
+            tag, position = arguments[position], position + 1
+        where = _flag(word).removesuffix(".kind")
+        options = _tagged(default)
+        if where not in options:
+            raise ConfigError(f"no choice {where!r}{nearest(where, options)}")
+        if tag not in options[where]:
+            raise ConfigError(f"{where}.kind: no {tag!r}{nearest(tag, options[where])}")
+        default = _replaced(default, where.split("."), options[where][tag])
+    return default, rest
+
+
+def _replaced(value: Any, path: list[str], kind: type) -> Any:
+    """The configuration with another kind at a path; settings that both kinds have are kept."""
+    inner = getattr(value, path[0])
+    if len(path) > 1:
+        return dataclasses.replace(value, **{path[0]: _replaced(inner, path[1:], kind)})
+    if isinstance(inner, kind) and type(inner) is kind:
+        return value
+    return dataclasses.replace(value, **{path[0]: kind()})
+
+
+def _kinds_help(default: Any) -> list[str]:
+    return [f"  --{where}.kind {{{','.join(options)}}}" for where, options in _tagged(default).items() if len(options) > 1]
+
+
+if __name__ == "__main__":
+    main()

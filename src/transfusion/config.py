@@ -1,0 +1,148 @@
+"""Configuration: frozen dataclasses <-> plain data (YAML, JSON), exactly; choices between kinds carry a tag.
+
+A field whose type is a union of dataclasses is a choice: its plain form holds `kind`, the class's tag, beside its fields.
+Unknown names and wrong types fail, and name the nearest that exists.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be taken; the message says which field and what would be right."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?', or the list of what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+@cache
+def hints(cls: type) -> dict[str, Any]:
+    """Types of a dataclass's fields, by name."""
+    resolved = typing.get_type_hints(cls)
+    return {f.name: resolved[f.name] for f in dataclasses.fields(cls)}
+
+
+def choices(kind: Any) -> dict[str, type]:
+    """Tag -> class, where a type is a union of tagged dataclasses or one such class; else nothing."""
+    members = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    if all(dataclasses.is_dataclass(m) and hasattr(m, "kind") for m in members):
+        return {typing.cast(Any, m).kind: typing.cast(type, m) for m in members}
+    return {}
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration as dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        tag = {"kind": value.kind} if hasattr(value, "kind") and "kind" not in hints(type(value)) else {}  # type: ignore[attr-defined]
+        return tag | {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
+    """The configuration that plain data describes; fields that are left out keep their defaults.
+
+    Raises:
+        ConfigError: an unknown field or kind, or a value of the wrong type.
+    """
+    return typing.cast(T, _read(kind, plain, where))
+
+
+def _read(kind: Any, plain: Any, where: str) -> Any:
+    if tagged := choices(kind):
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{where}: must be a mapping with a kind, not {plain!r}")
+        tag = plain.get("kind", next(iter(tagged)))
+        if tag not in tagged:
+            raise ConfigError(f"{where}.kind: no {tag!r}{nearest(str(tag), tagged)}")
+        return _dataclass(tagged[tag], {k: v for k, v in plain.items() if k != "kind"}, where)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{where or 'configuration'}: must be a mapping, not {plain!r}")
+        return _dataclass(typing.cast(type, kind), plain, where)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for member in args:
+            try:
+                return _read(member, plain, where)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{where}: {plain!r} is none of {', '.join(_name(a) for a in args)}")
+    if origin is typing.Literal:
+        if plain not in args:
+            raise ConfigError(f"{where}: no {plain!r}{nearest(str(plain), map(str, args))}")
+        return plain
+    if origin is tuple:
+        if not isinstance(plain, list | tuple):
+            raise ConfigError(f"{where}: must be a list, not {plain!r}")
+        types_ = args[:1] * len(plain) if args[-1:] == (Ellipsis,) else args
+        if len(types_) != len(plain):
+            raise ConfigError(f"{where}: needs {len(types_)} values, has {len(plain)}")
+        return tuple(_read(t, p, f"{where}[{i}]") for i, (t, p) in enumerate(zip(types_, plain, strict=True)))
+    if kind is types.NoneType:
+        if plain is not None:
+            raise ConfigError(f"{where}: must be null, not {plain!r}")
+        return None
+    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return float(plain)
+    if kind is Path and isinstance(plain, str):
+        return Path(plain)
+    if not isinstance(plain, kind) or (kind is int and isinstance(plain, bool)):
+        raise ConfigError(f"{where}: must be {_name(kind)}, not {plain!r}")
+    return plain
+
+
+def _name(kind: Any) -> str:
+    return "null" if kind is types.NoneType else getattr(kind, "__name__", str(kind))
+
+
+def _dataclass(cls: type, plain: dict[str, Any], where: str) -> Any:
+    known = hints(cls)
+    prefix = f"{where}." if where else ""
+    for name in plain:
+        if name not in known:
+            raise ConfigError(f"{prefix}{name}: no such setting{nearest(str(name), known)}")
+    try:
+        return cls(**{name: _read(known[name], value, prefix + name) for name, value in plain.items()})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where or cls.__name__}: {error}") from error
+
+
+def to_yaml(value: Any) -> str:
+    """A configuration as YAML, fields in their order."""
+    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=100)
+
+
+def from_yaml(kind: type[T], text: str) -> T:
+    """The configuration of a YAML text. Raises ConfigError."""
+    try:
+        plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {error}") from error
+    return from_plain(kind, plain or {})
+
+
+def digest(value: Any) -> str:
+    """12 hex digits that name a configuration."""
+    return hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest()[:12]

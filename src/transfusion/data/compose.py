@@ -1,0 +1,88 @@
+"""From what a source holds to what is trained on: wording, order, noise limits and dropped captions of one epoch.
+
+Every choice is drawn by the key (seed, epoch, sample, purpose).
+"""
+
+from dataclasses import dataclass, replace
+
+from transfusion import chance
+from transfusion.data.document import Document, Interval, Media, Text, unconditional
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How often an item is trained without its context, for guidance.
+
+    Args:
+        text: share of documents in which an item loses the text before it.
+        media: ... the media before it.
+        both: ... both.
+    """
+
+    text: float = 0.1
+    media: float = 0.0
+    both: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.text, self.media, self.both) < 0 or self.text + self.media + self.both > 1:
+            raise ValueError(f"drop rates must be shares that sum to 1 at most, not {self}")
+
+
+@dataclass(frozen=True)
+class Compose:
+    """How documents are written for training.
+
+    Args:
+        picture_first: share of caption-and-picture pairs in which the picture stands first (the paper: 0.2).
+        read_low, read_high: noise that an item may get which later text is learned from. (0, 0.5) is the paper's noise
+            limit (its Table 8); (0, 0) is clean and without loss; (0, 1) no limit.
+        drop: dropped captions.
+    """
+
+    picture_first: float = 0.2
+    read_low: float = 0.0
+    read_high: float = 0.5
+    drop: Drop = Drop()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.picture_first <= 1:
+            raise ValueError(f"picture-first is a share in [0, 1], not {self.picture_first}")
+        if not 0 <= self.read_low <= self.read_high <= 1:
+            raise ValueError(f"read-low and read-high must be an interval in [0, 1], not {self.read_low} and {self.read_high}")
+
+    def __call__(self, document: Document, seed: int, epoch: int, sample: int) -> Document:
+        """The document as this epoch trains on it."""
+
+        def draw(*purpose: str | int) -> float:
+            return chance.uniform(seed, epoch, sample, *purpose)
+
+        segments = list(document.segments)
+        for index, segment in enumerate(segments):
+            if isinstance(segment, Text) and segment.wordings:
+                choices = (segment.content, *segment.wordings)
+                segments[index] = replace(segment, content=choices[int(draw("wording", index) * len(choices))], wordings=())
+        if [type(s) for s in segments] == [Text, Media] and draw("order") < self.picture_first:
+            segments.reverse()
+        composed = replace(document, segments=tuple(segments))
+
+        drop, u = self.drop, draw("drop")
+        targets = [i for i, s in enumerate(segments) if isinstance(s, Media) and s.weight > 0]
+        if targets and u < drop.text + drop.media + drop.both:
+            target = targets[int(draw("target") * len(targets))]
+            text, media = not drop.text <= u < drop.text + drop.media, u >= drop.text
+            before = segments[:target]
+            if (text and any(isinstance(s, Text) for s in before)) or (media and any(isinstance(s, Media) for s in before)):
+                return unconditional(composed, target, text=text, media=media)
+        return self._limit(composed)
+
+    def _limit(self, document: Document) -> Document:
+        limit: Interval = (self.read_low, self.read_high)
+        segments, read = list(document.segments), False
+        for index in reversed(range(len(segments))):
+            segment = segments[index]
+            if isinstance(segment, Text):
+                read = read or (segment.loss and segment.content != "")
+            elif read and limit != (0.0, 1.0):
+                low, high = max(segment.times[0], limit[0]), min(segment.times[1], limit[1])
+                segments[index] = replace(segment, times=(min(low, high), high))
+        return replace(document, segments=tuple(segments))

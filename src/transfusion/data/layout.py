@@ -1,0 +1,154 @@
+"""Document -> sequence: tokens, targets, coordinates and spans of one document, before it is packed.
+
+    BOS  text ...  [SIZE axis0 .. axisN]  BEGIN  slot slot .. slot  END  text ...  EOS
+                    where sizes vary             one span of media
+
+Targets are the next token, except that nothing is learned at a BEGIN input or under slots (so END is never predicted: the
+decoder writes it), in a text that is context only, and in a document without language loss.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.vocabulary import Vocabulary
+
+IGNORE = -100
+"""Target where no language loss is taken."""
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where tokens stand in rotary space. Text carries the same coordinate on every axis, so rows of text are 1-D RoPE.
+
+    Args:
+        kind: "grid": a slot stands at (start + its offset) on each axis of its grid, and the sequence goes on after the
+            item's largest extent. "raster" (the paper's): slots count on in reading order, as if they were text.
+        axes: rotary axes; at least as many as the grid with most axes.
+    """
+
+    kind: Literal["grid", "raster"] = "grid"
+    axes: int = 2
+
+    def place(self, start: float, grid: tuple[int, ...]) -> tuple[np.ndarray, float]:
+        """Coordinates of an item's slots, [slots, axes], and the coordinate at which the sequence goes on."""
+        count = int(np.prod(grid, dtype=int))
+        if self.kind == "raster":
+            return np.repeat(start + np.arange(count, dtype=np.float32)[:, None], self.axes, axis=1), start + count
+        if len(grid) > self.axes:
+            raise ValueError(f"a grid of {len(grid)} axes needs as many rotary axes, this model has {self.axes}: set axes")
+        offsets = np.zeros((count, self.axes), dtype=np.float32)
+        for axis, index in enumerate(np.indices(grid).reshape(len(grid), -1)):
+            offsets[:, axis] = index
+        return start + offsets, start + max(grid, default=1)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A media item in its sequence: its slots are [start, start + product of grid)."""
+
+    media: Media
+    modality: int
+    grid: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One document as tokens. All arrays have its length; `positions` is [length, axes]."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    spans: np.ndarray
+    private: np.ndarray
+    items: tuple[Item, ...]
+    position: float
+    """Coordinate of the token that would come next."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def lay_out(document: Document, vocabulary: Vocabulary, coordinates: Coordinates, *, closed: bool = True) -> Sequence:
+    """The sequence of a document.
+
+    Args:
+        closed: False for a prompt: no EOS, and no END after a last item that is still to be generated.
+
+    Raises:
+        ValueError: an empty text, an unknown modality, ids out of range, or an item whose size its modality forbids;
+            the message names document and segment.
+    """
+    tokens: list[int] = [vocabulary.bos]
+    learned: list[bool] = [False]
+    spans: list[int] = [-1]
+    private: list[bool] = [False]
+    pieces: list[np.ndarray] = []
+    items: list[Item] = []
+    position, flat = 0.0, 0  # `flat`: tokens since the last item, whose coordinates are still to be written
+
+    def write(ids: list[int], learn: bool) -> None:
+        tokens.extend(ids)
+        learned.extend([learn] * len(ids))
+        spans.extend([-1] * len(ids))
+        private.extend([False] * len(ids))
+
+    def flush() -> None:
+        nonlocal position, flat
+        count = len(tokens) - flat
+        pieces.append(np.repeat(position + np.arange(count, dtype=np.float32)[:, None], coordinates.axes, axis=1))
+        position, flat = position + count, len(tokens)
+
+    last = len(document.segments) - 1
+    for index, segment in enumerate(document.segments):
+        try:
+            if isinstance(segment, Text):
+                write(vocabulary.encode(segment.content), segment.loss)
+                continue
+            modality = vocabulary.modality(segment.modality)
+            grid = modality.slots(_size(segment, modality.channels, modality.shape))
+            write(vocabulary.frame(modality, grid), True)
+            flush()
+            count = int(np.prod(grid, dtype=int))
+            where, position = coordinates.place(position, grid)
+            pieces.append(where)
+            items.append(Item(segment, vocabulary.modalities.index(modality), grid, len(tokens)))
+            tokens.extend([vocabulary.pad] * count)
+            learned.extend([False] * count)
+            spans.extend([len(items) - 1] * count)
+            private.extend([segment.private] * count)
+            flat = len(tokens)
+            if closed or index < last or segment.values is not None:
+                write([vocabulary.end(modality.name)], False)
+        except ValueError as error:
+            raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
+    if closed:
+        write([vocabulary.eos], True)
+    flush()
+
+    ids = np.array(tokens, dtype=np.int64)
+    targets = np.full(len(ids), IGNORE, dtype=np.int64)
+    if document.language_loss:
+        keep = np.array(learned, dtype=bool)
+        targets[:-1][keep[1:]] = ids[1:][keep[1:]]
+    return Sequence(
+        tokens=ids,
+        targets=targets,
+        positions=np.concatenate(pieces),
+        spans=np.array(spans, dtype=np.int64),
+        private=np.array(private, dtype=bool),
+        items=tuple(items),
+        position=position,
+    )
+
+
+def _size(segment: Media, channels: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    if segment.values is None:
+        return segment.size or default
+    shape = tuple(segment.values.shape)
+    if not shape or shape[0] != channels:
+        raise ValueError(f"latents of shape {shape} must be (channels, *size) with {channels} channels")
+    return shape[1:]

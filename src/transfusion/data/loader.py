@@ -1,0 +1,134 @@
+"""Loader: a corpus -> an endless stream of packed batches, each with the position after it.
+
+An epoch is a keyed permutation of the corpus, cut into windows; a window is composed, laid out and packed when the stream
+reaches it. What a row holds is a pure function of (seed, epoch, window); a rank takes its share of the rows of each step.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from transfusion import chance
+from transfusion.data.batch import Batch, Entry, Position, collate
+from transfusion.data.compose import Compose
+from transfusion.data.document import Document, MediaError
+from transfusion.data.layout import Coordinates, lay_out
+from transfusion.data.layout import Sequence as Laid
+from transfusion.data.packing import pack
+from transfusion.data.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Shape of a batch.
+
+    Args:
+        row_length: tokens of a row; a document must fit in one.
+        rows: rows of a step, over all processes.
+        window: documents that are packed together.
+    """
+
+    row_length: int = 256
+    rows: int = 8
+    window: int = 4096
+
+    def __post_init__(self) -> None:
+        if min(self.row_length, self.rows, self.window) < 1:
+            raise ValueError(f"row-length, rows and window must be at least 1, not {self}")
+
+
+class TooManyUnreadable(ValueError):
+    """More than 5 % of the documents seen so far could not be read."""
+
+
+class Loader:
+    """Packed batches of a corpus.
+
+    Args:
+        rank, world: this process among how many; `packing.rows` must be a multiple of world * parts.
+        parts: batches that one step is cut into (accumulation).
+    """
+
+    def __init__(
+        self,
+        corpus: Sequence[Document],
+        *,
+        compose: Compose,
+        packing: Packing,
+        vocabulary: Vocabulary,
+        coordinates: Coordinates,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        parts: int = 1,
+    ) -> None:
+        if not len(corpus):
+            raise ValueError("the corpus is empty: there is nothing to train on")
+        if packing.rows % (world * parts):
+            raise ValueError(f"rows ({packing.rows}) must be a multiple of processes ({world}) times accumulation ({parts})")
+        self.corpus, self.compose, self.packing = corpus, compose, packing
+        self.vocabulary, self.coordinates = vocabulary, coordinates
+        self.seed, self.rank, self.world, self.parts = seed, rank, world, parts
+        self.num_windows = -(-len(corpus) // packing.window)
+        self.seen = self.failed = 0
+        self._window = lru_cache(maxsize=2)(self._build)
+
+    def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, Laid], ...]]:
+        """Rows of a window: (sample, its sequence) each."""
+        order = chance.generator(chance.key(self.seed, epoch, "order")).permutation(len(self.corpus))
+        samples = [int(i) for i in order[window * self.packing.window : (window + 1) * self.packing.window]]
+        laid = [lay_out(self.compose(self.corpus[i], self.seed, epoch, i), self.vocabulary, self.coordinates) for i in samples]
+        for sample, sequence in zip(samples, laid, strict=True):
+            if len(sequence) > self.packing.row_length:
+                raise ValueError(
+                    f"document {self.corpus[sample].name or sample} takes {len(sequence)} tokens, a row has "
+                    f"{self.packing.row_length}: raise --packing.row-length"
+                )
+        rows = pack([len(s) for s in laid], self.packing.row_length, chance.key(self.seed, epoch, window, "pack"))
+        return [tuple((samples[i], laid[i]) for i in row) for row in rows]
+
+    def _rows(self, position: Position) -> Iterator[tuple[int, tuple[tuple[int, Laid], ...], Position]]:
+        while True:
+            rows = self._window(position.epoch, position.window)
+            for index in range(position.row, len(rows)):
+                yield position.epoch, rows[index], replace(position, row=index + 1)
+            if position.window + 1 < self.num_windows:
+                position = Position(position.epoch, position.window + 1)
+            else:
+                position = Position(position.epoch + 1)
+
+    def _entry(self, epoch: int, sample: int, laid: Laid) -> Entry:
+        keys = tuple(chance.key(self.seed, epoch, sample, item) for item in range(len(laid.items)))
+        return Entry(laid, tuple(item.media.tensor() for item in laid.items), keys, self.corpus[sample].name or str(sample))
+
+    def batches(self, position: Position = Position()) -> Iterator[tuple[Batch, ...]]:
+        """Steps from a position on: each a tuple of `parts` batches, the last with the position after the step.
+
+        Raises:
+            TooManyUnreadable: more than 5 % of the documents seen could not be read.
+        """
+        stream = self._rows(position)
+        share = self.packing.rows // (self.world * self.parts)
+        while True:
+            step = [next(stream) for _ in range(self.packing.rows)]
+            mine = step[self.rank * share * self.parts : (self.rank + 1) * share * self.parts]
+            yield tuple(self._batch(mine[p * share : (p + 1) * share], step[-1][2]) for p in range(self.parts))
+
+    def _batch(self, rows: list[tuple[int, tuple[tuple[int, Laid], ...], Position]], after: Position) -> Batch:
+        entries, unreadable = [], []
+        for epoch, row, _ in rows:
+            good = []
+            for sample, laid in row:
+                self.seen += 1
+                try:
+                    good.append(self._entry(epoch, sample, laid))
+                except MediaError as error:
+                    unreadable.append(str(error))
+            entries.append(good)
+        self.failed += len(unreadable)
+        if self.failed > max(0.05 * self.seen, 3):
+            raise TooManyUnreadable(
+                f"{self.failed} of {self.seen} documents could not be read, the last: {unreadable[-1]}; mend or remove them"
+            )
+        batch = collate(entries, self.packing.row_length, self.vocabulary, self.coordinates.axes)
+        return replace(batch, state=after, unreadable=tuple(unreadable))

@@ -1,0 +1,134 @@
+"""Pictures <-> tensors. A picture is decoded only when it is needed, under limits, from an allow-list of formats.
+
+Pixels become Float32[channels, height, width] in [-1, 1]; `to_image` goes back.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from transfusion.data.document import MediaError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""Formats that are opened; Pillow knows 70, and most of their decoders' flaws lie in the others."""
+MAX_PIXELS = 4096 * 4096
+"""Pictures with more pixels are refused before they are decoded."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture of any size becomes an item of one size: shrink or enlarge its shorter side, cut the centre.
+
+    Args:
+        size: (height, width).
+        channels: 1 (grey) or 3 (colour); transparency is laid on white.
+    """
+
+    size: tuple[int, int]
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"pictures have 1 or 3 channels, not {self.channels}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        return (self.channels, *self.size)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Float32[channels, height, width] in [-1, 1]"""
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        size = (self.size[1], self.size[0])
+        if image.size != size:
+            image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+        return from_bytes(np.asarray(image))
+
+
+def from_bytes(pixels: np.ndarray) -> Tensor:
+    """uint8 [height, width] or [height, width, channels] -> Float32[channels, height, width] in [-1, 1]"""
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)) / 127.5 - 1
+
+
+def to_image(values: Tensor) -> Image.Image:
+    """Float[1 or 3, height, width], cut to [-1, 1] -> a picture."""
+    if values.ndim != 3 or values.shape[0] not in (1, 3):
+        raise ValueError(f"a picture is (1 or 3, height, width), not {tuple(values.shape)}")
+    pixels = ((values.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def open_picture(source: Path | bytes, name: str) -> Image.Image:
+    """Open a picture's header, under the limits; pixels are not decoded yet.
+
+    Raises:
+        MediaError: missing, empty, of another format, or too large; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except FileNotFoundError as error:
+        raise MediaError(f"{name}: no such file") from error
+    except Image.UnidentifiedImageError as error:
+        raise MediaError(f"{name}: not a picture in {', '.join(FORMATS)}") from error
+    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"{name}: {error}") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise MediaError(f"{name}: {image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS}; shrink it")
+    return image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in a file or in memory, decoded when it is loaded.
+
+    Args:
+        source: path or encoded bytes.
+        fit: how it becomes an item.
+        name: for messages.
+    """
+
+    source: Path | bytes
+    fit: Fit
+    name: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        return self.fit.shape
+
+    def load(self) -> Tensor:
+        """Float32[channels, height, width] in [-1, 1]. Raises MediaError, naming it, if it cannot be decoded."""
+        name = self.name or (str(self.source) if isinstance(self.source, Path) else "picture")
+        image = open_picture(self.source, name)
+        try:
+            return self.fit(image)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise MediaError(f"{name}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """A picture that is already decoded: uint8 [height, width] or [height, width, channels]."""
+
+    pixels: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        return (1 if self.pixels.ndim == 2 else self.pixels.shape[2], *self.pixels.shape[:2])
+
+    def load(self) -> Tensor:
+        """Float32[channels, height, width] in [-1, 1]"""
+        return from_bytes(self.pixels)

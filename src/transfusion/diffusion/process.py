@@ -1,0 +1,110 @@
+"""Noising and what a network may predict of it: clean data, noise, v, or velocity, and any of them from any other.
+
+Every kind is a fixed mix of clean data and noise, kind = p * x0 + q * eps:
+
+    x0        p = 1             q = 0
+    eps       p = 0             q = 1
+    v         p = -noise        q = signal        (Salimans and Ho 2022, arXiv 2202.00512, appendix D)
+    velocity  p = signal_rate   q = noise_rate    (dx_t / dt: the flow-matching target)
+
+Together with x_t = signal * x0 + noise * eps that is two equations for two unknowns, with determinant
+d = signal * q - noise * p:
+
+    x0 = (q * x_t - noise * kind) / d,   eps = (signal * kind - p * x_t) / d
+
+and at fixed x_t an error in kind a is an error d_b / d_a as large in kind b.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transfusion.diffusion.schedule import Cosine, Linear, Schedule
+from transfusion.diffusion.times import LogitNormal, Times, Uniform
+
+Kind: TypeAlias = Literal["x0", "eps", "v", "velocity"]
+
+
+def _over(t: Tensor, like: Tensor) -> Tensor:
+    return t.reshape(t.shape + (1,) * (like.ndim - t.ndim))
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """What is noised how, what the network predicts, and what its error is measured on.
+
+    Args:
+        schedule: signal and noise by time.
+        prediction: what the network puts out.
+        loss: the kind on which the squared error is taken.
+        times: at which times items are trained.
+        floor: least |d| of the prediction in the loss, which bounds the weight of nearly clean items. JiT (arXiv
+            2511.13720) takes 0.05 for x0 under a velocity loss.
+    """
+
+    schedule: Schedule = Linear()
+    prediction: Kind = "x0"
+    loss: Kind = "velocity"
+    times: Times = LogitNormal()
+    floor: float = 0.05
+
+    def corrupt(
+        self, x0: Float[Tensor, "item ..."], eps: Float[Tensor, "item ..."], t: Float[Tensor, " item"]
+    ) -> Float[Tensor, "item ..."]:
+        """x_t"""
+        return _over(self.schedule.signal(t), x0) * x0 + _over(self.schedule.noise(t), x0) * eps
+
+    def mix(self, kind: Kind, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of a kind at times t."""
+        s = self.schedule
+        if kind == "x0":
+            return torch.ones_like(t), torch.zeros_like(t)
+        if kind == "eps":
+            return torch.zeros_like(t), torch.ones_like(t)
+        if kind == "v":
+            return -s.noise(t), s.signal(t)
+        if kind == "velocity":
+            return s.signal_rate(t), s.noise_rate(t)
+        raise ValueError(f"no prediction {kind!r}: there are x0, eps, v and velocity")
+
+    def target(self, kind: Kind, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The kind, from clean data and noise [item, ...] and times [item]."""
+        p, q = self.mix(kind, t)
+        return _over(p, x0) * x0 + _over(q, x0) * eps
+
+    def determinant(self, kind: Kind, t: Tensor) -> Tensor:
+        """d = signal * q - noise * p"""
+        p, q = self.mix(kind, t)
+        return self.schedule.signal(t) * q - self.schedule.noise(t) * p
+
+    def split(self, kind: Kind, value: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, eps) that a value of a kind means at x_t. Values and x_t are [item, ...], t is [item].
+
+        |d| is kept above 1e-6: x0 says nothing of the noise at t = 0, and eps nothing of the data where no signal is left.
+        """
+        p, q = self.mix(kind, t)
+        d = self.determinant(kind, t)
+        d = torch.where(d.abs() < 1e-6, torch.where(d < 0, -1e-6, 1e-6).to(d), d)
+        signal, noise = self.schedule.signal(t), self.schedule.noise(t)
+        x0 = (_over(q, value) * x_t - _over(noise, value) * value) / _over(d, value)
+        eps = (_over(signal, value) * value - _over(p, value) * x_t) / _over(d, value)
+        return x0, eps
+
+    def convert(self, value: Tensor, source: Kind, kind: Kind, x_t: Tensor, t: Tensor) -> Tensor:
+        """A value of one kind as another, at x_t [item, ...] and t [item]."""
+        x0, eps = self.split(source, value, x_t, t)
+        return self.target(kind, x0, eps, t)
+
+    def loss_weight(self, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
+        """Factor that turns a squared error of `prediction` into one of `loss`: (d_loss / d_prediction)^2."""
+        if self.loss == self.prediction:
+            return torch.ones_like(t)
+        d = self.determinant(self.prediction, t).abs().clamp_min(self.floor)
+        return (self.determinant(self.loss, t) / d) ** 2
+
+
+PAPER = Diffusion(schedule=Cosine(), prediction="eps", loss="eps", times=Uniform(steps=1000))
+"""The paper's: DDPM, cosine schedule, noise prediction, T = 1000."""

@@ -1,0 +1,411 @@
+"""The engine: a batch of unfinished documents, moved on one step at a time.
+
+    add(request) -> id      step() -> events      cancel(id)
+
+A step lets new documents in (their prompts are run into the cache), writes one token in every document that is at text,
+and takes one denoising step in every item that is being drawn. All passes are one kind: some cache rows each take a piece
+of sequence, behind their prefix; a pass that commits makes it part of the prefix. Denoising passes do not commit: they
+read the prefix and write over the same slots, until the clean latents pass once, with END, and are committed.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transfusion import chance
+from transfusion.data.document import Document, Media, Text, unconditional
+from transfusion.data.layout import Coordinates, lay_out
+from transfusion.data.layout import Sequence as Laid
+from transfusion.data.vocabulary import Vocabulary
+from transfusion.diffusion.sampler import start
+from transfusion.generate.logits import only
+from transfusion.generate.state import Branch, Denoising, Done, Event, ItemDone, Request, Row, Span, Token
+from transfusion.modality import Modality
+from transfusion.model.transfusion import Network, Noised
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What one cache row takes in one pass."""
+
+    row: int
+    tokens: np.ndarray
+    positions: Tensor
+    spans: np.ndarray
+    private: np.ndarray | None = None
+    media: tuple[tuple[int, tuple[int, ...], Tensor, float, int], ...] = ()
+    """(modality, grid, latents, time, first slot) each"""
+
+
+class Engine:
+    """Generates with a network.
+
+    Args:
+        rows: cache rows. A document holds one, and one more for each unconditional branch that its guidance may need.
+        capacity: tokens of context a document may have at most.
+        dtype: bf16 runs the network under autocast; fp32 and fp64 run it as it is.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        vocabulary: Vocabulary,
+        *,
+        rows: int = 64,
+        capacity: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.network, self.vocabulary = network, vocabulary
+        self.capacity = min(capacity or network.model.context, network.model.context)
+        self.dtype = dtype
+        weights = next(network.parameters()).dtype
+        self._cache = network.cache(rows, self.capacity, dtype if dtype == torch.bfloat16 else weights)
+        self._num_rows = rows
+        self._waiting: deque[tuple[int, Request, Laid]] = deque()
+        self._rows: dict[int, Row] = {}
+        self._next_id = 0
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The model's."""
+        return self.network.model.coordinates
+
+    @property
+    def busy(self) -> bool:
+        """Whether any document is unfinished."""
+        return bool(self._waiting or self._rows)
+
+    def add(self, request: Request) -> int:
+        """Queue a document; events carry the id that comes back.
+
+        Raises:
+            ValueError: an item of the prompt that does not fit its modality, a prompt longer than the context, an unknown
+                modality to force, or a request that needs more cache rows than there are.
+        """
+        laid = lay_out(request.document, self.vocabulary, self.coordinates, closed=False)
+        if any(item.media.values is None for item in laid.items):
+            raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
+        needed = len(laid)
+        if request.force is not None:
+            modality = self.vocabulary.modality(request.force)
+            grid = modality.slots(request.size or modality.shape)
+            needed += len(self.vocabulary.frame(modality, grid)) + math.prod(grid) + 1
+        if needed > self.capacity:
+            raise ValueError(
+                f"the prompt{' and the item to be drawn' if request.force else ''} take {needed} tokens, the context has "
+                f"{self.capacity}: shorten the prompt"
+            )
+        if self._held(request) > self._num_rows:
+            raise ValueError(f"this request needs {self._held(request)} cache rows, the engine has {self._num_rows}")
+        self._next_id += 1
+        self._waiting.append((self._next_id, request, laid))
+        return self._next_id
+
+    def cancel(self, id: int) -> None:
+        """Forget a document; its rows are free at once. Raises KeyError for an id that is not in work."""
+        for queued in self._waiting:
+            if queued[0] == id:
+                self._waiting.remove(queued)
+                return
+        self._release(self._rows.pop(id))
+
+    def document(self, id: int) -> Document:
+        """A document as far as it is written."""
+        for waiting, request, _ in self._waiting:
+            if waiting == id:
+                return request.document
+        return self._readable(self._rows[id].document())
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """Move every document on: a token, or a denoising step."""
+        events: list[Event] = []
+        with torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            self._admit()
+            self._write_tokens(events)
+            self._run_pending(events)
+            self._denoise(events)
+        return events
+
+    def run(self) -> Iterator[Event]:
+        """Step until every document is done."""
+        while self.busy:
+            yield from self.step()
+
+    # ---- passes -----------------------------------------------------------------------------------------------------
+
+    def _run(self, pieces: Sequence[_Piece], *, commit: bool) -> tuple[Tensor, list[Tensor], list[list[int]]]:
+        """One pass. Back come the hidden state of each piece's last token, and where media stood: each group's
+        predictions, and the pieces that the group's items belong to, in order."""
+        counts = [len(piece.tokens) for piece in pieces]
+        width, device = max(counts), self.network.device
+        tokens = np.full((len(pieces), width), self.vocabulary.pad)
+        spans = np.full((len(pieces), width), -1)
+        private = np.zeros((len(pieces), width), dtype=bool)
+        positions = torch.zeros(len(pieces), width, self.coordinates.axes)
+        groups: dict[tuple[int, tuple[int, ...]], list[tuple[Tensor, float, int, int]]] = {}
+        for i, piece in enumerate(pieces):
+            tokens[i, : counts[i]], spans[i, : counts[i]] = piece.tokens, piece.spans
+            positions[i, : counts[i]] = piece.positions
+            if piece.private is not None:
+                private[i, : counts[i]] = piece.private
+            for modality, grid, latents, time, first in piece.media:
+                groups.setdefault((modality, grid), []).append((latents, time, i * width + first, i))
+        media = []
+        for (modality, grid), items in groups.items():
+            first = torch.tensor([item[2] for item in items], device=device)
+            media.append(
+                Noised(
+                    modality,
+                    grid,
+                    torch.stack([item[0] for item in items]).to(device),
+                    torch.tensor([item[1] for item in items], device=device),
+                    first[:, None] + torch.arange(math.prod(grid), device=device),
+                )
+            )
+        rows = [piece.row for piece in pieces]
+        window = self._cache.window(rows, counts, torch.from_numpy(spans).to(device), torch.from_numpy(private).to(device))
+        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions.to(device), media, window=window)
+        owners = [[item[3] for item in items] for items in groups.values()]
+        if commit:
+            self._cache.commit(rows, counts)
+            last = torch.tensor([i * width + count - 1 for i, count in enumerate(counts)], device=device)
+            return h[last], [], owners
+        return h[:0], self.network.predict(h, media, skips), owners
+
+    def _prefix(self, row: int, laid: Laid, end: int) -> _Piece:
+        """The first `end` tokens of a sequence, its media clean."""
+        media = tuple(
+            (item.modality, item.grid, item.media.tensor(), 0.0, item.start) for item in laid.items if item.start < end
+        )
+        positions = torch.from_numpy(laid.positions[:end])
+        return _Piece(row, laid.tokens[:end], positions, laid.spans[:end], laid.private[:end], media)
+
+    def _logits(self, rows: Sequence[Row], h: Tensor) -> None:
+        for row, logits in zip(rows, self.network.head(h).float().cpu(), strict=True):
+            row.logits = logits
+
+    # ---- rows -------------------------------------------------------------------------------------------------------
+
+    def _held(self, request: Request) -> int:
+        branches = 0 if request.max_items == 0 and request.force is None else request.guidance.most_branches
+        return 1 + branches
+
+    def _admit(self) -> None:
+        pieces, rows = [], []
+        while self._waiting and self._held(self._waiting[0][1]) <= self._cache.num_free:
+            id, request, laid = self._waiting.popleft()
+            row = Row(id, request, self._cache.take(), [self._cache.take() for _ in range(self._held(request) - 1)])
+            row.position, row.num_spans = laid.position, len(laid.items)
+            self._rows[id] = row
+            pieces.append(self._prefix(row.row, laid, len(laid)))
+            rows.append(row)
+        if not rows:
+            return
+        h, _, _ = self._run(pieces, commit=True)
+        self._logits(rows, h)
+        for row in rows:
+            if row.request.force is not None:
+                modality = self.vocabulary.modality(row.request.force)
+                self._begin(row, modality, modality.slots(row.request.size or modality.shape))
+
+    def _release(self, row: Row) -> None:
+        for held in (row.row, *row.spare):
+            self._cache.give_back(held)
+
+    def _finish(self, row: Row, reason: str, events: list[Event]) -> None:
+        self._release(self._rows.pop(row.id))
+        events.append(Done(row.id, self._readable(row.document()), reason))  # type: ignore[arg-type]
+
+    def _readable(self, document: Document) -> Document:
+        def readable(content: str | tuple[int, ...]) -> str:
+            return content if isinstance(content, str) else self.vocabulary.decode(content)
+
+        segments = (replace(s, content=readable(s.content)) if isinstance(s, Text) else s for s in document.segments)
+        return replace(document, segments=tuple(segments))
+
+    # ---- text -------------------------------------------------------------------------------------------------------
+
+    def _write_tokens(self, events: list[Event]) -> None:
+        ready: list[Row] = []
+        for row in [r for r in self._rows.values() if r.logits is not None]:
+            if not row.sizing and row.num_tokens >= row.request.max_tokens:
+                self._finish(row, "tokens", events)
+            elif self._room(row) < 1:
+                self._finish(row, "context", events)
+            else:
+                ready.append(row)
+        for decoding in dict.fromkeys(row.request.decoding for row in ready):
+            rows = [row for row in ready if row.request.decoding == decoding]
+            logits = torch.stack([row.logits for row in rows if row.logits is not None])
+            legal = torch.stack([row.legal(self.vocabulary, self._room(row)) for row in rows])
+            u = torch.tensor([chance.uniform(row.request.seed, "token", row.num_draws) for row in rows])
+            for row, token in zip(rows, decoding.choose(only(logits, legal), u).tolist(), strict=True):
+                self._accept(row, token, events)
+
+    def _room(self, row: Row) -> int:
+        return self.capacity - self._cache.lengths[row.row]
+
+    def _accept(self, row: Row, token: int, events: list[Event]) -> None:
+        row.logits, row.num_draws = None, row.num_draws + 1
+        events.append(Token(row.id, token))
+        control = self.vocabulary.control(token)
+        if control is None:
+            row.text.append(token)
+            row.num_tokens += 1
+            row.pending = [token]
+        elif control.role == "eos":
+            self._finish(row, "end", events)
+        elif control.role == "size":
+            row.sizing = control.modality
+            row.sizes.append(control.extent)
+            row.pending = [token]
+        else:
+            modality = self.vocabulary.modality(control.modality)
+            grid = tuple(row.sizes) if modality.varies else modality.slots(modality.shape)
+            row.sizing, row.sizes = "", []
+            row.pending, row.opening = [token], (modality, grid)
+
+    def _begin(self, row: Row, modality: Modality, grid: tuple[int, ...]) -> None:
+        row.logits = None
+        row.pending, row.opening = self.vocabulary.frame(modality, grid), (modality, grid)
+
+    def _run_pending(self, events: list[Event]) -> None:
+        rows = [row for row in self._rows.values() if row.pending]
+        if not rows:
+            return
+        pieces = []
+        for row in rows:
+            count = len(row.pending)
+            positions = row.position + torch.arange(count, dtype=torch.float32)[:, None].expand(count, self.coordinates.axes)
+            pieces.append(_Piece(row.row, np.array(row.pending), positions, np.full(count, -1)))
+            row.position += count
+            row.pending = []
+        h, _, _ = self._run(pieces, commit=True)
+        self._logits(rows, h)
+        self._open([row for row in rows if row.opening is not None])
+
+    # ---- media ------------------------------------------------------------------------------------------------------
+
+    def _open(self, rows: Sequence[Row]) -> None:
+        """Begin items: their noise, and the prefixes of their unconditional branches."""
+        prefixes: list[_Piece] = []
+        for row in rows:
+            assert row.opening is not None
+            modality, grid = row.opening
+            row.opening, row.logits = None, None
+            index = self.vocabulary.modalities.index(modality)
+            where, after = self.coordinates.place(row.position, grid)
+            shape = (modality.channels, *modality.shape_of(grid))
+            before = row.document()
+            item = Media(None, modality.name, modality.shape_of(grid) if modality.varies else None)
+            whole = replace(before, segments=(*before.segments, item))
+            has_text = any(isinstance(s, Text) and len(s.content) for s in before.segments)
+            weight, others = row.request.guidance.branches(has_text=has_text, has_media=bool(before.media))
+            branches = [Branch(row.row, weight, torch.from_numpy(where), row.num_spans)]
+            for spare, other in zip(row.spare, others, strict=False):
+                without = unconditional(whole, len(whole.segments) - 1, text=other.drop_text, media=other.drop_media)
+                laid = lay_out(without, self.vocabulary, self.coordinates, closed=False)
+                first = laid.items[-1].start
+                self._cache.lengths[spare] = 0
+                prefixes.append(self._prefix(spare, laid, first))
+                branches.append(Branch(spare, other.weight, torch.from_numpy(laid.positions[first:]), len(laid.items) - 1))
+            noise = row.request.noise
+            if noise is None or row.request.force is None:
+                noise = chance.normals([chance.key(row.request.seed, "item", row.num_items, "noise")], shape)[0]
+            elif tuple(noise.shape) != shape:
+                raise ValueError(f"the noise to start from has shape {tuple(noise.shape)}, the item has {shape}")
+            row.span = Span(index, grid, start(self.network.model.diffusion.schedule, noise), branches, after)
+        if prefixes:
+            self._run(prefixes, commit=True)
+
+    def _denoise(self, events: list[Event]) -> None:
+        groups: dict[object, list[tuple[Row, Span]]] = {}
+        for row in self._rows.values():
+            if row.span is not None:
+                groups.setdefault((row.span.modality, row.span.grid, row.request.sampler), []).append((row, row.span))
+        finished: list[tuple[Row, Span]] = []
+        for group in groups.values():
+            sampler = group[0][0].request.sampler
+            times = sampler.times()
+            device = self.network.device
+            x = torch.stack([span.latents for _, span in group]).to(device)
+            t = torch.tensor([times[span.step] for _, span in group], device=device)
+            s = torch.tensor([times[span.step + 1] for _, span in group], device=device)
+
+            def predict(x: Tensor, t: Tensor, group: list[tuple[Row, Span]] = group) -> tuple[Tensor, Tensor]:
+                return self._predict(group, x, t)
+
+            def draw(group: list[tuple[Row, Span]] = group, like: Tensor = x) -> Tensor:
+                keys = [chance.key(row.request.seed, "item", row.num_items, "step", span.step) for row, span in group]
+                return chance.normals(keys, tuple(like.shape[1:])).to(like)
+
+            moved, estimate = sampler.step(self.network.model.diffusion.schedule, predict, draw, x, t, s)
+            for (row, span), latents, clean in zip(group, moved, estimate, strict=True):
+                span.latents, span.step = latents, span.step + 1
+                events.append(Denoising(row.id, span.step, sampler.num_steps, clean))
+                if span.step == sampler.num_steps:
+                    finished.append((row, span))
+        if finished:
+            self._close(finished, events)
+
+    def _predict(self, group: Sequence[tuple[Row, Span]], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, eps) of a group's items, guided."""
+        pieces: list[_Piece] = []
+        shares: list[tuple[int, float]] = []
+        for i, ((row, span), latents, time) in enumerate(zip(group, x, t.tolist(), strict=True)):
+            count = math.prod(span.grid)
+            guided = row.request.guidance.active(time)
+            for branch in span.branches if guided else span.branches[:1]:
+                tokens, spans = np.full(count, self.vocabulary.pad), np.full(count, branch.span)
+                media = ((span.modality, span.grid, latents, time, 0),)
+                pieces.append(_Piece(branch.row, tokens, branch.positions, spans, None, media))
+                shares.append((i, branch.weight if guided else 1.0))
+        _, (predicted,), _ = self._run(pieces, commit=False)
+        index = torch.tensor([i for i, _ in shares], device=x.device)
+        weight = torch.tensor([w for _, w in shares], device=x.device, dtype=x.dtype)
+        total = torch.zeros_like(x).index_add(0, index, predicted.to(x.dtype) * weight.reshape(-1, *[1] * (x.ndim - 1)))
+        diffusion = self.network.model.diffusion
+        return diffusion.split(diffusion.prediction, total, x, t)
+
+    def _close(self, finished: Sequence[tuple[Row, Span]], events: list[Event]) -> None:
+        """Commit clean latents and END in one pass; a document that is complete is only reported."""
+        pieces, rows = [], []
+        for row, span in finished:
+            modality = self.network.model.modalities[span.modality]
+            media = Media(span.latents.cpu(), modality.name)
+            row.close_text()
+            row.segments.append(media)
+            row.span, row.num_items = None, row.num_items + 1
+            events.append(ItemDone(row.id, media))
+            if row.num_tokens >= row.request.max_tokens:
+                self._finish(row, "tokens", events)
+                continue
+            count, branch = math.prod(span.grid), span.branches[0]
+            tokens = np.append(np.full(count, self.vocabulary.pad), self.vocabulary.end(modality.name))
+            end = torch.full((1, self.coordinates.axes), span.position)
+            spans = np.append(np.full(count, branch.span), -1)
+            clean = ((span.modality, span.grid, span.latents, 0.0, 0),)
+            pieces.append(_Piece(row.row, tokens, torch.cat([branch.positions, end]), spans, None, clean))
+            row.position, row.num_spans = span.position + 1, row.num_spans + 1
+            rows.append(row)
+        if rows:
+            h, _, _ = self._run(pieces, commit=True)
+            self._logits(rows, h)
+
+
+def generate(engine: Engine, requests: Sequence[Request], *, each=None) -> list[Document]:
+    """Documents of requests, in their order. `each`, if given, is called with every event."""
+    ids = [engine.add(request) for request in requests]
+    done: dict[int, Document] = {}
+    for event in engine.run():
+        if isinstance(event, Done):
+            done[event.id] = event.document
+        if each is not None:
+            each(event)
+    return [done[id] for id in ids]

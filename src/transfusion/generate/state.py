@@ -1,0 +1,175 @@
+"""One unfinished document: what was asked, what is written, and which token may come next.
+
+text --SIZE--> sizes --..--> BEGIN --> media (denoise, all slots together) --> END --> text --EOS--> done
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from transfusion.data.document import Document, Media, Segment, Text
+from transfusion.data.vocabulary import Control, Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler, Sampler
+from transfusion.generate.logits import Decoding, Greedy
+from transfusion.modality import Modality
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What to write.
+
+    Args:
+        document: the prompt; it is continued.
+        seed: all chance of this document.
+        max_tokens: text tokens to write at most.
+        max_items: media items to write at most (None: as many as fit).
+        force: name of a modality of which an item is written at once, before any text.
+        size: the forced item's size in latent elements (None: its modality's own).
+        noise: what forced items start from, Float[channels, *size] (None: drawn by the seed).
+        decoding, sampler, guidance: how.
+    """
+
+    document: Document
+    seed: int = 0
+    max_tokens: int = 128
+    max_items: int | None = None
+    force: str | None = None
+    size: tuple[int, ...] | None = None
+    noise: Tensor | None = None
+    decoding: Decoding = Greedy()
+    sampler: Sampler = Euler()
+    guidance: Guidance = Guidance()
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token was written."""
+
+    id: int
+    token: int
+
+
+@dataclass(frozen=True, eq=False)
+class Denoising:
+    """An item moved a step; `estimate` is what its clean latents look like now."""
+
+    id: int
+    step: int
+    num_steps: int
+    estimate: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ItemDone:
+    """An item is finished."""
+
+    id: int
+    media: Media
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A document is finished: by its own end, at its limit of tokens, or because the context is full."""
+
+    id: int
+    document: Document
+    reason: Literal["end", "tokens", "context"]
+
+
+Event: TypeAlias = Token | Denoising | ItemDone | Done
+
+
+@dataclass(eq=False)
+class Branch:
+    """A row of the cache that an item is denoised in: its weight in the guided sum, and where its slots stand."""
+
+    row: int
+    weight: float
+    positions: Tensor
+    span: int
+
+
+@dataclass(eq=False)
+class Span:
+    """An item being denoised. The first branch is the document itself."""
+
+    modality: int
+    grid: tuple[int, ...]
+    latents: Tensor
+    branches: list[Branch]
+    position: float
+    """Coordinate after the item."""
+    step: int = 0
+
+
+@dataclass(eq=False)
+class Row:
+    """One unfinished document in the engine."""
+
+    id: int
+    request: Request
+    row: int
+    spare: list[int]
+    """Cache rows held for unconditional branches."""
+    position: float = 0.0
+    num_spans: int = 0
+    num_tokens: int = 0
+    num_draws: int = 0
+    num_items: int = 0
+    segments: list[Segment] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    sizing: str = ""
+    pending: list[int] = field(default_factory=list)
+    logits: Tensor | None = None
+    opening: tuple[Modality, tuple[int, ...]] | None = None
+    span: Span | None = None
+
+    def close_text(self) -> None:
+        """Make the ids written so far a segment."""
+        if self.text:
+            self.segments.append(Text(tuple(self.text)))
+            self.text = []
+
+    def document(self) -> Document:
+        """Prompt and what is written; text still as ids."""
+        self.close_text()
+        return Document((*self.request.document.segments, *self.segments), name=self.request.document.name)
+
+    def may_begin(self, modality: Modality, room: int) -> bool:
+        """Whether an item's smallest form still fits, and one more is wanted."""
+        limit = self.request.max_items
+        slots = 1 if modality.varies else math.prod(modality.slots(modality.shape))
+        frame = len(modality.patch) * modality.varies + 2
+        return room >= slots + frame and (limit is None or self.num_items < limit)
+
+    def legal(self, vocabulary: Vocabulary, room: int) -> Tensor:
+        """Bool[id]: ids that may come next, with `room` tokens of context left."""
+        legal = torch.zeros(len(vocabulary), dtype=torch.bool)
+        if self.sizing:
+            modality = vocabulary.modality(self.sizing)
+            axis = len(self.sizes)
+            if axis == len(modality.extents):
+                legal[vocabulary.begin(modality.name)] = True
+                return legal
+            # what is left for slots when the other sizes, BEGIN and END are written
+            left = (room - (len(modality.extents) - axis) - 2) // math.prod(self.sizes)
+            for extent in range(1, modality.extents[axis] + 1):
+                if extent == 1 or extent <= left:
+                    legal[vocabulary.id(Control("size", modality.name, axis, extent))] = True
+            return legal
+        legal[: vocabulary.num_text] = True
+        legal[vocabulary.eos] = True
+        for modality in vocabulary.modalities:
+            if self.may_begin(modality, room):
+                if modality.varies:
+                    for extent in range(1, modality.extents[0] + 1):
+                        if extent <= room - len(modality.extents) - 2:
+                            legal[vocabulary.id(Control("size", modality.name, 0, extent))] = True
+                else:
+                    legal[vocabulary.begin(modality.name)] = True
+        return legal

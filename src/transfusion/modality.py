@@ -1,0 +1,89 @@
+"""A modality: one continuous medium (pictures, sound, actions), and how many slots one item of it takes.
+
+An item is a latent of `channels` x `shape`; a patch of it becomes one slot of the sequence. `Modality.slots` is the only
+source of that number: layouts, patchers and the engine all ask it.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One continuous medium.
+
+    Args:
+        name: how documents refer to it, for example "image".
+        channels: channels of its latents; an item is a tensor (channels, *shape).
+        shape: size of an item when nothing else is said, in latent elements, one number an axis (no axis: a vector).
+        patch: elements that one slot covers, one number an axis.
+        largest: the largest size an item may have. None: every item has `shape`. Given: sizes vary, in steps of
+            `patch`, and each item says its size in tokens before it begins.
+
+    Raises:
+        ValueError: sizes that are not positive, do not match in number, or are no multiples of the patch.
+    """
+
+    name: str = "image"
+    channels: int = 3
+    shape: tuple[int, ...] = (32, 32)
+    patch: tuple[int, ...] = (2, 2)
+    largest: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"a modality's name must be a plain word, not {self.name!r}: use letters, digits and _")
+        if self.channels < 1:
+            raise ValueError(f"modality {self.name!r}: channels must be at least 1, not {self.channels}")
+        if len(self.patch) != len(self.shape) or any(size < 1 for size in self.patch):
+            raise ValueError(f"modality {self.name!r}: patch {self.patch} must have one positive size per axis of {self.shape}")
+        for label, shape in (("shape", self.shape), ("largest", self.largest)):
+            if shape is not None:
+                self._check(label, shape)
+        self.slots(self.shape)
+
+    def _check(self, label: str, shape: tuple[int, ...]) -> None:
+        if len(shape) != len(self.patch):
+            raise ValueError(f"modality {self.name!r}: {label} {shape} has {len(shape)} axes, its patch has {len(self.patch)}")
+        if any(size < 1 or size % step for size, step in zip(shape, self.patch, strict=True)):
+            raise ValueError(
+                f"modality {self.name!r}: {label} {shape} must be a positive multiple of the patch {self.patch}; "
+                "resize or pad the item"
+            )
+
+    @property
+    def varies(self) -> bool:
+        """Whether items differ in size, so that each carries size tokens."""
+        return self.largest is not None
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Largest grid, one number an axis."""
+        return tuple(size // step for size, step in zip(self.largest or self.shape, self.patch, strict=True))
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers that one slot holds."""
+        return self.channels * math.prod(self.patch)
+
+    def slots(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Grid of slots that an item of this size takes; their number is its product (1 for a vector).
+
+        Raises:
+            ValueError: the size is no multiple of the patch, is too large, or differs where the size is fixed.
+        """
+        shape = tuple(shape)
+        self._check("size", shape)
+        if self.largest is None:
+            if shape != self.shape:
+                raise ValueError(
+                    f"modality {self.name!r}: size {shape}, but every item has {self.shape}; resize the item, or give the "
+                    "modality a `largest` size so that sizes may vary"
+                )
+        elif any(size > limit for size, limit in zip(shape, self.largest, strict=True)):
+            raise ValueError(f"modality {self.name!r}: size {shape} exceeds the largest, {self.largest}; shrink the item")
+        return tuple(size // step for size, step in zip(shape, self.patch, strict=True))
+
+    def shape_of(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Size in latent elements of an item that takes this grid of slots."""
+        return tuple(count * step for count, step in zip(grid, self.patch, strict=True))

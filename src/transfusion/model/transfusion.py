@@ -1,0 +1,186 @@
+"""The network: token embeddings and patchers in, one trunk, a vocabulary head and patchers out.
+
+tokens  --embed-->  x  <--patcher-- noisy latents and their times (into their slots)
+                    |  trunk, under the attention rule
+logits <--head--    h  --patcher--> predictions at the slots
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transfusion import chance
+from transfusion.codec.patcher import LinearPatcher, Patcher, Patching, check
+from transfusion.data.batch import Batch
+from transfusion.data.layout import IGNORE, Coordinates
+from transfusion.diffusion import times
+from transfusion.diffusion.process import Diffusion
+from transfusion.modality import Modality
+from transfusion.model.loss import Losses, Mean
+from transfusion.nn.attention import Form, Place, attention
+from transfusion.nn.cache import Cache, Window
+from transfusion.nn.positions import angles
+from transfusion.nn.transformer import Transformer, Trunk, initialise
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's whole configuration, but for its vocabulary.
+
+    Args:
+        modalities: the continuous media it reads and writes; none: a language model.
+        trunk: the transformer.
+        patcher: how latents become slots.
+        diffusion: how media are noised and what is predicted.
+        coordinates: where tokens and slots stand.
+        media_weight: lambda, the weight of the media loss beside the text loss.
+        tied: one matrix for embedding tokens and for predicting them.
+        attention: form of attention; "auto" takes what the machine does best.
+        context: tokens at most in a sequence.
+    """
+
+    modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
+    trunk: Trunk = Trunk()
+    patcher: Patcher = LinearPatcher()
+    diffusion: Diffusion = Diffusion()
+    coordinates: Coordinates = Coordinates()
+    media_weight: float = 5.0
+    tied: bool = False
+    attention: Form = "auto"
+    context: int = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Items of one modality and grid on their way through the network: latents at times, and the slots they fill."""
+
+    modality: int
+    grid: tuple[int, ...]
+    latents: Float[Tensor, "item channels ..."]
+    times: Float[Tensor, " item"]
+    slots: Int[Tensor, "item patch"]
+
+
+class Network(nn.Module):
+    """All weights. What a user holds is `transfusion.Transfusion`, which has one of these."""
+
+    def __init__(self, model: Model, vocabulary_size: int) -> None:
+        super().__init__()
+        self.model = model
+        trunk = model.trunk
+        self.embed = nn.Embedding(vocabulary_size, trunk.width)
+        self.trunk = Transformer(trunk)
+        self.head = nn.Linear(trunk.width, vocabulary_size, bias=False)
+        self.patchers = nn.ModuleDict({m.name: model.patcher.build(m, trunk.width, trunk.eps) for m in model.modalities})
+        initialise(self, trunk.depth)
+        if model.tied:
+            self.head.weight = self.embed.weight
+        for modality in model.modalities:
+            check(self.patching(modality), modality, trunk.width)
+
+    def patching(self, modality: Modality | int) -> Patching:
+        """The patcher of a modality, given itself or its index."""
+        modality = self.model.modalities[modality] if isinstance(modality, int) else modality
+        patching = self.patchers[modality.name]
+        assert isinstance(patching, Patching)
+        return patching
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "row length"],
+        positions: Float[Tensor, "row length axes"],
+        media: Sequence[Noised],
+        *,
+        place: Place | None = None,
+        window: Window | None = None,
+    ) -> tuple[Float[Tensor, "row_length width"], list[object]]:
+        """The trunk's output, flat over (row, length), and what each media group's patcher keeps for its way out.
+
+        Args:
+            place: where the tokens stand, for whole rows; or
+            window: a cache's view, for rows that go on.
+        """
+        trunk = self.model.trunk
+        x = self.embed(tokens).flatten(0, 1)
+        skips: list[object] = []
+        for group in media:
+            vectors, skip = self.patching(group.modality).encode(group.latents, group.times)
+            x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
+            skips.append(skip)
+        backward = torch.is_grad_enabled() and x.requires_grad
+        if window is not None:
+            form = "sdpa" if self.model.attention == "flex" else self.model.attention
+            attend = attention(form, window.query, window.key, backward=backward)
+        else:
+            assert place is not None
+            attend = attention(self.model.attention, place, backward=backward)
+        turn = angles(positions, trunk.head_dim, trunk.theta)
+        h = self.trunk(x.unflatten(0, tokens.shape), turn, attend, window)
+        return h.flatten(0, 1), skips
+
+    def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[Noised], skips: Sequence[object]) -> list[Tensor]:
+        """Each media group's prediction (of the kind that `diffusion.prediction` names), shaped like its latents."""
+        return [
+            self.patching(g.modality).decode(h[g.slots.flatten()].unflatten(0, g.slots.shape), skip, g.grid)
+            for g, skip in zip(media, skips, strict=True)
+        ]
+
+    def noise(self, batch: Batch) -> tuple[list[Noised], list[Tensor]]:
+        """A batch's media at times and with noise drawn by their keys, and the noise."""
+        noised, noises = [], []
+        for group in batch.media:
+            keys = group.keys.tolist()
+            t = times.draw(self.model.diffusion.times, keys, group.times).to(group.values.device)
+            eps = chance.normals([chance.key(key, "noise") for key in keys], tuple(group.values.shape[1:])).to(group.values)
+            latents = self.model.diffusion.corrupt(group.values, eps, t)
+            noised.append(Noised(group.modality, group.grid, latents, t, group.slots))
+            noises.append(eps)
+        return noised, noises
+
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of a batch."""
+        media, noises = self.noise(batch)
+        place = Place.of_rows(batch.documents, batch.spans, batch.private)
+        h, skips = self.hidden(batch.tokens, batch.positions, media, place=place)
+
+        where = (batch.targets.flatten() != IGNORE).nonzero().squeeze(1)
+        logits = self.head(h[where]).float()
+        text = Mean(F.cross_entropy(logits, batch.targets.flatten()[where], reduction="sum"), h.new_tensor(len(where)))
+
+        zero = Mean(h.new_zeros((), dtype=torch.float32), h.new_zeros((), dtype=torch.float32))
+        by_modality = [zero for _ in self.model.modalities]
+        diffusion = self.model.diffusion
+        for group, noisy, eps, prediction in zip(batch.media, media, noises, self.predict(h, media, skips), strict=True):
+            truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
+            error = (prediction.float() - truth.float()).square().flatten(1).mean(1)
+            weight = group.weights * diffusion.loss_weight(noisy.times)
+            mean = Mean((error * weight).sum(), (group.weights > 0).sum().float())
+            by_modality[group.modality] = by_modality[group.modality] + mean
+        return Losses(text, sum(by_modality, zero), tuple(by_modality))
+
+    def cache(self, rows: int, capacity: int, dtype: torch.dtype) -> Cache:
+        """An empty cache for this network."""
+        trunk = self.model.trunk
+        return Cache(
+            layers=trunk.depth,
+            kv_heads=trunk.num_kv_heads,
+            head_dim=trunk.head_dim,
+            rows=rows,
+            capacity=capacity,
+            device=self.device,
+            dtype=dtype,
+        )

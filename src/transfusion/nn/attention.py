@@ -1,0 +1,136 @@
+"""The attention rule, stated once, and three forms of attention that obey it.
+
+    visible(query, key) = same document and (same media span, or key not after query and key not private)
+
+| form  | memory       | grouped queries | cached keys | backward            | where                           |
+|-------|--------------|-----------------|-------------|---------------------|---------------------------------|
+| dense | scores       | yes             | yes         | yes                 | everywhere; the reference       |
+| sdpa  | mask         | yes             | yes         | yes                 | everywhere; default             |
+| flex  | block mask   | yes             | no          | on CUDA only        | CUDA by default, CPU if asked   |
+
+`choose` refuses a form that lacks an option that is asked for; nothing is ignored silently.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+Form: TypeAlias = Literal["auto", "dense", "sdpa", "flex"]
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(queries [row head query dim], keys [row kv_head key dim], values) -> [row head query dim]"""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where tokens stand, all that the rule needs: document, media span (-1: text), privacy, and order within the row."""
+
+    documents: Int[Tensor, "row length"]
+    spans: Int[Tensor, "row length"]
+    private: Bool[Tensor, "row length"]
+    index: Int[Tensor, "row length"]
+
+    @classmethod
+    def of_rows(cls, documents: Tensor, spans: Tensor, private: Tensor) -> "Place":
+        """Whole rows, in order."""
+        index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+        return cls(documents, spans, private, index)
+
+
+def rule(query: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> Tensor:
+    """The rule on (document, span, private, index) of a query and of a key, broadcast against each other."""
+    document, span, _, index = query
+    key_document, key_span, key_private, key_index = key
+    same_span = (span == key_span) & (span >= 0)
+    return (document == key_document) & (same_span | ((key_index <= index) & ~key_private))
+
+
+def visible(query: Place, key: Place) -> Bool[Tensor, "row query key"]:
+    """The rule for every pair."""
+
+    def fields(place: Place, axis: int) -> tuple[Tensor, ...]:
+        return tuple(t.unsqueeze(axis) for t in (place.documents, place.spans, place.private, place.index))
+
+    return rule(fields(query, 2), fields(key, 1))
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Float[Tensor, "row head query dim"]:
+    """Softmax over visible keys, written out: the reference."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "row head query dim"]:
+    """The same by PyTorch's fused attention; mask None: every key is visible."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def flex(place: Place) -> Attend:
+    """The same by flex attention over whole rows, with a block mask made from the rule."""
+    fields = (place.documents, place.spans, place.private, place.index)
+
+    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields))
+
+    rows, length = place.documents.shape
+    blocks = create_block_mask(mask_mod, rows, None, length, length, device=place.documents.device)
+    run = _compiled_flex() if place.documents.is_cuda else flex_attention
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = run(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+        assert isinstance(out, Tensor)
+        return out
+
+    return attend
+
+
+def _compiled_flex() -> Callable[..., object]:
+    global _FLEX
+    if _FLEX is None:
+        _FLEX = torch.compile(flex_attention)
+    return _FLEX
+
+
+_FLEX: Callable[..., object] | None = None
+
+
+def choose(form: Form, *, device: torch.device, backward: bool, cached: bool) -> Literal["dense", "sdpa", "flex"]:
+    """The form that will run.
+
+    Raises:
+        ValueError: the form that is asked for lacks an option; the message names one that has it.
+    """
+    if form == "auto":
+        return "flex" if device.type == "cuda" and not cached else "sdpa"
+    if form not in ("dense", "sdpa", "flex"):
+        raise ValueError(f"no attention form {form!r}: there are auto, dense, sdpa and flex")
+    if form == "flex" and cached:
+        raise ValueError("flex attention here has no cached keys; use sdpa (or auto)")
+    if form == "flex" and backward and device.type != "cuda":
+        raise ValueError(f"flex attention has no backward on {device.type}; train there with sdpa (or auto)")
+    return form
+
+
+def attention(form: Form, query: Place, key: Place | None = None, *, backward: bool = False) -> Attend:
+    """Attention for these places, ready for every layer: the mask is made once.
+
+    Args:
+        key: where the keys stand, if they are not the queries themselves (a cache).
+    """
+    chosen = choose(form, device=query.documents.device, backward=backward, cached=key is not None)
+    if chosen == "flex":
+        return flex(query)
+    mask = visible(query, query if key is None else key)[:, None]
+    function = dense if chosen == "dense" else sdpa
+    return lambda q, k, v: function(q, k, v, mask)

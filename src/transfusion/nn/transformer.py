@@ -1,0 +1,157 @@
+"""The trunk: a Llama-type transformer (RMSNorm before each part, SwiGLU, rotary positions) over vectors of any origin."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transfusion.nn.attention import Attend
+from transfusion.nn.cache import Window
+from transfusion.nn.positions import rotate
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Sizes and options of the transformer.
+
+    Args:
+        width: size of a token's vector.
+        depth: layers.
+        heads: query heads.
+        kv_heads: heads of keys and values, each shared by heads / kv_heads query heads (None: as many as `heads`).
+        hidden: width inside the feed-forward (None: 8/3 of the width, rounded up to a multiple of `round_hidden`).
+        round_hidden: see `hidden`; Llama takes 256.
+        qk_norm: RMSNorm on queries and keys, per head.
+        theta: base of the rotary frequencies.
+        eps: of the norms.
+    """
+
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    kv_heads: int | None = None
+    hidden: int | None = None
+    round_hidden: int = 32
+    qk_norm: bool = True
+    theta: float = 10000.0
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.depth < 1 or self.heads < 1:
+            raise ValueError(f"depth and heads must be at least 1, not {self.depth} and {self.heads}")
+        if self.width % self.heads or self.head_dim % 2:
+            raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head size")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of kv-heads {self.num_kv_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return self.width // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def hidden_width(self) -> int:
+        """Width inside the feed-forward."""
+        return self.hidden or math.ceil(self.width * 8 / 3 / self.round_hidden) * self.round_hidden
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): x / rms(x) * weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]"""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with rotary positions; queries, keys and values in one projection."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = trunk.heads, trunk.num_kv_heads, trunk.head_dim
+        self.qkv = nn.Linear(trunk.width, (self.heads + 2 * self.kv_heads) * self.dim, bias=False)
+        self.out = nn.Linear(trunk.width, trunk.width, bias=False)
+        self.q_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else nn.Identity()
+        self.k_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, window: Window | None, layer: int) -> Tensor:
+        """[row, length, width] -> [row, length, width]; angles are [row, 1, length, dim]."""
+        qkv = rearrange(self.qkv(x), "row length (head dim) -> row head length dim", dim=self.dim)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        if window is not None:
+            k, v = window.update(layer, k, v)
+        return self.out(rearrange(attend(q, k, v), "row head length dim -> row length (head dim)"))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202): down(silu(gate(x)) * up(x)), gate and up in one projection."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(trunk.width, 2 * trunk.hidden_width, bias=False)
+        self.down = nn.Linear(trunk.hidden_width, trunk.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]"""
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.attention_norm, self.feed_norm = Norm(trunk.width, trunk.eps), Norm(trunk.width, trunk.eps)
+        self.attention, self.feed_forward = Attention(trunk), FeedForward(trunk)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, window: Window | None, layer: int) -> Tensor:
+        """[row, length, width] -> [row, length, width]"""
+        x = x + self.attention(self.attention_norm(x), cos, sin, attend, window, layer)
+        return x + self.feed_forward(self.feed_norm(x))
+
+
+class Transformer(nn.Module):
+    """The blocks and the last norm."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(trunk) for _ in range(trunk.depth))
+        self.norm = Norm(trunk.width, trunk.eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "row length width"],
+        angles: tuple[Tensor, Tensor],
+        attend: Attend,
+        window: Window | None = None,
+    ) -> Float[Tensor, "row length width"]:
+        """Run all layers. `angles` come from `positions.angles`; `window` where keys are cached."""
+        cos, sin = (a.unsqueeze(1).to(torch.promote_types(x.dtype, torch.float32)) for a in angles)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, attend, window, layer)
+        return self.norm(x)
+
+
+def initialise(module: nn.Module, depth: int) -> None:
+    """Normal(0, 0.02) weights; projections back into the residual stream scaled by 1 / sqrt(2 depth) (GPT-2)."""
+    for name, weight in module.named_parameters():
+        if weight.ndim < 2:
+            continue
+        residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+        nn.init.normal_(weight, std=0.02 / math.sqrt(2 * depth) if residual else 0.02)

@@ -1,0 +1,91 @@
+"""The quickstart: handwritten digits, 8 x 8 grey, that scikit-learn ships; drawn from captions and read.
+
+transfusion quickstart            (the same as: transfusion train digits --out quickstart)
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfusion import chance
+from transfusion.data.compose import Compose, Drop
+from transfusion.data.document import Document, Media
+from transfusion.data.loader import Packing
+from transfusion.data.readers import pair
+from transfusion.data.vocabulary import BPE
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler
+from transfusion.evaluation.judge import Judge, SmallJudge
+from transfusion.modality import Modality
+from transfusion.model.transfusion import Model
+from transfusion.nn.transformer import Trunk
+from transfusion.recipes.classes import Classes
+from transfusion.recipes.run import Run
+from transfusion.train.optim import Optim
+from transfusion.train.trainer import Checkpointing, Train
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDINGS = (
+    "a handwritten {}",
+    "the digit {}",
+    "a picture of the number {}",
+    "{} written by hand",
+    "this is a {}",
+    "someone wrote the number {} here",
+)
+HELD_OUT_WORDINGS = ("a picture of a handwritten {}", "the number {} written here")
+
+
+def run() -> Run:
+    """The recipe."""
+    image = Modality("image", channels=1, shape=(8, 8), patch=(2, 2))
+    return Run(
+        recipe="digits",
+        tokenizer=BPE(320),
+        model=Model(modalities=(image,), trunk=Trunk(width=128, depth=4, heads=4), media_weight=1.0, context=128),
+        compose=Compose(picture_first=0.4, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
+        packing=Packing(row_length=128, rows=16),
+        train=Train(steps=900, ema=0.998, log_every=100),
+        optim=Optim(lr=2e-3, warmup=50, decay=0.05),
+        checkpoint=Checkpointing(every=300, keep=1),
+        sampler=Euler(num_steps=25),
+        guidance=Guidance(text=3.0),
+    )
+
+
+@cache
+def _load() -> tuple[Tensor, Tensor, list[int], list[int]]:
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    pictures = torch.from_numpy(data.images).float()[:, None] / 8 - 1
+    labels = torch.from_numpy(data.target)
+    order = chance.generator(chance.key("digits", "held out")).permutation(len(labels)).tolist()
+    return pictures, labels, order[360:], order[:360]
+
+
+class Digits(Classes):
+    """1,437 digits to train on, 360 held out."""
+
+    names = NAMES
+    wordings = WORDINGS
+    held_out_wordings = HELD_OUT_WORDINGS
+
+    def documents(self) -> Sequence[Document]:
+        """Captioned digits."""
+        pictures, labels, train, _ = _load()
+        captions = [tuple(w.format(name) for w in WORDINGS) for name in NAMES]
+        return [pair(captions[int(labels[i])], Media(pictures[i]), f"digit {i}") for i in train]
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """Pictures and classes that are never trained on."""
+        pictures, labels, _, test = _load()
+        return pictures[test], labels[test]
+
+    def judge(self) -> Judge:
+        """A classifier fitted on the training digits."""
+        pictures, labels, train, _ = _load()
+        return SmallJudge(pictures[train], labels[train])

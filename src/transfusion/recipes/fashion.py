@@ -1,0 +1,80 @@
+"""Fashion-MNIST, 28 x 28 grey, from its four idx files: drawn from captions and read.
+
+transfusion train fashion --data PATH
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from transfusion.config import ConfigError
+from transfusion.data.compose import Compose, Drop
+from transfusion.data.document import Document
+from transfusion.data.loader import Packing
+from transfusion.data.readers import idx_arrays, read_idx
+from transfusion.data.vocabulary import BPE
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler
+from transfusion.evaluation.judge import ConvolutionalJudge, Judge
+from transfusion.modality import Modality
+from transfusion.model.transfusion import Model
+from transfusion.nn.transformer import Trunk
+from transfusion.recipes.classes import Classes, progress
+from transfusion.recipes.run import Report, Run
+from transfusion.train.optim import Optim
+from transfusion.train.trainer import Checkpointing, Train
+
+NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+WORDINGS = ("a grayscale photo of a {}", "a {}", "a picture of a {}", "this is a {}")
+
+
+def run() -> Run:
+    """The recipe."""
+    image = Modality("image", channels=1, shape=(28, 28), patch=(4, 4))
+    return Run(
+        recipe="fashion",
+        tokenizer=BPE(384),
+        model=Model(modalities=(image,), trunk=Trunk(width=192, depth=6, heads=6), media_weight=1.0, context=256),
+        compose=Compose(picture_first=0.4, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
+        packing=Packing(row_length=256, rows=16),
+        train=Train(steps=1600, ema=0.998, sample_every=400),
+        optim=Optim(lr=1.5e-3, warmup=100, decay=0.05),
+        checkpoint=Checkpointing(every=200, keep=2),
+        sampler=Euler(num_steps=25),
+        guidance=Guidance(text=3.0),
+        report=Report(pictures=1000, readings=2000),
+    )
+
+
+class Fashion(Classes):
+    """60,000 pictures to train on, 10,000 held out."""
+
+    names = NAMES
+    wordings = WORDINGS
+
+    def documents(self) -> Sequence[Document]:
+        """Captioned pictures."""
+        return read_idx(self._path, lambda label: tuple(w.format(NAMES[int(label)]) for w in WORDINGS)).checked(str(self._path))
+
+    @property
+    def _path(self) -> Path:
+        if not self.run.data:
+            raise ConfigError("fashion needs --data PATH: the folder with Fashion-MNIST's four idx files")
+        return Path(self.run.data)
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """The test pictures and their classes."""
+        return _tensors(self._path, train=False)
+
+    def judge(self) -> Judge:
+        """A convolutional network fitted on the training pictures."""
+        pictures, labels = _tensors(self._path, train=True)
+        with progress("fitting the judge") as each:
+            return ConvolutionalJudge.fit(pictures, labels, seed=self.run.seed, each=each)
+
+
+def _tensors(path: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+    pixels, labels = idx_arrays(path, train=train)
+    return torch.from_numpy(pixels.copy()).float()[:, None] / 127.5 - 1, torch.from_numpy(labels.astype("int64"))

@@ -1,0 +1,222 @@
+"""A run: everything that one line of command decides, and how it is carried out."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from transfusion import chance, config
+from transfusion.api import Settings, Transfusion
+from transfusion.config import ConfigError
+from transfusion.data.compose import Compose
+from transfusion.data.document import Document, Text
+from transfusion.data.loader import Loader, Packing
+from transfusion.data.vocabulary import BPE, Tokenizer, Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler, Sampler
+from transfusion.evaluation.sheet import sheet
+from transfusion.model.transfusion import Model
+from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
+from transfusion.train.optim import Optim
+from transfusion.train.trainer import Checkpointing, Hook, Train, Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is measured at the end.
+
+    Args:
+        pictures: pictures to draw from captions (0: none).
+        readings: held-out pictures to read (0: all there are).
+    """
+
+    pictures: int = 500
+    readings: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run.
+
+    Args:
+        recipe: the recipe that it is a run of.
+        data: path of the data, where the recipe needs one.
+        out: the run's folder. The same line again goes on where it stopped.
+        seed: names all chance.
+        init: a run or model folder whose weights to start from.
+        device: where to compute.
+        dtype: fp32, bf16 under autocast, or what this machine does best.
+        tokenizer: text <-> ids.
+        model: the network.
+        compose: how documents are written for training.
+        packing: shape of a batch.
+        train: budget.
+        optim: optimiser.
+        checkpoint: checkpoints.
+        sampler: how pictures are drawn, now and by default later.
+        guidance: how strongly they follow their text.
+        report: what is measured at the end.
+    """
+
+    recipe: str
+    data: str = ""
+    out: str = ""
+    seed: int = 0
+    init: str = ""
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    tokenizer: Tokenizer = BPE()
+    model: Model = field(default_factory=Model)
+    compose: Compose = Compose()
+    packing: Packing = Packing()
+    train: Train = Train()
+    optim: Optim = Optim()
+    checkpoint: Checkpointing = Checkpointing()
+    sampler: Sampler = Euler()
+    guidance: Guidance = Guidance()
+    report: Report = Report()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.out or f"runs/{self.recipe}")
+
+    @property
+    def digest(self) -> str:
+        """Names what the run learns; display, output and checkpoints left out."""
+        same = replace(
+            self,
+            out="",
+            report=Report(),
+            checkpoint=Checkpointing(),
+            train=replace(self.train, log_every=1, sample_every=0),
+        )
+        return config.digest(same)
+
+
+def prepare(run: Run) -> None:
+    """Check what can be checked before any work, and write `run.yaml`.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        OSError: the folder can't be written.
+    """
+    if run.packing.row_length > run.model.context:
+        raise ConfigError(
+            f"packing.row-length ({run.packing.row_length}) exceeds model.context ({run.model.context}): raise --model.context"
+        )
+    if run.packing.rows % run.train.accumulate:
+        raise ConfigError(f"packing.rows ({run.packing.rows}) must be a multiple of train.accumulate ({run.train.accumulate})")
+    pick_device(run.device)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    recorded = run.folder / "run.yaml"
+    if recorded.exists() and (run.folder / "checkpoints").exists():
+        kept = config.from_yaml(Run, recorded.read_text(encoding="utf-8"))
+        if kept.digest != run.digest:
+            raise ConfigError(
+                f"{run.folder} holds another run ({differences(kept, run)}); type its own line again to go on with it, or "
+                "choose another --out"
+            )
+    recorded.write_text(config.to_yaml(run), encoding="utf-8")
+
+
+def differences(one: Run, other: Run) -> str:
+    """The first settings in which two runs differ."""
+
+    def flat(plain: object, where: str = "") -> dict[str, object]:
+        if not isinstance(plain, dict):
+            return {where: plain}
+        return {k: v for key, value in plain.items() for k, v in flat(value, f"{where}.{key}" if where else key).items()}
+
+    a, b = flat(config.to_plain(one)), flat(config.to_plain(other))
+    found = [f"{k}: {a.get(k)} there, {b.get(k)} here" for k in {**a, **b} if a.get(k) != b.get(k) and k not in ("out",)]
+    return "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
+
+
+def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
+    """The model of a run, new or from `--init` weights, on its device."""
+    if run.init:
+        source = Transfusion.from_pretrained(run.init)
+        vocabulary = Vocabulary(source.vocabulary.tokenizer, run.model.modalities)
+    else:
+        source = None
+        vocabulary = Vocabulary(run.tokenizer.build(_texts(corpus)), run.model.modalities)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chance.key(run.seed, "weights"))
+        model = Transfusion(Settings(run.model, run.compose.drop, run.sampler, run.guidance), vocabulary)
+    if source is not None:
+        taken = model.take_weights(source)
+        say(f"starting from {run.init}: {taken}")
+    else:
+        say("starting from scratch")
+    say(f"{model.network.num_parameters:,} parameters, {len(vocabulary)} ids, {len(corpus):,} documents")
+    return model.to(pick_device(run.device))
+
+
+def _texts(corpus: Sequence[Document]) -> list[str]:
+    found: dict[str, None] = {}
+    for one in corpus:
+        for segment in one.segments:
+            if isinstance(segment, Text):
+                found.update(dict.fromkeys(t for t in (segment.content, *segment.wordings) if isinstance(t, str)))
+    return list(found)
+
+
+def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say) -> Transfusion:
+    """Train a run, from its newest checkpoint if it has one; the averaged weights are saved in `model/` and come back.
+
+    Args:
+        prompts: captions of the sample sheets that are drawn on the way.
+        say: takes lines for the reader.
+    """
+    prepare(run)
+    model = build(run, corpus, say)
+    device = pick_device(run.device)
+    dtype = pick_dtype(run.dtype, device)
+    say(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
+    loader = Loader(
+        corpus,
+        compose=run.compose,
+        packing=run.packing,
+        vocabulary=model.vocabulary,
+        coordinates=run.model.coordinates,
+        seed=run.seed,
+        parts=run.train.accumulate,
+    )
+
+    def draw(step: int) -> None:
+        documents = model.generate(list(prompts), force="image", seed=run.seed, dtype=dtype)
+        pictures = [document.media[-1].tensor() for document in documents]
+        sheet(pictures, list(prompts), run.folder / "samples" / f"step-{step:08d}.png")
+
+    hooks: list[tuple[int, Hook]] = [(run.train.sample_every, draw)] if prompts and run.model.modalities else []
+    trainer = Trainer(
+        model,
+        loader,
+        train=run.train,
+        optim=run.optim,
+        checkpointing=run.checkpoint,
+        media_weight=run.model.media_weight,
+        folder=run.folder,
+        digest=run.digest,
+        device=device,
+        dtype=dtype,
+        hooks=hooks,
+    )
+    if trainer.resume(say):
+        say(f"going on from step {trainer.step}")
+    trainer.run()
+    trainer.average()
+    model.eval().save_pretrained(run.folder / "model")
+    return model
+
+
+def last_losses(folder: Path, count: int = 50) -> dict[str, float]:
+    """Mean text and media loss over the last steps that a run recorded."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-count:]
+    records = [json.loads(line) for line in lines]
+    return {name: sum(r[name] for r in records) / len(records) for name in ("text_loss", "media_loss")}

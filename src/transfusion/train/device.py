@@ -1,0 +1,57 @@
+"""Which device and which arithmetic: what is asked for, or the best that this machine has."""
+
+import os
+from typing import Literal, TypeAlias
+
+import torch
+
+Device: TypeAlias = Literal["auto", "cuda", "mps", "cpu"]
+Dtype: TypeAlias = Literal["auto", "fp32", "bf16"]
+
+
+def pick_device(name: Device) -> torch.device:
+    """A device. Raises ValueError for one that this machine does not have."""
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in has.items() if there))
+    if name not in has:
+        raise ValueError(f"no device {name!r}: there are auto, {', '.join(has)}")
+    if not has[name]:
+        raise ValueError(f"this machine has no {name}; --device auto takes what there is")
+    return torch.device(name)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products are faster here than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
+    """fp32, or bf16 for autocast."""
+    if name == "auto":
+        return torch.bfloat16 if has_bf16(device) else torch.float32
+    if name not in ("fp32", "bf16"):
+        raise ValueError(f"no dtype {name!r}: there are auto, fp32 and bf16")
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def describe() -> dict[str, str]:
+    """What this machine offers, a line each."""
+    lines = {"torch": torch.__version__, "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
+    cpu = torch.device("cpu")
+    units = ["AMX"] * torch.cpu._is_amx_tile_supported() + ["AVX512-BF16"] * torch.cpu._is_avx512_bf16_supported()
+    lines["cpu bf16"] = ", ".join(units) if has_bf16(cpu) else "no units: fp32 is used"
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            lines[f"cuda:{i}"] = f"{p.name}, {p.total_memory / 2**30:.0f} GiB"
+    else:
+        lines["cuda"] = "none"
+    lines["mps"] = "yes" if torch.backends.mps.is_available() else "none"
+    device = pick_device("auto")
+    lines["auto"] = f"--device {device.type} --dtype {'bf16' if has_bf16(device) else 'fp32'}"
+    return lines

@@ -1,0 +1,243 @@
+"""The training loop: one model, one loader, steps until the budget is spent; it can stop and go on at any checkpoint.
+
+To train something else, subclass `Trainer` and replace `losses(batch)`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transfusion.data.batch import Batch, Position
+from transfusion.data.loader import Loader
+from transfusion.model.loss import Losses
+from transfusion.train import checkpoint
+from transfusion.train.ema import EMA
+from transfusion.train.log import Log
+from transfusion.train.optim import Optim
+
+
+@dataclass(frozen=True)
+class Train:
+    """Budget and rhythm.
+
+    Args:
+        steps: optimiser steps; nothing else ends a run.
+        accumulate: batches that one step's rows are cut into, where memory is short.
+        ema: decay of the averaged weights.
+        log_every: steps between plain lines.
+        sample_every: steps between sample sheets (0: none).
+        patience: steps in a row with a loss or gradient that is no number, after which the run stops.
+    """
+
+    steps: int = 1000
+    accumulate: int = 1
+    ema: float = 0.999
+    log_every: int = 50
+    sample_every: int = 0
+    patience: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulate < 1:
+            raise ValueError(f"steps and accumulate must be at least 1, not {self.steps} and {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Checkpoints.
+
+    Args:
+        every: steps between them; one more is written at the end.
+        keep: how many of the newest to keep.
+    """
+
+    every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ValueError(f"every and keep must be at least 1, not {self.every} and {self.keep}")
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had no finite loss or gradient."""
+
+
+Hook = Callable[[int], None]
+"""Called after a step with its number, the averaged weights in place."""
+
+
+class Trainer:
+    """Trains a model that maps a Batch to Losses.
+
+    Args:
+        media_weight: lambda.
+        folder: the run's; checkpoints and metrics go there.
+        digest: names the configuration; a checkpoint of another one is refused.
+        hooks: (every N steps, function) pairs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        *,
+        train: Train,
+        optim: Optim,
+        checkpointing: Checkpointing,
+        media_weight: float,
+        folder: Path,
+        digest: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        hooks: Sequence[tuple[int, Hook]] = (),
+    ) -> None:
+        self.model, self.loader = model, loader
+        self.train, self.optim, self.checkpointing = train, optim, checkpointing
+        self.media_weight, self.folder, self.digest = media_weight, folder, digest
+        self.device, self.dtype, self.hooks = device, dtype, hooks
+        self.optimizer = optim.build(model)
+        self.ema = EMA(model, train.ema)
+        self.step, self.position, self.skipped = 0, Position(), 0
+
+    def losses(self, batch: Batch) -> Losses:
+        """The losses of a batch: the one method to replace."""
+        return self.model(batch)
+
+    # ---- the run ----------------------------------------------------------------------------------------------------
+
+    def resume(self, say: Callable[[str], None]) -> bool:
+        """Go on from the newest checkpoint of the folder, if there is one.
+
+        Raises:
+            ValueError: it belongs to another configuration, or none is whole.
+        """
+        state = checkpoint.latest(self.folder / "checkpoints", say)
+        if state is None:
+            return False
+        if state.plain["digest"] != self.digest:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings (its run.yaml shows them); type its own line again to go "
+                "on with it, or choose another --out"
+            )
+        self.restore(state)
+        return True
+
+    def run(self) -> None:
+        """Train until the last step.
+
+        Raises:
+            Diverged: `patience` steps in a row without a finite loss or gradient.
+            OSError: a checkpoint can't be written.
+        """
+        self.model.train()
+        with Log(self.folder, first=self.step, steps=self.train.steps, every=self.train.log_every) as log:
+            stream = self.loader.batches(self.position)
+            bad = 0
+            began = time.monotonic()
+            while self.step < self.train.steps:
+                batches = next(stream)
+                waited = time.monotonic() - began
+                losses, norm, tokens = self._step(batches)
+                self.position = batches[-1].state
+                for batch in batches:
+                    for line in batch.unreadable:
+                        log.say(f"left out: {line}")
+                if math.isfinite(norm):
+                    bad = 0
+                else:
+                    bad, self.skipped = bad + 1, self.skipped + 1
+                    log.say(f"step {self.step}: loss or gradient is not finite; step skipped")
+                    if bad >= self.train.patience:
+                        names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))[:500]
+                        raise Diverged(f"{bad} steps in a row without a finite loss; documents of the last one: {names}")
+                now = time.monotonic()
+                log.step(self.step, self._metrics(losses, norm, tokens, now - began, waited))
+                began = now
+                self._after(log)
+                began += time.monotonic() - now  # hooks and checkpoints are not the step's time
+
+    def _step(self, batches: tuple[Batch, ...]) -> tuple[Losses, float, int]:
+        rate = self.optim.rate(self.step, self.train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The counts of all parts are known before the first is run: each part divides by them, so that cutting a step into
+        # parts changes nothing.
+        texts = sum(int((b.targets >= 0).sum()) for b in batches)
+        items = sum(int((g.weights > 0).sum()) for b in batches for g in b.media)
+        total: Losses | None = None
+        for batch in batches:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                losses = self.losses(batch.to(self.device))
+            (losses.text.sum / max(texts, 1) + self.media_weight * losses.media.sum / max(items, 1)).backward()
+            losses = losses.detached()
+            total = losses if total is None else total + losses
+        assert total is not None
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip))
+        self.step += 1
+        if math.isfinite(norm):
+            self.optimizer.step()
+            self.ema.update(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, norm, sum(batch.num_tokens for batch in batches)
+
+    def _metrics(self, losses: Losses, norm: float, tokens: int, seconds: float, waited: float) -> dict[str, float]:
+        return {
+            "text_loss": losses.text.value.item(),
+            "media_loss": losses.media.value.item(),
+            "grad_norm": norm,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "seconds": seconds,
+            "data_share": waited / max(seconds, 1e-9),
+            "skipped": self.skipped,
+        }
+
+    def _after(self, log: Log) -> None:
+        last = self.step == self.train.steps
+        if last or self.step % self.checkpointing.every == 0:
+            checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpointing.keep)
+        due = [hook for every, hook in self.hooks if every and self.step % every == 0 and not last]
+        if due:
+            with self.ema.swapped():
+                self.model.eval()
+                for hook in due:
+                    hook(self.step)
+                self.model.train()
+
+    def average(self) -> None:
+        """Give the model its averaged weights, for good."""
+        self.ema.write()
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state(self) -> checkpoint.State:
+        """All that the run needs to go on exactly."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        moments: dict[str, Tensor] = {}
+        for p, kept in self.optimizer.state.items():
+            for key, value in kept.items():
+                moments[f"{names[id(p)]}/{key}"] = value
+        tensors = {"model": dict(self.model.named_parameters()), "ema": self.ema.shadows, "optimizer": moments}
+        plain: dict[str, Any] = {"position": asdict(self.position), "skipped": self.skipped, "digest": self.digest}
+        return checkpoint.State(self.step, tensors, plain)
+
+    @torch.no_grad()
+    def restore(self, state: checkpoint.State) -> None:
+        """Take a state back. Raises KeyError or RuntimeError where it does not fit this model."""
+        self.step, self.skipped = state.step, state.plain["skipped"]
+        self.position = Position(**state.plain["position"])
+        named = dict(self.model.named_parameters())
+        for name, p in named.items():
+            p.copy_(state.tensors["model"][name])
+        self.ema.load(state.tensors["ema"])
+        self.optimizer.state.clear()
+        for key, value in state.tensors["optimizer"].items():
+            name, _, entry = key.rpartition("/")
+            kept = value if entry == "step" else value.to(named[name].device)
+            self.optimizer.state[named[name]][entry] = kept.clone()
