@@ -250,7 +250,7 @@ def read_settings(folder: str | Path) -> Settings:
     file = find(folder) / "config.json"
     try:
         plain = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ValueError(f"{file} is of another format; this version reads format {FORMAT}")

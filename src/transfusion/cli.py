@@ -71,28 +71,53 @@ def _help() -> str:
 
 
 def _quickstart(rest: list[str]) -> int:
-    return _carry_out("digits", ["--out", "quickstart", *rest] if "--out" not in rest else rest)
+    out = [] if any(_flag(word) == "out" for word in rest) else ["--out", "quickstart"]
+    return _carry_out("digits", [*out, *rest], "transfusion quickstart")
 
 
 def _train(rest: list[str]) -> int:
     name, rest = _recipe_name("train", rest)
-    return _carry_out(name, rest)
+    return _carry_out(name, rest, f"transfusion train {name}")
 
 
-def _carry_out(name: str, rest: list[str]) -> int:
+def _carry_out(name: str, rest: list[str], program: str) -> int:
     from transfusion.recipes import find
 
-    recipe = find(name)
-    recipe.carry_out(settings(recipe.run(), rest, f"transfusion train {name}"), _say)
+    find(name).carry_out(_resolved(name, rest, program), _say)
     return 0
 
 
 def _config(rest: list[str]) -> int:
-    from transfusion.recipes import find
-
     name, rest = _recipe_name("config", rest)
-    print(config.to_yaml(settings(find(name).run(), rest, f"transfusion config {name}")), end="")
+    print(config.to_yaml(_resolved(name, rest, f"transfusion config {name}")), end="")
     return 0
+
+
+def _resolved(name: str, rest: list[str], program: str) -> Any:
+    """A recipe's run under the preset, the size and the settings of a command line."""
+    from transfusion.recipes import find
+    from transfusion.recipes.presets import PRESETS, SIZES, preset, trunk
+
+    run = find(name).run()
+    chosen, rest = _taken("preset", rest)
+    if chosen is not None:
+        run = preset(chosen, run)
+    size, rest = _taken("size", rest)
+    if size is not None:
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, trunk=trunk(size)))
+    return settings(run, rest, program, notes=[f"  --preset {{{','.join(PRESETS)}}}", f"  --size {{{','.join(SIZES)}}}"])
+
+
+def _taken(name: str, rest: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --name, taken out of the arguments."""
+    for i, word in enumerate(rest):
+        if word.startswith("--") and _flag(word) == name:
+            if "=" in word:
+                return word.partition("=")[2], rest[:i] + rest[i + 1 :]
+            if i + 1 == len(rest):
+                raise ConfigError(f"--{name} needs a value")
+            return rest[i + 1], rest[:i] + rest[i + 2 :]
+    return None, rest
 
 
 def _recipe_name(command: str, rest: list[str]) -> tuple[str, list[str]]:
@@ -135,7 +160,7 @@ def _generate(rest: list[str]) -> int:
 # ---- settings from the command line -------------------------------------------------------------------------------------
 
 
-def settings(default: Any, arguments: Sequence[str], program: str) -> Any:
+def settings(default: Any, arguments: Sequence[str], program: str, notes: Sequence[str] = ()) -> Any:
     """A configuration with overrides from the command line. Help is printed where it is asked for.
 
     Raises:
@@ -150,7 +175,7 @@ def settings(default: Any, arguments: Sequence[str], program: str) -> Any:
         if word.startswith("--") and name not in (*known, "help"):
             raise ConfigError(f"no setting {name!r}{nearest(name, known)}")
     if "--help" in rest or "-h" in rest:
-        print("\n".join([f"choices between kinds, for {program}:", *_kinds_help(default), ""]))
+        print("\n".join(["choices:", *notes, *_kinds_help(default), ""]))
     try:
         return tyro.cli(
             type(default),

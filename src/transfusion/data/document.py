@@ -135,7 +135,9 @@ def document(parts: "Document | Segment | str | Tensor | Sequence[Segment | str 
         elif isinstance(part, Tensor):
             segments.append(Media(part) if part.is_floating_point() else Text(tuple(part.reshape(-1).tolist())))
         else:
-            raise ValueError(f"part {index} is a {type(part).__name__}; a document holds strings, tensors, Text and Media")
+            raise ValueError(
+                f"part {index} is of type {type(part).__name__}; a document holds strings, tensors, Text and Media"
+            )
     return Document(tuple(segments))
 
 

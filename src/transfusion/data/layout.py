@@ -24,24 +24,24 @@ class Coordinates:
     """Where tokens stand in rotary space. Text carries the same coordinate on every axis, so rows of text are 1-D RoPE.
 
     Args:
-        kind: "grid": a slot stands at (start + its offset) on each axis of its grid, and the sequence goes on after the
+        order: "grid": a slot stands at (start + its offset) on each axis of its grid, and the sequence goes on after the
             item's largest extent. "raster" (the paper's): slots count on in reading order, as if they were text.
         axes: rotary axes; at least as many as the grid with most axes.
     """
 
-    kind: Literal["grid", "raster"] = "grid"
+    order: Literal["grid", "raster"] = "grid"
     axes: int = 2
 
     def place(self, start: float, grid: tuple[int, ...]) -> tuple[np.ndarray, float]:
         """Coordinates of an item's slots, [slots, axes], and the coordinate at which the sequence goes on."""
         count = int(np.prod(grid, dtype=int))
-        if self.kind == "raster":
+        if self.order == "raster":
             return np.repeat(start + np.arange(count, dtype=np.float32)[:, None], self.axes, axis=1), start + count
         if len(grid) > self.axes:
             raise ValueError(f"a grid of {len(grid)} axes needs as many rotary axes, this model has {self.axes}: set axes")
         offsets = np.zeros((count, self.axes), dtype=np.float32)
-        for axis, index in enumerate(np.indices(grid).reshape(len(grid), -1)):
-            offsets[:, axis] = index
+        for axis, index in enumerate(np.indices(grid)):
+            offsets[:, axis] = index.reshape(-1)
         return start + offsets, start + max(grid, default=1)
 
 

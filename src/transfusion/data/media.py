@@ -85,8 +85,14 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
     except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"{name}: {error}") from error
     if image.width * image.height > MAX_PIXELS:
+        image.close()
         raise MediaError(f"{name}: {image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS}; shrink it")
     return image
+
+
+def check_picture(source: Path | bytes, name: str) -> None:
+    """Look at a picture's header only. Raises MediaError, see `open_picture`."""
+    open_picture(source, name).close()
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,11 @@ class Picture:
     def load(self) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]. Raises MediaError, naming it, if it cannot be decoded."""
         name = self.name or (str(self.source) if isinstance(self.source, Path) else "picture")
-        image = open_picture(self.source, name)
         try:
-            return self.fit(image)
+            with open_picture(self.source, name) as image:
+                return self.fit(image)
+        except MediaError:
+            raise
         except (OSError, ValueError, SyntaxError) as error:
             raise MediaError(f"{name}: {error}") from error
 

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 
 from transfusion.data.document import Document, Media, MediaError, Segment, Text
-from transfusion.data.media import Fit, Picture, Pixels, open_picture
+from transfusion.data.media import Fit, Picture, Pixels, check_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_UNREADABLE = 0.05
@@ -124,7 +124,7 @@ def read_folder(path: Path, fit: Fit, caption: Caption = as_it_is) -> Corpus:
                 raise MediaError(f"{name}: no caption; write one to {beside.name}, or put the picture in a folder named for it")
             if not text:
                 raise MediaError(f"{name}: its caption {beside.name} is empty")
-            open_picture(file, name)
+            check_picture(file, name)
             corpus.documents.append(pair(caption(text), Media(Picture(file, fit, name)), name))
         except UnicodeDecodeError:
             corpus.unreadable.append(f"{name}: its caption is not UTF-8")
@@ -175,7 +175,7 @@ def parse_line(line: str, folder: Path, fit: Fit, name: str) -> Document:
             file = (folder / part["image"]).resolve()
             if not file.is_relative_to(folder.resolve()):
                 raise ValueError(f"{name}: {part['image']} lies outside {folder}")
-            open_picture(file, f"{name}: {part['image']}")
+            check_picture(file, f"{name}: {part['image']}")
             segments.append(Media(Picture(file, fit, f"{name}: {part['image']}")))
         else:
             raise ValueError(f'{name}: a segment is {{"text": "..."}} or {{"image": "path"}}, not {json.dumps(part)[:80]}')
@@ -208,7 +208,7 @@ def read_parquet(paths: Sequence[Path], fit: Fit, caption: Caption = as_it_is) -
                 words = names[words] if names else str(words or "").strip()
                 if not words:
                     raise MediaError(f"{name}: empty caption")
-                open_picture(data, name)
+                check_picture(data, name)
                 corpus.documents.append(pair(caption(words), Media(Picture(data, fit, name)), name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))

@@ -40,7 +40,9 @@ class Guidance:
     @property
     def most_branches(self) -> int:
         """Unconditional branches that an item may need at most."""
-        return (self.text != 1.0) + (self.media != 1.0)
+        if self.media == 1.0:
+            return int(self.text != 1.0)
+        return 1 if self.text == self.media else 2
 
     def branches(self, *, has_text: bool, has_media: bool) -> tuple[float, tuple[Branch, ...]]:
         """Weight of the conditional branch, and the unconditional ones that are needed beside it.

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """In fp32, or in fp64 where it is: what losses are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)

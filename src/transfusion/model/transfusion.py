@@ -7,6 +7,7 @@ logits <--head--    h  --patcher--> predictions at the slots
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from transfusion.data.layout import IGNORE, Coordinates
 from transfusion.diffusion import times
 from transfusion.diffusion.process import Diffusion
 from transfusion.modality import Modality
-from transfusion.model.loss import Losses, Mean
+from transfusion.model.loss import Losses, Mean, at_least_single
 from transfusion.nn.attention import Form, Place, attention
 from transfusion.nn.cache import Cache, Window
 from transfusion.nn.positions import angles
@@ -107,7 +108,7 @@ class Network(nn.Module):
         *,
         place: Place | None = None,
         window: Window | None = None,
-    ) -> tuple[Float[Tensor, "row_length width"], list[object]]:
+    ) -> tuple[Float[Tensor, "row_length width"], list[Any]]:
         """The trunk's output, flat over (row, length), and what each media group's patcher keeps for its way out.
 
         Args:
@@ -116,7 +117,7 @@ class Network(nn.Module):
         """
         trunk = self.model.trunk
         x = self.embed(tokens).flatten(0, 1)
-        skips: list[object] = []
+        skips: list[Any] = []
         for group in media:
             vectors, skip = self.patching(group.modality).encode(group.latents, group.times)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
@@ -132,7 +133,7 @@ class Network(nn.Module):
         h = self.trunk(x.unflatten(0, tokens.shape), turn, attend, window)
         return h.flatten(0, 1), skips
 
-    def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[Noised], skips: Sequence[object]) -> list[Tensor]:
+    def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[Noised], skips: Sequence[Any]) -> list[Tensor]:
         """Each media group's prediction (of the kind that `diffusion.prediction` names), shaped like its latents."""
         return [
             self.patching(g.modality).decode(h[g.slots.flatten()].unflatten(0, g.slots.shape), skip, g.grid)
@@ -158,17 +159,17 @@ class Network(nn.Module):
         h, skips = self.hidden(batch.tokens, batch.positions, media, place=place)
 
         where = (batch.targets.flatten() != IGNORE).nonzero().squeeze(1)
-        logits = self.head(h[where]).float()
-        text = Mean(F.cross_entropy(logits, batch.targets.flatten()[where], reduction="sum"), h.new_tensor(len(where)))
+        logits = at_least_single(self.head(h[where]))
+        text = Mean(F.cross_entropy(logits, batch.targets.flatten()[where], reduction="sum"), logits.new_tensor(len(where)))
 
-        zero = Mean(h.new_zeros((), dtype=torch.float32), h.new_zeros((), dtype=torch.float32))
+        zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
         by_modality = [zero for _ in self.model.modalities]
         diffusion = self.model.diffusion
         for group, noisy, eps, prediction in zip(batch.media, media, noises, self.predict(h, media, skips), strict=True):
             truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
-            error = (prediction.float() - truth.float()).square().flatten(1).mean(1)
+            error = (at_least_single(prediction) - at_least_single(truth)).square().flatten(1).mean(1)
             weight = group.weights * diffusion.loss_weight(noisy.times)
-            mean = Mean((error * weight).sum(), (group.weights > 0).sum().float())
+            mean = Mean((error * weight).sum(), (group.weights > 0).sum().to(error))
             by_modality[group.modality] = by_modality[group.modality] + mean
         return Losses(text, sum(by_modality, zero), tuple(by_modality))
 

@@ -64,7 +64,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Float[Tensor, "row h
     """Softmax over visible keys, written out: the reference."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2) / math.sqrt(q.shape[-1])
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
@@ -73,22 +73,29 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, 
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # On CPU the bf16 backward takes 3 times as long as fp32's (12.3 against 4.4 ms at 16 rows x 128 tokens x 4 heads of 32).
+    dtype = torch.float32 if v.device.type == "cpu" and q.requires_grad and v.dtype == torch.bfloat16 else v.dtype
+    with torch.autocast(v.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
 
 
 def flex(place: Place) -> Attend:
     """The same by flex attention over whole rows, with a block mask made from the rule."""
     fields = (place.documents, place.spans, place.private, place.index)
 
-    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields))
-
     rows, length = place.documents.shape
-    blocks = create_block_mask(mask_mod, rows, None, length, length, device=place.documents.device)
-    run = _compiled_flex() if place.documents.is_cuda else flex_attention
+    blocks = create_block_mask(
+        lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
+        rows,
+        None,
+        length,
+        length,
+        device=place.documents.device,
+    )
+    run = _compiled_flex()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = run(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+        out = run(q.to(v.dtype), k.to(v.dtype), v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
         assert isinstance(out, Tensor)
         return out
 

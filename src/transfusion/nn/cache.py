@@ -70,14 +70,11 @@ class Cache:
         self.private[index[:, None], at] = private
         first, contiguous = rows[0], list(rows) == list(range(rows[0], rows[0] + len(rows)))
         read: slice | Tensor = slice(first, first + len(rows)) if contiguous else index
-        zero = torch.zeros((), dtype=torch.long, device=device)
-        query = Place(zero.expand(len(rows), width), spans, private, start[:, None] + offset)
-        key = Place(
-            zero.expand(len(rows), end),
-            self.spans[read, :end],
-            self.private[read, :end],
-            torch.arange(end, device=device).expand(len(rows), end),
-        )
+        query = Place(torch.zeros_like(spans), spans, private, start[:, None] + offset)
+        # What an earlier holder of the row left behind this pass's last token belongs to no document.
+        columns = torch.arange(end, device=device).expand(len(rows), end)
+        stale = columns >= (start + torch.tensor(counts, device=device))[:, None]
+        key = Place(torch.where(stale, -2, 0), self.spans[read, :end], self.private[read, :end], columns)
         return Window(self, index, at, read, end, query, key)
 
     def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
@@ -103,5 +100,5 @@ class Window:
         both = []
         for stored, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             stored[self.rows[:, None], :, self.at] = new.transpose(1, 2).to(stored.dtype)
-            both.append(stored[self.read, :, : self.end].to(new.dtype))
+            both.append(stored[self.read, :, : self.end])
         return both[0], both[1]

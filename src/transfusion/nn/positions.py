@@ -26,6 +26,6 @@ def angles(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads [..., head_dim] by angles that broadcast against them; computed in the angles' precision or x's, the higher."""
+    """Rotate heads [..., head_dim] by angles that broadcast against them, in the higher precision of the two."""
     first, second = x.chunk(2, -1)
-    return (x * cos + torch.cat([second, first], -1) * sin).to(x.dtype)
+    return x * cos + torch.cat([second, first], -1) * sin

@@ -98,7 +98,7 @@ class Run:
         return config.digest(same)
 
 
-def prepare(run: Run) -> None:
+def prepare(run: Run, say: Say) -> None:
     """Check what can be checked before any work, and write `run.yaml`.
 
     Raises:
@@ -112,6 +112,8 @@ def prepare(run: Run) -> None:
     if run.packing.rows % run.train.accumulate:
         raise ConfigError(f"packing.rows ({run.packing.rows}) must be a multiple of train.accumulate ({run.train.accumulate})")
     pick_device(run.device)
+    if run.optim.warmup >= run.train.steps:
+        say(f"note: the warm-up ({run.optim.warmup} steps) is longer than the run ({run.train.steps}): see --optim.warmup")
     run.folder.mkdir(parents=True, exist_ok=True)
     recorded = run.folder / "run.yaml"
     if recorded.exists() and (run.folder / "checkpoints").exists():
@@ -173,7 +175,7 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
         prompts: captions of the sample sheets that are drawn on the way.
         say: takes lines for the reader.
     """
-    prepare(run)
+    prepare(run, say)
     model = build(run, corpus, say)
     device = pick_device(run.device)
     dtype = pick_dtype(run.dtype, device)

@@ -55,7 +55,8 @@ def save(folder: Path, state: State, keep: int) -> Path:
         for file in sorted(aside.iterdir()):
             _sync(file)
             files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        (aside / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": state.step, "files": files}, indent=1))
+        manifest = {"format": FORMAT, "step": state.step, "files": files, "digest": _digest(files)}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _sync(aside / MANIFEST)
         if final.exists():
             shutil.rmtree(final)
@@ -84,6 +85,8 @@ def problem(folder: Path) -> str | None:
         if manifest["format"] != FORMAT:
             return f"has format {manifest['format']}, this version reads {FORMAT}"
         entries = manifest["files"].items()
+        if manifest["digest"] != _digest(manifest["files"]):
+            return f"{MANIFEST} is damaged (its digest differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error!r}"
     for name, entry in entries:
@@ -119,6 +122,10 @@ def latest(folder: Path, say: Callable[[str], None]) -> State | None:
     if found or list(folder.glob("step-*.bad")):
         raise CheckpointError(f"no usable checkpoint is left in {folder}; restore one, or choose another --out to start anew")
     return None
+
+
+def _digest(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

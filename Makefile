@@ -1,0 +1,18 @@
+.PHONY: setup quickstart test check clean
+
+setup:        ## install everything into .venv
+	pip install -q uv && uv sync -q --all-extras
+
+quickstart:   ## train on handwritten digits, draw, read, report
+	uv run -q transfusion quickstart
+
+check:        ## format, lint, types
+	uv run -q --all-extras ruff format --check .
+	uv run -q --all-extras ruff check .
+	uv run -q --all-extras pyright
+
+test:         ## all tests
+	uv run -q --all-extras pytest
+
+clean:
+	rm -rf runs quickstart generated .pytest_cache .ruff_cache

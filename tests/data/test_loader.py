@@ -1,0 +1,154 @@
+"""Packing and loading: nothing lost, nothing repeated, and every stream a pure function of seed and position."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from small import IMAGE, picture, vocabulary
+from transfusion.data.batch import Batch, Position
+from transfusion.data.compose import Compose, Drop
+from transfusion.data.document import Document, Media, MediaError, Text
+from transfusion.data.layout import Coordinates
+from transfusion.data.loader import Loader, Packing, TooManyUnreadable
+from transfusion.data.packing import pack
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 64), max_size=200), st.integers(0, 100))
+def test_packing_keeps_every_document_whole_and_once(lengths: list[int], key: int) -> None:
+    rows = pack(lengths, 64, key)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 64 for row in rows)
+    assert rows == pack(lengths, 64, key)
+
+
+def test_packing_wastes_little() -> None:
+    lengths = [int(x) for x in torch.randint(5, 60, (2000,), generator=torch.Generator().manual_seed(0))]
+    rows = pack(lengths, 128, 0)
+    assert sum(lengths) / (len(rows) * 128) > 0.97
+    with pytest.raises(ValueError, match="takes 65 tokens"):
+        pack([65], 64, 0)
+
+
+def corpus(count: int = 37) -> list[Document]:
+    return [Document((Text("x" * (i % 9 + 1)), Media(picture(i))), name=str(i)) for i in range(count)]
+
+
+def loader(documents: list[Document] | None = None, **kw) -> Loader:
+    kw = {"packing": Packing(row_length=48, rows=2, window=16), "compose": Compose(0.3), "seed": 5} | kw
+    return Loader(documents or corpus(), vocabulary=vocabulary(IMAGE), coordinates=Coordinates(), **kw)
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    rows = ("tokens", "targets", "positions", "documents", "spans", "private")
+    return (
+        all(torch.equal(getattr(a, n), getattr(b, n)) for n in rows)
+        and a.state == b.state
+        and all(torch.equal(g.values, h.values) and torch.equal(g.keys, h.keys) for g, h in zip(a.media, b.media, strict=True))
+    )
+
+
+def test_an_epoch_has_every_document_once() -> None:
+    """Also across windows and the end of the epoch, where rows of both may share a step."""
+    seen: Counter[tuple[int, str]] = Counter()
+    position = Position()
+    for (batch,) in islice(loader().batches(), 40):
+        seen.update((position.epoch, name) for name in batch.names)
+        position = batch.state
+    for epoch in range(2):
+        by_name = Counter(name for name in (n for (b,) in islice(loader().batches(), 200) for n in b.names))
+        assert max(by_name.values()) - min(by_name.values()) <= 1
+        assert epoch < position.epoch
+
+
+def test_resuming_thrice_gives_the_same_stream() -> None:
+    straight = [b for (b,) in islice(loader().batches(), 24)]
+    resumed: list[Batch] = []
+    position = Position()
+    while len(resumed) < 24:  # every 7 steps a new loader, from the state alone: mid-window, mid-epoch and across epochs
+        resumed += [b for (b,) in islice(loader().batches(position), 7)]
+        position = resumed[-1].state
+    assert straight[-1].state.epoch >= 2
+    assert all(equal(a, b) for a, b in zip(straight, resumed, strict=False))
+
+
+def test_ranks_and_parts_take_their_rows_of_one_plan() -> None:
+    packing = Packing(row_length=48, rows=4, window=16)
+    whole = [b for (b,) in islice(loader(packing=packing).batches(), 6)]
+    for split in ({"world": 2}, {"parts": 2}):
+        streams = [loader(packing=packing, rank=r, **split) for r in range(split.get("world", 1))]
+        for step, batches in enumerate(islice(zip(*(s.batches() for s in streams), strict=True), 6)):
+            pieces = [b for part in batches for b in part]
+            assert torch.equal(torch.cat([b.tokens for b in pieces]), whole[step].tokens)
+            assert [n for b in pieces for n in b.names] == list(whole[step].names)
+            assert sorted(k for b in pieces for g in b.media for k in g.keys.tolist()) == sorted(
+                whole[step].media[0].keys.tolist()
+            )
+    with pytest.raises(ValueError, match="multiple of processes"):
+        loader(world=3)
+
+
+def test_chance_belongs_to_the_sample_and_not_to_its_place() -> None:
+    """The same document gets the same noise key, order and wording however it is packed."""
+
+    def by_name(packing: Packing) -> dict[str, tuple[int, ...]]:
+        found = {}
+        for (batch,) in islice(loader(packing=packing).batches(), 100):
+            if batch.state.epoch > 0:
+                break
+            for name, key in zip(batch.names, batch.media[0].keys.tolist(), strict=True):
+                found[name] = key
+        return found
+
+    one, other = by_name(Packing(48, 2, 16)), by_name(Packing(96, 1, 64))
+    shared = one.keys() & other.keys()
+    assert len(shared) > 25 and all(one[n] == other[n] for n in shared)
+
+
+class Broken:
+    shape = (1, 4, 4)
+
+    def load(self) -> torch.Tensor:
+        raise MediaError("pictures/7.png: truncated")
+
+
+def test_a_picture_that_fails_when_decoded_is_left_out_and_named() -> None:
+    documents = [*corpus(99), Document((Text("bad"), Media(Broken())), name="bad")]
+    found = [b for (b,) in islice(loader(documents, packing=Packing(48, 8, 128)).batches(), 6)]
+    assert "bad" not in [n for b in found for n in b.names]
+    assert any("pictures/7.png" in line for b in found for line in b.unreadable)
+
+
+def test_too_many_unreadable_stop_the_run() -> None:
+    documents = [*corpus(20), *(Document((Text("bad"), Media(Broken()))) for _ in range(10))]
+    with pytest.raises(TooManyUnreadable, match=r"pictures/7\.png"):
+        list(islice(loader(documents).batches(), 50))
+
+
+def test_a_document_longer_than_a_row_is_named() -> None:
+    with pytest.raises(ValueError, match="document long takes 66 tokens"):
+        next(loader([Document((Text("x" * 64),), name="long")]).batches())
+
+
+def test_an_empty_corpus_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Loader([], compose=Compose(), packing=Packing(), vocabulary=vocabulary(IMAGE), coordinates=Coordinates(), seed=0)
+
+
+def test_wordings_are_drawn_anew_each_epoch() -> None:
+    compose = Compose(0.0, drop=Drop(0.0))
+    one = Document((Text("a", wordings=("b", "c")), Media(picture(0))))
+    drawn = Counter(compose(one, 0, epoch, 0).text for epoch in range(3000))
+    assert set(drawn) == {"a", "b", "c"} and min(drawn.values()) > 900
+
+
+@pytest.mark.parametrize("bad", [{"picture_first": 1.5}, {"read_low": 0.6}, {"read_high": 2.0}])
+def test_shares_out_of_range(bad: dict) -> None:
+    with pytest.raises(ValueError):
+        Compose(**bad)
+    with pytest.raises(ValueError, match="drop rates"):
+        Drop(0.6, 0.3, 0.3)

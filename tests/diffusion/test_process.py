@@ -1,0 +1,112 @@
+"""Directions, conversions there and back, and the weights of errors, against definitions written out."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from transfusion import chance
+from transfusion.diffusion import times
+from transfusion.diffusion.process import PAPER, Diffusion, Kind
+from transfusion.diffusion.schedule import Cosine, Linear
+from transfusion.diffusion.times import LogitNormal, Uniform
+
+KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "velocity")
+SCHEDULES = (Linear(), Cosine())
+
+
+def some(count: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    t = torch.linspace(0.02, 0.98, count, dtype=torch.float64)
+    return torch.randn(count, 3, 4).double(), torch.randn(count, 3, 4).double(), t
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
+def test_time_runs_from_clean_to_noise(schedule) -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(schedule.signal(ends), torch.tensor([1.0, 0.0]).double(), atol=1e-4)
+    assert torch.allclose(schedule.noise(ends), torch.tensor([0.0, 1.0]).double(), atol=1e-7)
+    x0, eps, _ = some(2)
+    noisy = Diffusion(schedule=schedule).corrupt(x0, eps, ends)
+    assert torch.allclose(noisy[0], x0[0]) and torch.allclose(noisy[1], eps[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
+def test_rates_are_derivatives(schedule) -> None:
+    t = torch.linspace(0.05, 0.95, 50, dtype=torch.float64, requires_grad=True)
+    for value, rate in ((schedule.signal, schedule.signal_rate), (schedule.noise, schedule.noise_rate)):
+        (slope,) = torch.autograd.grad(value(t).sum(), t)
+        assert torch.allclose(slope, rate(t), atol=1e-9)
+
+
+def test_cosine_is_nichol_and_dhariwals() -> None:
+    """signal^2 of T = 1000 steps, built from their betas clipped at 0.999, as in their reference code's definition."""
+
+    def f(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999) for i in range(1000)]
+    expected = torch.tensor(list(itertools.accumulate((1 - b for b in betas), lambda a, b: a * b))).double()
+    t = torch.arange(1, 1001).double() / 1000
+    assert (PAPER.schedule.signal(t) ** 2 - expected).abs().max() < 1e-6
+    assert PAPER.schedule.signal(t[-1:]).item() == pytest.approx(math.sqrt(expected[-1].item()), rel=0.02)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
+@pytest.mark.parametrize(("a", "b"), list(itertools.product(KINDS, KINDS)))
+def test_any_prediction_to_any_other_and_back(schedule, a: Kind, b: Kind) -> None:
+    d = Diffusion(schedule=schedule)
+    x0, eps, t = some()
+    x_t = d.corrupt(x0, eps, t)
+    value = d.target(a, x0, eps, t)
+    there = d.convert(value, a, b, x_t, t)
+    assert torch.allclose(there, d.target(b, x0, eps, t), atol=1e-8)
+    assert torch.allclose(d.convert(there, b, a, x_t, t), value, atol=1e-8)
+
+
+def test_kinds_are_what_their_papers_say() -> None:
+    x0, eps, t = some()
+    s = t[:, None, None]
+    assert torch.allclose(Diffusion(schedule=Linear()).target("velocity", x0, eps, t), eps - x0)
+    a, b = Cosine().signal(s), Cosine().noise(s)
+    assert torch.allclose(Diffusion(schedule=Cosine()).target("v", x0, eps, t), a * eps - b * x0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
+@pytest.mark.parametrize(("a", "b"), [(a, b) for a, b in itertools.product(KINDS, KINDS) if a != b])
+def test_the_loss_weight_turns_errors_of_one_kind_into_another(schedule, a: Kind, b: Kind) -> None:
+    d = Diffusion(schedule=schedule, prediction=a, loss=b, floor=1e-9)
+    x0, eps, t = some()
+    x_t = d.corrupt(x0, eps, t)
+    guess = d.target(a, x0, eps, t) + 0.1 * torch.randn_like(x0)
+    direct = (d.convert(guess, a, b, x_t, t) - d.target(b, x0, eps, t)).square().flatten(1).mean(1)
+    weighted = (guess - d.target(a, x0, eps, t)).square().flatten(1).mean(1) * d.loss_weight(t)
+    assert torch.allclose(direct, weighted, rtol=1e-6)
+
+
+def test_x0_under_a_velocity_loss_is_jits_with_its_clip() -> None:
+    d = Diffusion()
+    t = torch.tensor([0.01, 0.05, 0.5, 1.0])
+    assert torch.allclose(d.loss_weight(t), 1 / t.clamp_min(0.05) ** 2)
+
+
+def test_drawn_times_follow_their_distribution_and_interval() -> None:
+    keys = [chance.key("t", i) for i in range(4000)]
+    free = torch.tensor([[0.0, 1.0]]).expand(4000, 2)
+    t = times.draw(LogitNormal(0.8, 0.5), keys, free)
+    logit = (t / (1 - t)).log()
+    assert logit.mean().item() == pytest.approx(0.8, abs=0.03) and logit.std().item() == pytest.approx(0.5, abs=0.03)
+    t = times.draw(Uniform(1000), keys, free)
+    assert t.min() >= 1 / 1000 and t.max() <= 1 and ((t * 1000).round() - t * 1000).abs().max() < 1e-3
+    assert t.mean().item() == pytest.approx(0.5, abs=0.02)
+    t = times.draw(Uniform(), keys, torch.tensor([[0.2, 0.5]]).expand(4000, 2))
+    assert t.min() >= 0.2 and t.max() <= 0.5
+    assert torch.equal(times.draw(LogitNormal(), keys[:5], torch.zeros(5, 2)), torch.zeros(5))
+
+
+def test_a_time_belongs_to_its_key() -> None:
+    keys = [chance.key("t", i) for i in range(6)]
+    free = torch.tensor([[0.0, 1.0]]).expand(6, 2)
+    t = times.draw(LogitNormal(), keys, free)
+    assert torch.equal(times.draw(LogitNormal(), keys[::-1], free), t.flip(0))
+    assert len(set(t.tolist())) == 6

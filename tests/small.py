@@ -1,0 +1,80 @@
+"""Small things that many tests need: models with random weights everywhere, documents, data on disk."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from transfusion.api import Settings, Transfusion
+from transfusion.data.compose import Drop
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.layout import Coordinates
+from transfusion.data.vocabulary import Bytes, Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.process import Diffusion
+from transfusion.diffusion.sampler import Euler
+from transfusion.modality import Modality
+from transfusion.model.transfusion import Model
+from transfusion.nn.transformer import Trunk
+
+IMAGE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2))
+FREE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2), largest=(8, 8))
+SOUND = Modality("sound", channels=3, shape=(6,), patch=(2,))
+VECTOR = Modality("vector", channels=5, shape=(), patch=())
+
+
+def vocabulary(*modalities: Modality) -> Vocabulary:
+    return Vocabulary(Bytes().build([]), modalities)
+
+
+def model(
+    *modalities: Modality,
+    double: bool = False,
+    coordinates: Coordinates = Coordinates(),
+    context: int = 160,
+    diffusion: Diffusion = Diffusion(),
+    drop: Drop = Drop(text=0.1, media=0.1, both=0.1),
+    guidance: Guidance = Guidance(text=3.0),
+    **trunk: object,
+) -> Transfusion:
+    """A model whose every weight is random, so that no path agrees with another by being zero."""
+    settings = Settings(
+        Model(
+            modalities=modalities or (IMAGE,),
+            trunk=Trunk(**({"width": 32, "depth": 2, "heads": 4, "kv_heads": 2} | trunk)),  # type: ignore[arg-type]
+            coordinates=coordinates,
+            context=context,
+            diffusion=diffusion,
+        ),
+        drop=drop,
+        sampler=Euler(num_steps=3),
+        guidance=guidance,
+    )
+    torch.manual_seed(1)
+    found = Transfusion(settings, vocabulary(*settings.model.modalities)).eval()
+    with torch.no_grad():
+        for p in found.parameters():
+            p.copy_(torch.randn(p.shape) * (0.3 if p.ndim > 1 else 0.5) + (1.0 if p.ndim == 1 else 0.0))
+    return found.double() if double else found
+
+
+def picture(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape or (1, 4, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def documents() -> list[Document]:
+    """Text and pictures in several orders and lengths."""
+    return [
+        Document((Text("a cat"), Media(picture(1)))),
+        Document((Media(picture(2)), Text("what a long caption for one"))),
+        Document((Text("x"), Media(picture(3)), Text(" and "), Media(picture(4), private=True), Text(" end"))),
+        Document((Text("only text"),)),
+        Document((Media(picture(5)), Media(picture(6)))),
+    ]
+
+
+def png(path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> None:
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], len(mode))
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

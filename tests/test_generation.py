@@ -1,0 +1,249 @@
+"""What generation may write, when it ends, and what it depends on."""
+
+import warnings
+
+import pytest
+import torch
+
+from small import FREE, IMAGE, SOUND, model, picture
+from transfusion.api import Transfusion
+from transfusion.data.compose import Drop
+from transfusion.data.document import Document, Media, Text
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import DDPM, Euler
+from transfusion.generate.engine import Engine, generate
+from transfusion.generate.logits import Greedy, Sample
+from transfusion.generate.state import Denoising, Done, ItemDone, Request, Token
+
+
+def free_running(m: Transfusion, count: int = 24, **kw) -> list[list]:
+    """Events of documents that begin from nothing, by document."""
+    engine = Engine(m.network, m.vocabulary, rows=count)
+    kw = {"max_tokens": 12, "max_items": 2, "sampler": Euler(2), "guidance": Guidance(1.0), "decoding": Sample(3.0)} | kw
+    ids = [engine.add(Request(Document(()), seed=i, **kw)) for i in range(count)]
+    events: dict[int, list] = {i: [] for i in ids}
+    for event in engine.run():
+        events[event.id].append(event)
+    return [events[i] for i in ids]
+
+
+def with_bias(m: Transfusion, amount: float = 12.0) -> Transfusion:
+    """A model that likes control tokens, so that the grammar is tried."""
+    rows = slice(m.vocabulary.num_text, len(m.vocabulary))
+    with torch.no_grad():
+        m.network.head.weight[rows] *= amount / 4
+    return m
+
+
+def test_only_legal_tokens_are_written() -> None:
+    """Any document is text, then sizes in order, BEGIN, an item, text, EOS; never PAD, BOS or END by choice."""
+    m = with_bias(model(FREE, SOUND))
+    items = texts = 0
+    for events in free_running(m):
+        expected: list[tuple[str, int]] = []
+        for event in events:
+            if not isinstance(event, Token):
+                items += isinstance(event, ItemDone)
+                continue
+            control = m.vocabulary.control(event.token)
+            if control is None:
+                texts += 1
+                assert not expected
+                continue
+            assert control.role in ("size", "begin", "eos")
+            if control.role == "size":
+                if not expected:
+                    assert control.axis == 0
+                    axes = len(m.vocabulary.modality(control.modality).extents)
+                    expected = [(control.modality, axis) for axis in range(1, axes)] + [(control.modality, -1)]
+                else:
+                    assert (control.modality, control.axis) == expected.pop(0)
+            elif control.role == "begin" and m.vocabulary.modality(control.modality).varies:
+                assert expected == [(control.modality, -1)]
+                expected = []
+        assert not expected or events[-1].reason == "context"
+        assert isinstance(events[-1], Done)
+    assert items > 10 and texts > 10
+
+
+def test_a_chosen_size_is_the_items_size() -> None:
+    m = with_bias(model(FREE))
+    shapes = set()
+    for events in free_running(m):
+        sizes: list[int] = []
+        for event in events:
+            if isinstance(event, Token) and (control := m.vocabulary.control(event.token)) and control.role == "size":
+                sizes.append(control.extent)
+            if isinstance(event, ItemDone):
+                shape = tuple(event.media.tensor().shape)
+                assert shape == (1, *FREE.shape_of((sizes[0], sizes[1])))
+                shapes.add(shape)
+                sizes = []
+    assert len(shapes) > 4
+
+
+def test_an_item_never_exceeds_the_context() -> None:
+    m = with_bias(model(FREE, context=24))
+    for events in free_running(m, max_tokens=100, max_items=None):
+        done = events[-1]
+        assert isinstance(done, Done)
+        length = 1 + sum(isinstance(e, Token) for e in events)
+        length += sum(
+            int(torch.tensor(FREE.slots(tuple(e.media.tensor().shape[1:]))).prod()) + 1
+            for e in events
+            if isinstance(e, ItemDone)
+        )
+        assert length <= 24 + 1  # EOS itself is not kept
+
+
+def test_limits_are_exact() -> None:
+    m = model()
+    for limit in (0, 1, 7):
+        (document,) = m.generate("x", max_tokens=limit, max_items=0, guidance=Guidance(1.0), decoding=Sample(5.0), seed=limit)
+        written = document.segments[1:]
+        assert sum(len(m.vocabulary.encode(s.content)) if isinstance(s, Text) else 99 for s in written) <= 3 * limit
+    engine = Engine(m.network, m.vocabulary, rows=1)
+    engine.add(Request(Document((Text("x"),)), max_tokens=7, max_items=0, guidance=Guidance(1.0)))
+    events = list(engine.run())
+    tokens = [e for e in events if isinstance(e, Token)]
+    assert len(tokens) == 7 or m.vocabulary.control(tokens[-1].token) is not None
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_any_work() -> None:
+    m = model(context=32)
+    with pytest.raises(ValueError, match="take 41 tokens, the context has 32"):
+        m.generate("x" * 40, max_items=0)
+    with pytest.raises(ValueError, match="item to be drawn take 33 tokens"):
+        m.generate("x" * 26, force="image")
+    m.generate("x" * 25, force="image")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(Document((Media(None),))), "need values"),
+        (Request(Document(()), force="video"), "no modality 'video'"),
+        (Request(Document(()), force="image", size=(6, 6)), "every item has"),
+        (Request(Document((Media(torch.zeros(1, 4, 4), "sound"),))), "no modality 'sound'"),
+        (Request(Document(()), guidance=Guidance(3.0, 2.0)), "cache rows"),
+    ],
+)
+def test_requests_that_cannot_be_met(request_: Request, message: str) -> None:
+    m = model(IMAGE)
+    with pytest.raises(ValueError, match=message):
+        Engine(m.network, m.vocabulary, rows=2).add(request_)
+
+
+def test_a_document_depends_on_its_seed_alone() -> None:
+    m = model(double=True)
+    ask = {"force": "image", "max_tokens": 5, "decoding": Sample(2.0), "sampler": DDPM(3, clip=1.0)}
+    one, two, again = m.generate(["a", "a", "a"], seeds=[1, 2, 1], **ask)  # type: ignore[arg-type]
+    (alone,) = m.generate(["a"], seeds=[1], **ask)  # type: ignore[arg-type]
+    assert (one.media[0].tensor() - again.media[0].tensor()).abs().max() < 1e-6
+    assert (one.media[0].tensor() - alone.media[0].tensor()).abs().max() < 1e-6
+    assert (one.media[0].tensor() - two.media[0].tensor()).abs().max() > 1e-2
+    assert one.segments[-1].content == alone.segments[-1].content  # type: ignore[union-attr]
+
+
+def test_the_noise_of_a_picture_does_not_depend_on_the_text_before_it() -> None:
+    """Two prompts of other lengths, one seed: the same noise, seen through the first estimate's dependence on it alone."""
+    m = model(double=True)
+    start = torch.randn(1, 4, 4)
+    given = [Request(Document((Text(p),)), seed=1, force="image", max_tokens=0, noise=start) for p in ("a", "a")]
+    drawn = [Request(Document((Text("a"),)), seed=s, force="image", max_tokens=0) for s in (1, 2)]
+    a, b = generate(Engine(m.network, m.vocabulary, rows=4), given)
+    c, d = generate(Engine(m.network, m.vocabulary, rows=4), drawn)
+    assert torch.equal(a.media[0].tensor(), b.media[0].tensor())
+    assert not torch.equal(c.media[0].tensor(), d.media[0].tensor())
+
+
+def test_events_tell_the_whole_story() -> None:
+    m = model()
+    engine = Engine(m.network, m.vocabulary, rows=2)
+    id = engine.add(Request(Document((Text("a"),)), force="image", max_tokens=3, max_items=1, sampler=Euler(4)))
+    events = list(engine.run())
+    assert all(e.id == id for e in events)
+    steps = [e for e in events if isinstance(e, Denoising)]
+    assert [(e.step, e.num_steps) for e in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(e.estimate.shape == (1, 4, 4) and torch.isfinite(e.estimate).all() for e in steps)
+    kinds = [type(e) for e in events]
+    assert kinds.index(ItemDone) == 4 and kinds[-1] is Done
+    done = events[-1]
+    assert isinstance(done, Done) and [type(s) for s in done.document.segments[:2]] == [Text, Media]
+
+
+def test_guidance_changes_the_picture_and_scale_one_does_not() -> None:
+    m = model(double=True)
+
+    def draw(g: Guidance) -> torch.Tensor:
+        request = Request(Document((Text("a"),)), seed=1, force="image", max_tokens=0, guidance=g)
+        return generate(Engine(m.network, m.vocabulary, rows=3), [request])[0].media[0].tensor()
+
+    plain = draw(Guidance(1.0))
+    assert (draw(Guidance(3.0)) - plain).abs().max() > 1e-2
+    assert (draw(Guidance(3.0, low=0.99, high=0.995)) - plain).abs().max() < 1e-6  # an interval that holds no step
+    assert (draw(Guidance(1.0, media=2.0)) - plain).abs().max() < 1e-6  # no picture stands before it
+
+
+def test_guidance_is_the_formula_written_out() -> None:
+    """One Euler step from noise, by hand: three branches, each run as a whole document."""
+    m = model(double=True)
+    g, before = Guidance(text=3.0, media=2.0), Document((Media(picture(7)), Text("b")))
+    request = Request(before, seed=1, force="image", max_tokens=0, guidance=g, sampler=Euler(1))
+    (drawn,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+    noise = torch.randn(1, 4, 4)
+    request = Request(before, seed=1, force="image", max_tokens=0, guidance=g, sampler=Euler(1), noise=noise)
+    (drawn,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+
+    def alone(*segments) -> torch.Tensor:
+        plain = Request(
+            Document(tuple(segments)), force="image", max_tokens=0, guidance=Guidance(1.0), sampler=Euler(1), noise=noise
+        )
+        return generate(Engine(m.network, m.vocabulary, rows=1), [plain])[0].media[-1].tensor()
+
+    nothing, media, both = alone(), alone(before.segments[0]), alone(*before.segments)
+    expected = nothing + 2.0 * (media - nothing) + 3.0 * (both - media)
+    assert (drawn.media[-1].tensor() - expected).abs().max() < 1e-5  # one step to t = 0 gives the estimate itself
+
+
+def test_guidance_that_is_off_warns_where_the_model_was_trained_for_it() -> None:
+    with pytest.warns(UserWarning, match="guidance is off"):
+        model().generate("a", force="image", guidance=Guidance(1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model().generate("a", max_items=0, max_tokens=1, guidance=Guidance(1.0))
+        model(drop=Drop(0.0)).generate("a", force="image", guidance=Guidance(1.0))
+
+
+def test_nothing_several_pictures_and_all_media() -> None:
+    m = model(IMAGE, SOUND)
+    (document,) = m.generate(max_tokens=4, max_items=1)
+    assert isinstance(document, Document)
+    (document,) = m.generate([[picture(1), "and", picture(2), "now"]], force="image")  # type: ignore[list-item]
+    assert len(document.media) == 3
+    (document,) = m.generate("hear", force="sound")
+    assert document.media[0].tensor().shape == (3, 6)
+
+
+# ---- choosing tokens ----------------------------------------------------------------------------------------------------
+
+
+def shares(decoding: Sample, logits: torch.Tensor, count: int = 20_000) -> torch.Tensor:
+    u = (torch.arange(count) + 0.5) / count
+    return torch.bincount(decoding.choose(logits.expand(count, -1), u), minlength=logits.shape[-1]) / count
+
+
+def test_sampling_follows_the_distribution_and_its_cuts() -> None:
+    p = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
+    logits = p.log()[None]
+    assert torch.allclose(shares(Sample(), logits), p, atol=1e-3)
+    assert torch.allclose(shares(Sample(0.5), logits), p**2 / (p**2).sum(), atol=1e-3)
+    assert torch.allclose(shares(Sample(top_k=2), logits), torch.tensor([5, 2, 0, 0, 0]) / 7, atol=1e-3)
+    assert torch.allclose(shares(Sample(top_p=0.75), logits), torch.tensor([0.5, 0.2, 0.15, 0, 0]) / 0.85, atol=1e-3)
+    assert torch.allclose(shares(Sample(min_p=0.35), logits), torch.tensor([5, 2, 0, 0, 0]) / 7, atol=1e-3)
+    assert Greedy().choose(logits, torch.zeros(1)).item() == 0
+    for bad in ({"temperature": 0.0}, {"top_p": 0.0}, {"min_p": 2.0}, {"top_k": -1}):
+        with pytest.raises(ValueError):
+            Sample(**bad)
+    edge = Sample(top_p=1e-6).choose(logits, torch.tensor([0.999999]))
+    assert edge.item() == 0
