@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test check clean
+.PHONY: setup quickstart test check pin clean
 
 setup:        ## install everything into .venv
 	pip install -q uv && uv sync -q --all-extras
@@ -13,6 +13,9 @@ check:        ## format, lint, types
 
 test:         ## all tests
 	uv run -q --all-extras pytest
+
+pin:          ## pin every dependency to today's versions, in pyproject.toml
+	pip install -q uv && python3 .ci/pin
 
 clean:
 	rm -rf runs quickstart generated .pytest_cache .ruff_cache

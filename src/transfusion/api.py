@@ -183,7 +183,15 @@ class Transfusion(nn.Module):
 
     def take_weights(self, source: "Transfusion") -> "Taken":
         """Start from another model's weights: all that have the same name and shape, and the rows of the tokens that both
-        vocabularies know. What is new stays as it is."""
+        vocabularies know. What is new stays as it is.
+
+        Raises:
+            ValueError: the trunks differ in more than depth: weights of the same shape would mean something else.
+        """
+        ours, theirs = (config.to_plain(replace(m.settings.model.trunk, depth=1)) for m in (self, source))
+        if ours != theirs:
+            differ = [f"{name}: {theirs[name]} there, {value} here" for name, value in ours.items() if value != theirs[name]]
+            raise ValueError(f"weights of another trunk do not fit (model.trunk {'; '.join(differ)}): give it the same sizes")
         own, other = self.network.state_dict(), source.network.state_dict()
         here = {name: i for i, name in enumerate(self.vocabulary.names)}
         pairs = [(i, here[name]) for i, name in enumerate(source.vocabulary.names) if name in here]
@@ -200,8 +208,6 @@ class Transfusion(nn.Module):
                     loaded.append(name)
                 else:
                     new.append(name)
-        if not loaded:
-            raise ValueError("no weight of that model fits this one: its sizes differ (see both config.json)")
         dropped = tuple(sorted(other.keys() - set(loaded)))
         tokens = set(range(len(self.vocabulary))) - {now for _, now in pairs}
         return Taken(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))

@@ -307,8 +307,13 @@ def test_init_takes_what_fits_and_says_what_it_took(tmp_path: Path) -> None:
     fewer = replace(base, init=str(tmp_path / "a"), model=replace(base.model, modalities=(sound,)))
     build(fewer, [Document((Text("a"),))], said.append)
     assert "dropped (patchers.image" in said[-2] or any("dropped (patchers.image" in s for s in said)
-    other = replace(base, init=str(tmp_path / "a"), model=replace(base.model, trunk=replace(base.model.trunk, width=64)))
-    with pytest.raises(ValueError, match="no weight"):
+
+
+def test_init_from_another_trunk_is_refused_and_says_which_settings_differ(tmp_path: Path) -> None:
+    train(run(tmp_path / "a", 4), corpus(), [], quiet)
+    base = run(tmp_path / "b", 4, init=str(tmp_path / "a"))
+    other = replace(base, model=replace(base.model, trunk=replace(base.model.trunk, width=64)))
+    with pytest.raises(ValueError, match=r"width: 32 there, 64 here"):
         build(other, corpus(), quiet)
 
 

@@ -70,8 +70,16 @@ class Patching(nn.Module):
         self.norm = Norm(width, eps)
         self.outward = nn.Linear(width, modality.patch_width)
         self.time = TimeEmbedding(options.features, width if options.time == "width" else modality.patch_width)
-        nn.init.zeros_(self.outward.bias)
-        nn.init.zeros_(self.inward.bias)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier's scale on the way in (as DiT, arXiv 2212.09748): a patch has few numbers, and weights as small as the
+        trunk's would leave slots so faint beside the tokens that reading is learned late (LOG.md has the measurement)."""
+        nn.init.xavier_normal_(self.inward.weight)
+        for layer in (self.outward, self.time.first, self.time.second):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (self.inward, self.outward, self.time.first, self.time.second):
+            nn.init.zeros_(layer.bias)
 
     def patches(self, latents: Float[Tensor, "item channels ..."]) -> Float[Tensor, "item slot patch"]:
         """Latents as rows of patches, in raster order."""

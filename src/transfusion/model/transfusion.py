@@ -76,8 +76,8 @@ class Network(nn.Module):
         self.embed = nn.Embedding(vocabulary_size, trunk.width)
         self.trunk = Transformer(trunk)
         self.head = nn.Linear(trunk.width, vocabulary_size, bias=False)
-        self.patchers = nn.ModuleDict({m.name: model.patcher.build(m, trunk.width, trunk.eps) for m in model.modalities})
         initialise(self, trunk.depth)
+        self.patchers = nn.ModuleDict({m.name: model.patcher.build(m, trunk.width, trunk.eps) for m in model.modalities})
         if model.tied:
             self.head.weight = self.embed.weight
         for modality in model.modalities:

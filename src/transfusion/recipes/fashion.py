@@ -36,13 +36,13 @@ def run() -> Run:
     return Run(
         recipe="fashion",
         tokenizer=BPE(384),
-        model=Model(modalities=(image,), trunk=Trunk(width=192, depth=6, heads=6), media_weight=1.0, context=256),
-        compose=Compose(picture_first=0.4, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
+        model=Model(modalities=(image,), trunk=Trunk(width=192, depth=6, heads=6), media_weight=3.0, context=256),
+        compose=Compose(picture_first=0.5, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
         packing=Packing(row_length=256, rows=16),
         train=Train(steps=1600, ema=0.998, sample_every=400),
         optim=Optim(lr=1.5e-3, warmup=100, decay=0.05),
         checkpoint=Checkpointing(every=200, keep=2),
-        sampler=Euler(num_steps=25),
+        sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=3.0),
         report=Report(pictures=1000, readings=2000),
     )
