@@ -1,5 +1,9 @@
 """Small things that many tests need: models with random weights everywhere, documents, data on disk."""
 
+import gzip
+import struct
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -78,3 +82,13 @@ def png(path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB"
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def write_idx(path: Path, count: int = 5, *, zipped: bool = False) -> None:
+    path.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    for part in ("train", "t10k"):
+        for name, array in ((f"{part}-images-idx3-ubyte", pixels), (f"{part}-labels-idx1-ubyte", labels)):
+            data = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+            (path / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)

@@ -242,8 +242,13 @@ def test_sampling_follows_the_distribution_and_its_cuts() -> None:
     assert torch.allclose(shares(Sample(top_p=0.75), logits), torch.tensor([0.5, 0.2, 0.15, 0, 0]) / 0.85, atol=1e-3)
     assert torch.allclose(shares(Sample(min_p=0.35), logits), torch.tensor([5, 2, 0, 0, 0]) / 7, atol=1e-3)
     assert Greedy().choose(logits, torch.zeros(1)).item() == 0
-    for bad in ({"temperature": 0.0}, {"top_p": 0.0}, {"min_p": 2.0}, {"top_k": -1}):
+    for make in (
+        lambda: Sample(temperature=0.0),
+        lambda: Sample(top_p=0.0),
+        lambda: Sample(min_p=2.0),
+        lambda: Sample(top_k=-1),
+    ):
         with pytest.raises(ValueError):
-            Sample(**bad)
+            make()
     edge = Sample(top_p=1e-6).choose(logits, torch.tensor([0.999999]))
     assert edge.item() == 0

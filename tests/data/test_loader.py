@@ -79,8 +79,8 @@ def test_resuming_thrice_gives_the_same_stream() -> None:
 def test_ranks_and_parts_take_their_rows_of_one_plan() -> None:
     packing = Packing(row_length=48, rows=4, window=16)
     whole = [b for (b,) in islice(loader(packing=packing).batches(), 6)]
-    for split in ({"world": 2}, {"parts": 2}):
-        streams = [loader(packing=packing, rank=r, **split) for r in range(split.get("world", 1))]
+    for world, parts in ((2, 1), (1, 2)):
+        streams = [loader(packing=packing, rank=r, world=world, parts=parts) for r in range(world)]
         for step, batches in enumerate(islice(zip(*(s.batches() for s in streams), strict=True), 6)):
             pieces = [b for part in batches for b in part]
             assert torch.equal(torch.cat([b.tokens for b in pieces]), whole[step].tokens)

@@ -1,8 +1,6 @@
 """Readers of every kind of file, and every accident with them: missing, empty, unreadable, too large, not UTF-8, outside."""
 
-import gzip
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from small import png
+from small import png, write_idx
 from transfusion.data.document import Media, MediaError, Text
 from transfusion.data.media import Fit, Picture, from_bytes, to_image
 from transfusion.data.readers import idx_arrays, read, read_idx, read_parquet
@@ -69,16 +67,6 @@ def test_parquet_with_captions_and_with_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture_of": image}), tmp_path / "odd.parquet")
     with pytest.raises(ValueError, match="needs a column image"):
         read_parquet([tmp_path / "odd.parquet"], FIT)
-
-
-def write_idx(path: Path, count: int = 5, *, zipped: bool = False) -> None:
-    path.mkdir(exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-    labels = (np.arange(count) % 10).astype(np.uint8)
-    for part in ("train", "t10k"):
-        for name, array in ((f"{part}-images-idx3-ubyte", pixels), (f"{part}-labels-idx1-ubyte", labels)):
-            data = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-            (path / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -1,19 +1,13 @@
 """Each recipe from its command to its report, small: files in, training, sheets, answers out."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from small import png
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
-
-from test_readers import write_idx
-
+from small import png, write_idx
 from transfusion.cli import main
 from transfusion.evaluation.classes import named
 from transfusion.evaluation.record import Share

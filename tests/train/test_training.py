@@ -111,7 +111,7 @@ def test_killed_processes_resume_bit_exactly(tmp_path: Path) -> None:
         f"train(run(Path({str(tmp_path / 'b')!r}), 40), corpus(), [], quiet)"
     )
     root = Path(__file__).parent.parent.parent
-    kills = 0
+    kills = code = 0
     for attempt in range(8):
         process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         began = records_seen(tmp_path / "b")
@@ -121,10 +121,11 @@ def test_killed_processes_resume_bit_exactly(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
             kills += 1
         _, error = process.communicate()
-        if process.returncode == 0:
+        code = process.returncode
+        if code == 0:
             break
-        assert process.returncode == -signal.SIGKILL, error.decode()
-    assert kills == 3 and process.returncode == 0
+        assert code == -signal.SIGKILL, error.decode()
+    assert kills == 3 and code == 0
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.equal(one[k], other[k]) for k in one)
 
