@@ -89,7 +89,6 @@ def test_overrides_from_the_command_line() -> None:
         ("train digits --train.steps many", "many"),
         ("train digits --train.steps 0", "at least 1"),
         ("train digits --packing.rows 7 --train.accumulate 2", "multiple"),
-        ("train digits --packing.row-length 4096", "exceeds model.context"),
         ("train fashion", "needs --data"),
         ("train pictures", "needs --data"),
         ("generate", "needs a run"),

@@ -64,10 +64,10 @@ def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, 
     outs = {}
     with torch.no_grad():
         media, _ = m.network.noise(batch)
-        for form in ("dense", "sdpa", "flex"):
+        for form in ("dense", "sdpa", "document", "flex"):
             h, _ = with_form(m, form).hidden(batch.tokens, batch.positions, media, place=place)
             outs[form] = h[(batch.documents >= 0).flatten()]
-    for form in ("sdpa", "flex"):
+    for form in ("sdpa", "document", "flex"):
         assert (outs[form] - outs["dense"]).abs().max() < TOLERANCE[dtype]
     assert outs["dense"].std() > 0.1
 
@@ -94,17 +94,25 @@ def test_compiled_flex_agrees() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_gradients_of_sdpa_are_those_of_dense(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("layout", ["one row", "two rows with padding", "a row each", "text only"])
+def test_gradients_of_fused_forms_are_those_of_dense(layout: str, dtype: torch.dtype) -> None:
     m = model(double=dtype == torch.float64)
-    batch = rows(m, [entries(m, documents())], 160)
+    found = entries(m, documents())
+    batch = {
+        "one row": lambda: rows(m, [found], 160),
+        "two rows with padding": lambda: rows(m, [found[:2], found[2:]], 150),
+        "a row each": lambda: rows(m, [[found[0]], [found[0]]], len(found[0].sequence)),
+        "text only": lambda: rows(m, [entries(m, [Document((Text("ab" * n),)) for n in (3, 3, 20, 1)])], 70),
+    }[layout]()
     grads = []
-    for form in ("dense", "sdpa"):
+    for form in ("dense", "sdpa", "document"):
         network = with_form(m, form)
         network.zero_grad()
         network(batch).total(1.0).backward()
         grads.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     scale = grads[0].abs().max()
-    assert (grads[0] - grads[1]).abs().max() / scale < (1e-9 if dtype == torch.float64 else 1e-4)
+    for other in grads[1:]:
+        assert (grads[0] - other).abs().max() / scale < (1e-9 if dtype == torch.float64 else 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -314,6 +322,8 @@ def test_a_form_that_lacks_an_option_is_refused(unchecked) -> None:
         attention("flex", place, backward=True)
     with pytest.raises(ValueError, match="no cached keys"):
         attention("flex", place, place)
+    with pytest.raises(ValueError, match="no cached keys"):
+        attention("document", place, place)
     with pytest.raises(ValueError, match="no attention form"):
         attention("flash", place)  # type: ignore[arg-type]
 

@@ -94,7 +94,8 @@ class Transfusion(nn.Module):
         return self.network(batch)
 
     def batch(self, documents: Sequence[Prompt], *, seed: int = 0) -> Batch:
-        """Documents as a batch of one row each. Noise and times are drawn by (seed, index of the document, item)."""
+        """Documents as a batch, one behind the other in one row, so that nothing is padding. Noise and times are drawn by
+        (seed, index of the document, item)."""
         entries = []
         for index, one in enumerate(documents):
             laid = lay_out(document(one), self.vocabulary, self.settings.model.coordinates)
@@ -102,11 +103,11 @@ class Transfusion(nn.Module):
                 raise ValueError(f"document {index} takes {len(laid)} tokens, the context has {self.settings.model.context}")
             values = tuple(item.media.tensor() for item in laid.items)
             keys = tuple(chance.key(seed, index, item) for item in range(len(values)))
-            entries.append([Entry(laid, values, keys, str(index))])
+            entries.append(Entry(laid, values, keys, str(index)))
         if not entries:
             raise ValueError("no documents: give at least one")
-        length = max(len(row[0].sequence) for row in entries)
-        return collate(entries, length, self.vocabulary, self.settings.model.coordinates.axes).to(self.device)
+        length = sum(len(entry.sequence) for entry in entries)
+        return collate([entries], length, self.vocabulary, self.settings.model.coordinates.axes).to(self.device)
 
     def loss(self, documents: Sequence[Prompt], *, seed: int = 0) -> Tensor:
         """text loss + lambda * media loss of documents, a scalar to call `backward` on."""

@@ -1,7 +1,7 @@
 """Packing and loading: nothing lost, nothing repeated, and every stream a pure function of seed and position."""
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document, Media, MediaError, Text
 from transfusion.data.layout import Coordinates
 from transfusion.data.loader import Loader, Packing, TooManyUnreadable
-from transfusion.data.packing import pack
+from transfusion.data.packing import fill, pack
 
 
 @settings(max_examples=100, deadline=None)
@@ -74,6 +74,18 @@ def test_resuming_thrice_gives_the_same_stream() -> None:
         position = resumed[-1].state
     assert straight[-1].state.epoch >= 2
     assert all(equal(a, b) for a, b in zip(straight, resumed, strict=False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.integers(1, 12), st.integers(1, 3), min_size=1, max_size=4), st.integers(0, 40))
+def test_a_row_is_filled_as_far_as_any_choice_allows(counts: dict[int, int], room: int) -> None:
+    chosen = fill(counts, room)
+    assert all(0 < n <= counts[length] for length, n in chosen.items())
+    every = (
+        sum(n * length for n, length in zip(one, counts, strict=True))
+        for one in product(*(range(n + 1) for n in counts.values()))
+    )
+    assert sum(n * length for length, n in chosen.items()) == max(total for total in every if total <= room)
 
 
 def test_ranks_and_parts_take_their_rows_of_one_plan() -> None:

@@ -124,7 +124,7 @@ class Network(nn.Module):
             skips.append(skip)
         backward = torch.is_grad_enabled() and x.requires_grad
         if window is not None:
-            form = "sdpa" if self.model.attention == "flex" else self.model.attention
+            form = "sdpa" if self.model.attention in ("flex", "document") else self.model.attention
             attend = attention(form, window.query, window.key, backward=backward)
         else:
             assert place is not None

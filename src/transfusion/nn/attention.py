@@ -1,12 +1,13 @@
-"""The attention rule, stated once, and three forms of attention that obey it.
+"""The attention rule, stated once, and four forms of attention that obey it.
 
     visible(query, key) = same document and (same media span, or key not after query and key not private)
 
-| form  | memory       | grouped queries | cached keys | backward            | where                           |
-|-------|--------------|-----------------|-------------|---------------------|---------------------------------|
-| dense | scores       | yes             | yes         | yes                 | everywhere; the reference       |
-| sdpa  | mask         | yes             | yes         | yes                 | everywhere; default             |
-| flex  | block mask   | yes             | no          | on CUDA only        | CUDA by default, CPU if asked   |
+| form     | memory             | grouped queries | cached keys | backward     | where                              |
+|----------|--------------------|-----------------|-------------|--------------|------------------------------------|
+| dense    | scores of rows     | yes             | yes         | yes          | everywhere; the reference          |
+| sdpa     | mask of rows       | yes             | yes         | yes          | everywhere; default with a cache   |
+| document | masks of documents | yes             | no          | yes          | everywhere; default where no CUDA  |
+| flex     | block mask         | yes             | no          | on CUDA only | CUDA by default, CPU if asked      |
 
 `choose` refuses a form that lacks an option that is asked for; nothing is ignored silently.
 """
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-Form: TypeAlias = Literal["auto", "dense", "sdpa", "flex"]
+Form: TypeAlias = Literal["auto", "dense", "sdpa", "document", "flex"]
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [row head query dim], keys [row kv_head key dim], values) -> [row head query dim]"""
 
@@ -68,15 +69,87 @@ def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Float[Tensor, "row h
     return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "row head query dim"]:
-    """The same by PyTorch's fused attention; mask None: every key is visible."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Float[Tensor, "row head query dim"]:
+    """The same by PyTorch's fused attention; mask None: every key is visible, or if `causal` those not after the query."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     # On CPU the bf16 backward takes 3 times as long as fp32's (12.3 against 4.4 ms at 16 rows x 128 tokens x 4 heads of 32).
     dtype = torch.float32 if v.device.type == "cpu" and q.requires_grad and v.dtype == torch.bfloat16 else v.dtype
     with torch.autocast(v.device.type, enabled=False):
-        return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask)
+        return F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, is_causal=causal)
+
+
+@dataclass(frozen=True, eq=False)
+class Bucket:
+    """Documents of nearly one length: where their tokens stand in the flattened (row, length), and what each may see.
+
+    `index` is Int[document length]; behind a document's end it repeats the last token, which `mask` hides as a key.
+    """
+
+    index: Int[Tensor, "document length"]
+    mask: Bool[Tensor, "document length length"] | None
+
+
+def buckets(place: Place, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor, " token"]]:
+    """The documents of packed rows by length, and for every token of the rows its place in the flattened buckets.
+
+    Args:
+        waste: the longest document of a bucket is at most this many times as long as its shortest, or 16 tokens longer.
+    """
+    flat = place.documents + torch.arange(len(place.documents), device=place.documents.device)[:, None] * (
+        place.documents.amax() + 1
+    )
+    flat = torch.where(place.documents >= 0, flat, -1).flatten()
+    real = (flat >= 0).nonzero().squeeze(1)
+    _, counts = torch.unique_consecutive(flat[real], return_counts=True)
+    starts = counts.cumsum(0) - counts
+    fields = [f.flatten() for f in (place.documents, place.spans, place.private, place.index)]
+    order = sorted(range(len(counts)), key=counts.tolist().__getitem__)
+    lengths, found = [int(counts[i]) for i in order], []
+    back = torch.zeros_like(flat)
+    first = taken = 0
+    while first < len(order):
+        last = first
+        while last + 1 < len(order) and lengths[last + 1] <= max(lengths[first] * waste, lengths[first] + 16):
+            last += 1
+        members, longest = torch.tensor(order[first : last + 1], device=flat.device), lengths[last]
+        offset = torch.arange(longest, device=flat.device)
+        inside = offset < counts[members, None]
+        index = real[starts[members, None] + torch.minimum(offset, counts[members, None] - 1)]
+        here = taken + torch.arange(index.numel(), device=flat.device).view_as(index)
+        back[index[inside]] = here[inside]
+        seen = [f[index] for f in fields]
+        mask = rule(tuple(f[:, :, None] for f in seen), tuple(f[:, None, :] for f in seen)) & inside[:, None, :]
+        plain = bool(inside.all()) and not bool((seen[1] >= 0).any()) and not bool(seen[2].any())
+        found.append(Bucket(index, None if plain else mask))
+        taken, first = taken + index.numel(), last + 1
+    return found, back
+
+
+def document(place: Place) -> Attend:
+    """The same by fused attention within each document: nothing is spent on what stands in other documents."""
+    found, back = buckets(place)
+    if not found:
+        return lambda q, k, v: torch.zeros_like(q, dtype=v.dtype)
+    there = torch.cat([bucket.index.flatten() for bucket in found])
+    whole = len(found) == 1 and torch.equal(there, torch.arange(place.documents.numel(), device=there.device))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows, heads, length, dim = q.shape
+        flat = [t.transpose(1, 2).reshape(rows * length, t.shape[1], dim) for t in (q, k, v)]
+        q, k, v = flat if whole else (t.index_select(0, there) for t in flat)
+        outs, at = [], 0
+        for bucket in found:
+            part = slice(at, at + bucket.index.numel())
+            shaped = (t[part].unflatten(0, bucket.index.shape).transpose(1, 2) for t in (q, k, v))
+            out = sdpa(*shaped, None if bucket.mask is None else bucket.mask[:, None], causal=bucket.mask is None)
+            outs.append(out.transpose(1, 2).flatten(0, 1))
+            at = part.stop
+        out = outs[0] if whole else torch.cat(outs).index_select(0, back)
+        return out.reshape(rows, length, heads, dim).transpose(1, 2)
+
+    return attend
 
 
 def flex(place: Place) -> Attend:
@@ -112,20 +185,20 @@ def _compiled_flex() -> Callable[..., object]:
 _FLEX: Callable[..., object] | None = None
 
 
-def choose(form: Form, *, device: torch.device, backward: bool, cached: bool) -> Literal["dense", "sdpa", "flex"]:
+def choose(form: Form, *, device: torch.device, backward: bool, cached: bool) -> Literal["dense", "sdpa", "document", "flex"]:
     """The form that will run.
 
     Raises:
         ValueError: the form that is asked for lacks an option; the message names one that has it.
     """
     if form == "auto":
-        return "flex" if device.type == "cuda" and not cached else "sdpa"
-    if form not in ("dense", "sdpa", "flex"):
-        raise ValueError(f"no attention form {form!r}: there are auto, dense, sdpa and flex")
-    if form == "flex" and cached:
-        raise ValueError("flex attention here has no cached keys; use sdpa (or auto)")
+        return "sdpa" if cached else "flex" if device.type == "cuda" else "document"
+    if form not in ("dense", "sdpa", "document", "flex"):
+        raise ValueError(f"no attention form {form!r}: there are auto, dense, sdpa, document and flex")
+    if form in ("document", "flex") and cached:
+        raise ValueError(f"{form} attention here has no cached keys; use sdpa (or auto)")
     if form == "flex" and backward and device.type != "cuda":
-        raise ValueError(f"flex attention has no backward on {device.type}; train there with sdpa (or auto)")
+        raise ValueError(f"flex attention has no backward on {device.type}; train there with document or sdpa (or auto)")
     return form
 
 
@@ -138,6 +211,8 @@ def attention(form: Form, query: Place, key: Place | None = None, *, backward: b
     chosen = choose(form, device=query.documents.device, backward=backward, cached=key is not None)
     if chosen == "flex":
         return flex(query)
+    if chosen == "document":
+        return document(query)
     mask = visible(query, query if key is None else key)[:, None]
     function = dense if chosen == "dense" else sdpa
     return lambda q, k, v: function(q, k, v, mask)

@@ -47,7 +47,7 @@ def run() -> Run:
         tokenizer=BPE(512),
         model=Model(modalities=(image,), trunk=Trunk(width=128, depth=4, heads=4), media_weight=3.0, context=128),
         compose=Compose(picture_first=0.5, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
-        packing=Packing(row_length=128, rows=16),
+        packing=Packing(row_length=512, rows=4),
         train=Train(steps=1200, ema=0.998, log_every=100),
         optim=Optim(lr=3e-3, warmup=50, decay=0.05),
         checkpoint=Checkpointing(every=300, keep=1),

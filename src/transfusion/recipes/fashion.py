@@ -38,7 +38,7 @@ def run() -> Run:
         tokenizer=BPE(384),
         model=Model(modalities=(image,), trunk=Trunk(width=192, depth=6, heads=6), media_weight=3.0, context=256),
         compose=Compose(picture_first=0.5, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
-        packing=Packing(row_length=256, rows=16),
+        packing=Packing(row_length=1024, rows=4),
         train=Train(steps=1600, ema=0.998, sample_every=400),
         optim=Optim(lr=1.5e-3, warmup=100, decay=0.05),
         checkpoint=Checkpointing(every=200, keep=2),

@@ -105,10 +105,6 @@ def prepare(run: Run, say: Say) -> None:
         ConfigError: settings that contradict each other.
         OSError: the folder can't be written.
     """
-    if run.packing.row_length > run.model.context:
-        raise ConfigError(
-            f"packing.row-length ({run.packing.row_length}) exceeds model.context ({run.model.context}): raise --model.context"
-        )
     if run.packing.rows % run.train.accumulate:
         raise ConfigError(f"packing.rows ({run.packing.rows}) must be a multiple of train.accumulate ({run.train.accumulate})")
     pick_device(run.device)
