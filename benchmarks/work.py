@@ -127,15 +127,15 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
     model.eval()
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     if workload == "decode":
-        prompt = Document((Text(tuple([65] * options.get("prefix", 1))),))
+        prompt, tokens = Document((Text(tuple([65] * options.get("prefix", 1))),)), options.get("tokens", 128)
         with torch.no_grad():  # no answer may end early: some id's logit is above 0
             model.network.head.weight[model.vocabulary.eos] = 0
 
         def decode() -> None:
-            out = model.generate([prompt] * batch, max_tokens=128, max_items=0, dtype=kind)
+            out = model.generate([prompt] * batch, max_tokens=tokens, max_items=0, dtype=kind)
             assert len(out) == batch
 
-        return Job(decode, 128 * batch, 2.0 * (weights + head) * 128 * batch, **shared)
+        return Job(decode, tokens * batch, 2.0 * (weights + head) * tokens * batch, **shared)
 
     caption = Document((Text(tuple(documents("uniform")[0][0].tolist())),))
 
