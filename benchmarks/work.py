@@ -152,11 +152,13 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
 
 def peer(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Job:
     """transfusion-pytorch 0.20, as its README uses it."""
+    from functools import partial
+
     import transfusion_pytorch.transfusion as library
     from torch import nn
     from transfusion_pytorch import Transfusion
 
-    library.tqdm = lambda iterable, *a, **k: iterable
+    library.tqdm = partial(library.tqdm, disable=True)
     torch.manual_seed(0)
     width, depth = PEER
     model = Transfusion(

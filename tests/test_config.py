@@ -58,7 +58,7 @@ def test_the_papers_sizes() -> None:
 
 def test_the_paper_preset_is_the_papers() -> None:
     run = preset("paper", RECIPES["fashion"].run())
-    assert run.model.diffusion == PAPER and run.model.media_weight == 5 and run.sampler == DDPM(250)
+    assert run.model.diffusion == PAPER and run.model.media_weight == 5 and run.sampler == DDPM(250, clip=1.0)
     assert (run.optim.lr, run.optim.floor, run.optim.warmup, run.optim.decay, run.optim.eps) == (3e-4, 1.5e-5, 4000, 0.1, 1e-8)
     assert (run.compose.picture_first, run.compose.read_high) == (0.2, 0.5)
 
@@ -168,9 +168,7 @@ def test_weights_of_another_architecture_are_refused_and_named(tmp_path: Path) -
     model().save_pretrained(tmp_path)
     model(width=64).save_pretrained(tmp_path / "wide")
     (tmp_path / "wide" / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
-    with pytest.raises(
-        ValueError, match=r"another architecture.*embed\.weight: \(\d+, 64\) in the file, \(\d+, 32\)|another architecture"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)another architecture.*\(\d+, 64\)"):
         Transfusion.from_pretrained(tmp_path / "wide")
 
 

@@ -4,6 +4,7 @@ A model folder: `config.json`, `tokenizer.json`, `model.safetensors`. No pickle.
 """
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transfusion import chance, config
 from transfusion.data.batch import Batch, Entry, collate
 from transfusion.data.compose import Drop
-from transfusion.data.document import Document, Segment, document
+from transfusion.data.document import Document, Media, Segment, Text, document
 from transfusion.data.layout import lay_out
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
@@ -96,6 +97,8 @@ class Transfusion(nn.Module):
     def batch(self, documents: Sequence[Prompt], *, seed: int = 0) -> Batch:
         """Documents as a batch, one behind the other in one row, so that nothing is padding. Noise and times are drawn by
         (seed, index of the document, item)."""
+        if isinstance(documents, str | Tensor | Document | Media | Text):
+            raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
         entries = []
         for index, one in enumerate(documents):
             laid = lay_out(document(one), self.vocabulary, self.settings.model.coordinates)
@@ -150,6 +153,7 @@ class Transfusion(nn.Module):
             prompts = [Document(())]
         if isinstance(prompts, Document | str | Tensor) or not isinstance(prompts, Sequence):
             prompts = [prompts]
+        asked = guidance is not None
         guidance = self.settings.guidance if guidance is None else guidance
         drop = self.settings.drop
         if max_items != 0 and guidance.text == 1.0 and drop.text + drop.both > 0 and self.settings.model.modalities:
@@ -158,10 +162,15 @@ class Transfusion(nn.Module):
                 "less; Guidance(text=3) is a usual choice",
                 stacklevel=2,
             )
-        if guidance.text != 1.0 and drop.text + drop.both == 0:
-            guidance = replace(guidance, text=1.0)
-        if guidance.media != 1.0 and drop.media + drop.both == 0:
-            guidance = replace(guidance, media=1.0)
+        for name, share in (("text", drop.text + drop.both), ("media", drop.media + drop.both)):
+            if getattr(guidance, name) != 1.0 and share == 0:
+                if asked:
+                    warnings.warn(
+                        f"guidance for {name} is left out: this model was never trained without {name} before its items "
+                        f"(compose.drop.{name})",
+                        stacklevel=2,
+                    )
+                guidance = replace(guidance, **{name: 1.0})
         if seeds is None:
             seeds = [chance.key(seed, index) for index in range(len(prompts))]
         requests = [
@@ -214,7 +223,7 @@ class Transfusion(nn.Module):
         return Taken(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model folder."""
+        """Write the model folder. Raises OSError where it can't be written; weights that were there stay."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config.to_plain(self.settings), indent=2) + "\n")
@@ -222,7 +231,13 @@ class Transfusion(nn.Module):
         weights = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         if self.settings.model.tied:
             del weights["head.weight"]
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        aside = folder / "model.safetensors.tmp"
+        try:
+            save_file(weights, aside, metadata={"format": "pt"})
+            os.replace(aside, folder / "model.safetensors")
+        except (SafetensorError, OSError) as error:
+            aside.unlink(missing_ok=True)
+            raise OSError(f"{folder / 'model.safetensors'} cannot be written: {error}") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "Transfusion":

@@ -135,6 +135,9 @@ def _recipe_name(command: str, rest: list[str]) -> tuple[str, list[str]]:
 def _doctor(rest: list[str]) -> int:
     from transfusion.train.device import describe
 
+    if set(rest) & {"-h", "--help"}:
+        print("usage: transfusion doctor\n\nSays what this machine offers: processor, accelerators, precision, versions.")
+        return 0
     if rest:
         raise ConfigError(f"doctor takes no arguments, not {rest[0]!r}")
     for name, text in describe().items():

@@ -1,12 +1,16 @@
 """Sequences, targets, coordinates; the unconditional branch; control tokens that no text can spell."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from small import FREE, IMAGE, SOUND, VECTOR, model, picture, vocabulary
 from transfusion.data.compose import Compose, Drop
@@ -182,6 +186,19 @@ def test_noise_is_limited_where_later_text_is_learned() -> None:
     assert share == pytest.approx(0.2, abs=0.02)
 
 
+def test_noise_is_limited_for_what_a_later_picture_is_drawn_from() -> None:
+    """A source picture stands clean before its edit, dropped text or not; the edit itself is free."""
+    compose = Compose(0.0, read_low=0.0, read_high=0.0, drop=Drop(text=0.5))
+    edit = Document((Media(torch.zeros(1, 4, 4)), Text("make it red", loss=False), Media(torch.ones(1, 4, 4))))
+    lengths = set()
+    for epoch in range(40):
+        composed = compose(edit, 0, epoch, 0)
+        lengths.add(len(composed.segments))
+        source, target = composed.media
+        assert source.times == (0.0, 0.0) and target.times == (0.0, 1.0)
+    assert lengths == {2, 3}
+
+
 # ---- control tokens -----------------------------------------------------------------------------------------------------
 
 
@@ -260,3 +277,28 @@ def test_latents_that_are_no_numbers_are_refused(value: float) -> None:
 def test_integer_pictures_are_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="scale pictures"):
         model().loss([[Media(torch.zeros(1, 4, 4, dtype=torch.uint8))]])
+
+
+def test_a_tokenizer_with_gaps_reaches_no_control_token(tmp_path: Path) -> None:
+    found = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "dog": 7}, unk_token="[UNK]"))
+    found.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    (tmp_path / "tokenizer.json").write_text(found.to_str())
+    v = Vocabulary(TokenizerFile(str(tmp_path / "tokenizer.json")).build([]), (IMAGE,))
+    assert v.encode("a dog") == [1, 7] and v.control(7) is None and v.num_text == 8
+    assert len(set(v.names)) == len(v) == 8 + 5
+    (tmp_path / "tokenizer.json").write_text("{nope")
+    with pytest.raises(ValueError, match="cannot read the tokenizer"):
+        TokenizerFile(str(tmp_path / "tokenizer.json")).build([])
+
+
+@pytest.mark.parametrize(
+    "part", [torch.zeros(1, 8, 8, dtype=torch.uint8), torch.ones(4, dtype=torch.bool), torch.zeros(2, 2).long()]
+)
+def test_tensors_that_are_neither_ids_nor_media_are_refused(part: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="token ids are int64"):
+        document(["a", part])
+
+
+def test_text_holds_whole_numbers() -> None:
+    with pytest.raises(ValueError, match="whole numbers"):
+        Text((5.5, 3))  # type: ignore[arg-type]

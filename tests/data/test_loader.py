@@ -12,7 +12,7 @@ from small import IMAGE, picture, vocabulary
 from transfusion.data.batch import Batch, Position
 from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document, Media, MediaError, Text
-from transfusion.data.layout import Coordinates
+from transfusion.data.layout import Coordinates, lay_out, longest
 from transfusion.data.loader import Loader, Packing, TooManyUnreadable
 from transfusion.data.packing import fill, pack
 
@@ -141,9 +141,26 @@ def test_too_many_unreadable_stop_the_run() -> None:
         list(islice(loader(documents).batches(), 50))
 
 
+def test_the_share_holds_for_a_small_corpus_too_once_all_was_seen() -> None:
+    documents = [*corpus(17), *(Document((Text("bad"), Media(Broken())), name=f"bad {i}") for i in range(3))]
+    with pytest.raises(TooManyUnreadable, match="3 of 20"):
+        list(islice(loader(documents).batches(), 50))
+    passing = loader([*corpus(59), Document((Text("bad"), Media(Broken())), name="one of sixty")])
+    lines = [line for (b,) in islice(passing.batches(), 100) for line in b.unreadable]
+    assert lines == ["one of sixty: pictures/7.png: truncated"] and len(passing.failed) == 1  # said once, not each epoch
+
+
 def test_a_document_longer_than_a_row_is_named() -> None:
+    """Before the first step, whatever wording the first epochs would have drawn."""
     with pytest.raises(ValueError, match="document long takes 66 tokens"):
-        next(loader([Document((Text("x" * 64),), name="long")]).batches())
+        loader([*corpus(500), Document((Text("x", wordings=("x" * 64,)),), name="long")])
+
+
+def test_the_longest_wording_is_what_is_laid_out() -> None:
+    v = vocabulary(IMAGE)
+    for one in corpus(12):
+        assert longest(one, v, {}) == len(lay_out(one, v, Coordinates()))
+    assert longest(Document((Text("ab", wordings=("a", "abcd")), Text((1, 2)))), v, {}) == 8
 
 
 def test_an_empty_corpus_is_refused() -> None:

@@ -69,6 +69,49 @@ def test_parquet_with_captions_and_with_labels(tmp_path: Path) -> None:
         read_parquet([tmp_path / "odd.parquet"], FIT)
 
 
+def test_parquet_cells_that_say_nothing_or_something_else(tmp_path: Path) -> None:
+    """Counted and named, a row at a time; lists of captions are wordings; bytes are decoded; classes need a name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    png(tmp_path / "a.png", 1)
+    data = (tmp_path / "a.png").read_bytes()
+
+    def table(name: str, **columns: pa.Array) -> Path:
+        count = len(next(iter(columns.values())))
+        pq.write_table(pa.table({"image": pa.array([data] * count), **columns}), tmp_path / name)
+        return tmp_path / name
+
+    corpus = read_parquet([table("bytes.parquet", text=pa.array([b"a cat", b"\xff", None, b" "]))], FIT)
+    assert [d.text for d in corpus.documents] == ["a cat"]
+    assert ["not UTF-8" in corpus.unreadable[0], *("empty caption" in u for u in corpus.unreadable[1:])] == [True] * 3
+    broken = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"ok", b"\xff"]).buffers()[1:]])
+    corpus = read_parquet([table("text.parquet", text=broken)], FIT)
+    assert [d.text for d in corpus.documents] == ["ok"] and corpus.unreadable == ["text.parquet:1: its caption is not UTF-8"]
+    (one,) = read_parquet([table("list.parquet", caption=pa.array([["a cat", "a kitten"]]))], FIT).documents
+    assert isinstance(one.segments[0], Text) and one.segments[0].wordings == ("a kitten",)
+    assert read_parquet([table("plain.parquet", label=pa.array([0, 3]))], FIT).documents[0].text == "0"
+    info = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    labels = pa.table({"image": pa.array([data] * 4), "label": pa.array([1, -1, 2, None])})
+    pq.write_table(labels.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "named.parquet")
+    corpus = read_parquet([tmp_path / "named.parquet"], FIT)
+    assert [d.text for d in corpus.documents] == ["dog"] and len(corpus.unreadable) == 3
+    assert "label -1 has no name" in corpus.unreadable[0]
+
+
+def test_hugging_faces_folder_and_its_parts(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    png(tmp_path / "a.png", 1)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for name, caption in (("train-00000-of-00001", "seen"), ("test-00000-of-00001", "held out"), ("latest", "seen too")):
+        pq.write_table(pa.table({"image": [data], "text": [caption]}), tmp_path / "hub" / "data" / f"{name}.parquet")
+    assert sorted(d.text for d in read(tmp_path / "hub", FIT)) == ["seen", "seen too"]
+    assert [d.text for d in read(tmp_path / "hub", FIT, train=False)] == ["held out"]
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_idx_files(tmp_path: Path, zipped: bool) -> None:
     write_idx(tmp_path, zipped=zipped)
@@ -76,8 +119,9 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
     assert len(corpus) == 5 and corpus.documents[3].text == "class 3"
     assert isinstance(corpus.documents[3].segments[0], Text) and corpus.documents[3].segments[0].wordings == ("a 3",)
     pixels, _ = idx_arrays(tmp_path, train=True)
-    back = np.asarray(to_image(corpus.documents[0].media[0].tensor()))
-    assert (back == pixels[0]).all()
+    assert corpus.documents[0].media[0].tensor().shape == FIT.shape
+    own = read_idx(tmp_path).documents[0].media[0]
+    assert (np.asarray(to_image(own.tensor())) == pixels[0]).all()
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "other format", "zip"])

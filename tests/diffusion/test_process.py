@@ -64,6 +64,23 @@ def test_any_prediction_to_any_other_and_back(schedule, a: Kind, b: Kind) -> Non
     assert torch.allclose(d.convert(there, b, a, x_t, t), value, atol=1e-8)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_both_ends_of_time_what_can_be_known_is_right(schedule, kind: Kind) -> None:
+    d = Diffusion(schedule=schedule)
+    x0, eps, _ = some(2)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    x_t = d.corrupt(x0, eps, t)
+    clean, noise = d.split(kind, d.target(kind, x0, eps, t), x_t, t)
+    if not (kind == "eps" and schedule == Linear()):
+        assert torch.allclose(clean[0], x0[0], atol=1e-6)
+    if kind != "eps":  # at t = 1 eps and x_t are the same
+        assert torch.allclose(clean[1], x0[1], atol=1e-6)
+    if kind != "x0":  # at t = 0 x0 and x_t are the same
+        assert torch.allclose(noise[0], eps[0], atol=1e-6)
+    assert torch.allclose(noise[1], eps[1], atol=1e-3)
+
+
 def test_kinds_are_what_their_papers_say() -> None:
     x0, eps, t = some()
     s = t[:, None, None]
@@ -75,6 +92,10 @@ def test_kinds_are_what_their_papers_say() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
 @pytest.mark.parametrize(("a", "b"), [(a, b) for a, b in itertools.product(KINDS, KINDS) if a != b])
 def test_the_loss_weight_turns_errors_of_one_kind_into_another(schedule, a: Kind, b: Kind) -> None:
+    if a == "eps" and schedule == Linear():
+        with pytest.raises(ValueError, match="no signal is left at t = 1"):
+            Diffusion(schedule=schedule, prediction=a, loss=b)
+        return
     d = Diffusion(schedule=schedule, prediction=a, loss=b, floor=1e-9)
     x0, eps, t = some()
     x_t = d.corrupt(x0, eps, t)

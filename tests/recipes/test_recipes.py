@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from small import png, write_idx
+from small import model, png, write_idx
 from transfusion.cli import main
 from transfusion.evaluation.classes import named
 from transfusion.evaluation.record import Share
@@ -86,14 +86,35 @@ def test_own_pictures_from_training_to_answers(tmp_path: Path, monkeypatch: pyte
 def test_prompts_that_cannot_be_read_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, content: str, message: str
 ) -> None:
-    from small import model
-
     monkeypatch.chdir(tmp_path)
     model().save_pretrained("m")
     Path("p.jsonl").write_text(content)
     with pytest.raises(SystemExit) as ended:
         main(["generate", "m", "--prompts", "p.jsonl"])
     assert ended.value.code == 1 and message in capfd.readouterr().err
+
+
+def test_answers_that_were_there_stay_when_new_ones_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    """Also where the prompts are the earlier answers themselves."""
+    monkeypatch.chdir(tmp_path)
+    model(context=40).save_pretrained("m")
+    command("generate m --prompt ab --out answers --max-tokens 1 --sampler.num-steps 1")
+    kept = Path("answers/outputs.jsonl").read_text()
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "m", "--prompt", "too long " * 20, "--out", "answers"])
+    assert ended.value.code == 1 and "context" in capfd.readouterr().err
+    assert Path("answers/outputs.jsonl").read_text() == kept and not list(Path("answers").glob("*.tmp"))
+    command("generate m --prompts answers/outputs.jsonl --out answers --want text --max-tokens 1")
+    assert len(Path("answers/outputs.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_label_that_fashion_does_not_know_is_named(tmp_path: Path, capfd) -> None:
+    write_idx(tmp_path, 12)
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + bytes([11]))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "fashion", "--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2 and "label 11" in capfd.readouterr().err
 
 
 def test_held_out_digits_are_never_trained_on() -> None:

@@ -16,7 +16,7 @@ import torch
 from small import model, picture
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.vocabulary import Bytes
+from transfusion.data.vocabulary import BPE, Bytes
 from transfusion.recipes import digits
 from transfusion.recipes.run import Run, build, last_losses, train
 from transfusion.train import checkpoint
@@ -165,6 +165,27 @@ def test_the_same_line_after_the_end_changes_nothing(tmp_path: Path) -> None:
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
     train(run(tmp_path, 4), corpus(), [], quiet)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_keeps_its_tokenizer_and_its_data(tmp_path: Path) -> None:
+    """Other data under the same line would change what the ids mean: refused, and nothing is touched."""
+    options = run(tmp_path, 4, tokenizer=BPE(270))
+    train(options, corpus(), [], quiet)
+    kept = (tmp_path / "tokenizer.json").read_text()
+    with pytest.raises(ConfigError, match=r"the data has changed.*40 documents then, 41 now"):
+        train(options, [*corpus(), Document((Text("wombats and zebras"), Media(picture(9))))], [], quiet)
+    assert (tmp_path / "tokenizer.json").read_text() == kept
+    found = train(replace(options, train=options.train), corpus(), [], quiet)
+    assert found.vocabulary.tokenizer.to_str() == kept
+
+
+def test_records_of_steps_that_were_done_again_are_written_once(tmp_path: Path, monkeypatch) -> None:
+    options = run(tmp_path, 8)
+    interrupted(options, 5, monkeypatch)  # its checkpoint is of step 3
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "text_lo')  # cut short
+    train(options, corpus(), [], quiet)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == list(range(1, 9))
 
 
 # ---- damage -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Every choice is drawn by the key (seed, epoch, sample, purpose).
 from dataclasses import dataclass, replace
 
 from transfusion import chance
-from transfusion.data.document import Document, Interval, Media, Text, unconditional
+from transfusion.data.document import CLEAN, Document, Interval, Media, Text, unconditional
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Compose:
 
     Args:
         picture_first: share of caption-and-picture pairs in which the picture stands first (the paper: 0.2).
-        read_low, read_high: noise that an item may get which later text is learned from. (0, 0.5) is the paper's noise
-            limit (its Table 8); (0, 0) is clean and without loss; (0, 1) no limit.
+        read_low, read_high: noise that an item may get which a later text or item is learned from. (0, 0.5) is the paper's
+            noise limit (its Table 8); (0, 0) is clean and without loss; (0, 1) no limit.
         drop: dropped captions.
     """
 
@@ -72,7 +72,7 @@ class Compose:
             text, media = not drop.text <= u < drop.text + drop.media, u >= drop.text
             before = segments[:target]
             if (text and any(isinstance(s, Text) for s in before)) or (media and any(isinstance(s, Media) for s in before)):
-                return unconditional(composed, target, text=text, media=media)
+                return self._limit(unconditional(composed, target, text=text, media=media))
         return self._limit(composed)
 
     def _limit(self, document: Document) -> Document:
@@ -81,8 +81,10 @@ class Compose:
         for index in reversed(range(len(segments))):
             segment = segments[index]
             if isinstance(segment, Text):
-                read = read or (segment.loss and segment.content != "")
-            elif read and limit != (0.0, 1.0):
-                low, high = max(segment.times[0], limit[0]), min(segment.times[1], limit[1])
-                segments[index] = replace(segment, times=(min(low, high), high))
+                read = read or (segment.loss and document.language_loss and len(segment.content) > 0)
+            else:
+                if read and limit != (0.0, 1.0):
+                    low, high = max(segment.times[0], limit[0]), min(segment.times[1], limit[1])
+                    segments[index] = replace(segment, times=(min(low, high), high))
+                read = read or (segment.weight > 0 and segment.times != CLEAN)
         return replace(document, segments=tuple(segments))

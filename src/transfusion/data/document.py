@@ -44,6 +44,11 @@ class Text:
     loss: bool = True
     wordings: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        whole = isinstance(self.content, tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in self.content)
+        if not isinstance(self.content, str) and not whole:
+            raise ValueError(f"text is a string or a tuple of ids (whole numbers), not {str(self.content)[:60]}")
+
 
 @dataclass(frozen=True, eq=False)
 class Media:
@@ -133,7 +138,12 @@ def document(parts: "Document | Segment | str | Tensor | Sequence[Segment | str 
         elif isinstance(part, str):
             segments.append(Text(part))
         elif isinstance(part, Tensor):
-            segments.append(Media(part) if part.is_floating_point() else Text(tuple(part.reshape(-1).tolist())))
+            if not part.is_floating_point() and (part.ndim != 1 or part.dtype in (torch.bool, torch.uint8)):
+                raise ValueError(
+                    f"part {index} is a {part.dtype} tensor of shape {tuple(part.shape)}: token ids are int64 (or int32) of "
+                    "one axis; media are floating point, pictures scaled to [-1, 1]"
+                )
+            segments.append(Media(part) if part.is_floating_point() else Text(tuple(part.tolist())))
         else:
             raise ValueError(
                 f"part {index} is of type {type(part).__name__}; a document holds strings, tensors, Text and Media"

@@ -145,6 +145,32 @@ def lay_out(document: Document, vocabulary: Vocabulary, coordinates: Coordinates
     )
 
 
+def longest(document: Document, vocabulary: Vocabulary, known: dict[object, int]) -> int:
+    """Tokens that a document takes in the longest of its wordings. `known` keeps what texts and sizes took, between calls.
+
+    Raises:
+        ValueError: what `lay_out` would say of it.
+    """
+
+    def text(content: str | tuple[int, ...]) -> int:
+        if content not in known:
+            known[content] = len(vocabulary.encode(content))
+        return known[content]
+
+    total = 2  # BOS, EOS
+    for index, segment in enumerate(document.segments):
+        try:
+            if isinstance(segment, Text):
+                total += max(text(content) for content in (segment.content, *segment.wordings))
+                continue
+            modality = vocabulary.modality(segment.modality)
+            grid = modality.slots(_size(segment, modality.channels, modality.shape))
+            total += int(np.prod(grid, dtype=int)) + 2 + (len(grid) if modality.varies else 0)
+        except ValueError as error:
+            raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
+    return total
+
+
 def _size(segment: Media, channels: int, default: tuple[int, ...]) -> tuple[int, ...]:
     if segment.values is None:
         return segment.size or default

@@ -12,7 +12,7 @@ from transfusion import chance
 from transfusion.data.batch import Batch, Entry, Position, collate
 from transfusion.data.compose import Compose
 from transfusion.data.document import Document, MediaError
-from transfusion.data.layout import Coordinates, lay_out
+from transfusion.data.layout import Coordinates, lay_out, longest
 from transfusion.data.layout import Sequence as Laid
 from transfusion.data.packing import pack
 from transfusion.data.vocabulary import Vocabulary
@@ -70,20 +70,26 @@ class Loader:
         self.vocabulary, self.coordinates = vocabulary, coordinates
         self.seed, self.rank, self.world, self.parts = seed, rank, world, parts
         self.num_windows = -(-len(corpus) // packing.window)
-        self.seen = self.failed = 0
+        self._seen: set[int] = set()
+        self.failed: dict[int, str] = {}
+        self._check_lengths()
         self._window = lru_cache(maxsize=2)(self._build)
+
+    def _check_lengths(self) -> None:
+        known: dict[object, int] = {}
+        for sample, document in enumerate(self.corpus):
+            length = longest(document, self.vocabulary, known)
+            if length > self.packing.row_length:
+                raise ValueError(
+                    f"document {document.name or sample} takes {length} tokens, a row has {self.packing.row_length}: raise "
+                    "--packing.row-length, or leave the document out"
+                )
 
     def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, Laid], ...]]:
         """Rows of a window: (sample, its sequence) each."""
         order = chance.generator(chance.key(self.seed, epoch, "order")).permutation(len(self.corpus))
         samples = [int(i) for i in order[window * self.packing.window : (window + 1) * self.packing.window]]
         laid = [lay_out(self.compose(self.corpus[i], self.seed, epoch, i), self.vocabulary, self.coordinates) for i in samples]
-        for sample, sequence in zip(samples, laid, strict=True):
-            if len(sequence) > self.packing.row_length:
-                raise ValueError(
-                    f"document {self.corpus[sample].name or sample} takes {len(sequence)} tokens, a row has "
-                    f"{self.packing.row_length}: raise --packing.row-length"
-                )
         rows = pack([len(s) for s in laid], self.packing.row_length, chance.key(self.seed, epoch, window, "pack"))
         return [tuple((samples[i], laid[i]) for i in row) for row in rows]
 
@@ -105,7 +111,7 @@ class Loader:
         """Steps from a position on: each a tuple of `parts` batches, the last with the position after the step.
 
         Raises:
-            TooManyUnreadable: more than 5 % of the documents seen could not be read.
+            TooManyUnreadable: more than 5 % of the documents seen could not be read (up to 3 pass until all were seen).
         """
         stream = self._rows(position)
         share = self.packing.rows // (self.world * self.parts)
@@ -119,16 +125,21 @@ class Loader:
         for epoch, row, _ in rows:
             good = []
             for sample, laid in row:
-                self.seen += 1
+                self._seen.add(sample)
                 try:
                     good.append(self._entry(epoch, sample, laid))
                 except MediaError as error:
-                    unreadable.append(str(error))
+                    named = self.corpus[sample].name or f"document {sample}"
+                    line = str(error) if named in str(error) else f"{named}: {error}"
+                    if sample not in self.failed:
+                        self.failed[sample] = line
+                        unreadable.append(line)
             entries.append(good)
-        self.failed += len(unreadable)
-        if self.failed > max(0.05 * self.seen, 3):
+        most = 0.05 * len(self._seen)
+        if len(self.failed) > most and (len(self.failed) > 3 or len(self._seen) == len(self.corpus)):
             raise TooManyUnreadable(
-                f"{self.failed} of {self.seen} documents could not be read, the last: {unreadable[-1]}; mend or remove them"
+                f"{len(self.failed)} of {len(self._seen)} documents could not be read, the last: "
+                f"{list(self.failed.values())[-1]}; mend or remove them"
             )
         batch = collate(entries, self.packing.row_length, self.vocabulary, self.coordinates.axes)
         return replace(batch, state=after, unreadable=tuple(unreadable))

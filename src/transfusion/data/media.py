@@ -5,7 +5,7 @@ Pixels become Float32[channels, height, width] in [-1, 1]; `to_image` goes back.
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,15 +128,23 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """A picture that is already decoded: uint8 [height, width] or [height, width, channels]."""
+    """A picture that is already decoded: uint8 [height, width] or [height, width, channels].
+
+    Args:
+        fit: how it becomes an item (None: as it is).
+    """
 
     pixels: np.ndarray
+    fit: Fit | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, height, width)"""
-        return (1 if self.pixels.ndim == 2 else self.pixels.shape[2], *self.pixels.shape[:2])
+        own = (1 if self.pixels.ndim == 2 else self.pixels.shape[2], *self.pixels.shape[:2])
+        return own if self.fit is None else self.fit.shape
 
     def load(self) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]"""
-        return from_bytes(self.pixels)
+        if self.fit is None or self.fit.shape == replace(self, fit=None).shape:
+            return from_bytes(self.pixels)
+        return self.fit(Image.fromarray(self.pixels))

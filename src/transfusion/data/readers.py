@@ -2,7 +2,7 @@
 
 `read` looks at a path and takes the reader that fits:
 
-    folder with *.parquet                 Parquet, Hugging Face's convention (image bytes, text columns)
+    folder with [data/]*.parquet          Parquet, Hugging Face's convention (image bytes, text columns)
     folder with *-idx3-ubyte[.gz]         MNIST family
     folder with captions.jsonl            JSONL with files beside it
     folder of pictures                    picture.png + picture.txt, or the picture's folder as its caption
@@ -11,6 +11,7 @@
 
 import gzip
 import json
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,9 +58,8 @@ class Corpus(Sequence[Document]):
         total = len(self.documents) + len(self.unreadable)
         listed = "".join(f"\n  {line}" for line in self.unreadable[:10])
         if not self.documents:
-            raise ValueError(
-                f"{source}: no documents{' could be read:' + listed if listed else '; see docs for the layouts that are read'}"
-            )
+            known = "; folders of pictures, captions.jsonl, Parquet and idx files are read"
+            raise ValueError(f"{source}: no documents{' could be read:' + listed if listed else known}")
         if len(self.unreadable) > MAX_UNREADABLE * total:
             raise ValueError(
                 f"{source}: {len(self.unreadable)} of {total} documents cannot be read; mend or remove them:{listed}"
@@ -93,11 +93,11 @@ def read(path: str | Path, fit: Fit, caption: Caption = as_it_is, *, train: bool
             corpus = read_parquet([path], fit, caption)
         else:
             raise ValueError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; .jsonl and .parquet are read")
-    elif tables := sorted(path.glob("*.parquet")):
+    elif tables := sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet")):
         train_tables = [t for t in tables if not _held_out(t.stem)]
         corpus = read_parquet(train_tables if train else [t for t in tables if _held_out(t.stem)], fit, caption)
     elif list(path.glob("*-idx3-ubyte*")):
-        corpus = read_idx(path, caption, train=train)
+        corpus = read_idx(path, caption, train=train, fit=fit)
     elif (path / "captions.jsonl").exists():
         corpus = read_jsonl(path / "captions.jsonl", fit)
     else:
@@ -106,7 +106,7 @@ def read(path: str | Path, fit: Fit, caption: Caption = as_it_is, *, train: bool
 
 
 def _held_out(stem: str) -> bool:
-    return any(word in stem for word in ("valid", "test", "dev"))
+    return bool(set(re.split("[^a-z]+", stem.lower())) & {"valid", "validation", "val", "test", "dev"})
 
 
 def read_folder(path: Path, fit: Fit, caption: Caption = as_it_is) -> Corpus:
@@ -183,8 +183,10 @@ def parse_line(line: str, folder: Path, fit: Fit, name: str) -> Document:
 
 
 def read_parquet(paths: Sequence[Path], fit: Fit, caption: Caption = as_it_is) -> Corpus:
-    """Tables with an image column (bytes, or a struct with them) and `text`, `caption`, or a class label with names."""
+    """Tables with an image column (bytes, or a struct with them) and `text` or `caption` (a string, or a list of strings:
+    wordings), or a class `label` (its names from the Hugging Face metadata, else the number)."""
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ValueError("reading Parquet needs pyarrow: pip install 'transfusion[parquet]'") from error
@@ -199,20 +201,43 @@ def read_parquet(paths: Sequence[Path], fit: Fit, caption: Caption = as_it_is) -
             text, names = columns["label"], _class_names(table.schema.metadata, columns["label"])
         if image is None or text is None:
             raise ValueError(f"{path}: needs a column image and a column text, caption or label; it has {table.column_names}")
-        for number, (picture, words) in enumerate(zip(table[image].to_pylist(), table[text].to_pylist(), strict=True)):
+        words = table[text]
+        if pa.types.is_string(words.type) or pa.types.is_large_string(words.type):
+            words = words.cast(pa.binary())  # decoded below, a row at a time: one that is no UTF-8 must not end the rest
+        for number, (picture, value) in enumerate(zip(table[image].to_pylist(), words.to_pylist(), strict=True)):
             name = f"{path.name}:{number}"
             data = picture.get("bytes") if isinstance(picture, dict) else picture
             try:
                 if not isinstance(data, bytes):
                     raise MediaError(f"{name}: no image bytes")
-                words = names[words] if names else str(words or "").strip()
-                if not words:
-                    raise MediaError(f"{name}: empty caption")
+                wordings = _wordings(value, names, name)
                 check_picture(data, name)
-                corpus.documents.append(pair(caption(words), Media(Picture(data, fit, name)), name))
+                found = tuple(one for words in wordings for one in caption(words))
+                corpus.documents.append(pair(found, Media(Picture(data, fit, name)), name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
+
+
+def _wordings(value: object, names: list[str] | None, name: str) -> list[str]:
+    """What a cell says, in one or several wordings. Raises MediaError, naming the row, where it says nothing."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if names is None:
+            return [str(value)]
+        if not 0 <= value < len(names):
+            raise MediaError(f"{name}: label {value} has no name; there are {len(names)}")
+        return [names[value]]
+    try:
+        cells = value if isinstance(value, list) else [value]
+        found = [cell.decode("utf-8").strip() if isinstance(cell, bytes) else cell for cell in cells]
+    except UnicodeDecodeError as error:
+        raise MediaError(f"{name}: its caption is not UTF-8") from error
+    texts = [cell.strip() for cell in found if isinstance(cell, str)]
+    if len(texts) < len(found) and value is not None:
+        raise MediaError(f"{name}: a caption is text, not {str(value)[:40]!r}")
+    if not any(texts):
+        raise MediaError(f"{name}: empty caption")
+    return [text for text in texts if text]
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
@@ -220,14 +245,18 @@ def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] 
     return features.get(column, {}).get("names")
 
 
-def read_idx(path: Path, caption: Caption = as_it_is, *, train: bool = True) -> Corpus:
-    """Pictures and labels of the MNIST family; captions are made from the class number."""
+def read_idx(path: Path, caption: Caption = as_it_is, *, train: bool = True, fit: Fit | None = None) -> Corpus:
+    """Pictures and labels of the MNIST family; captions are made from the class number.
+
+    Args:
+        fit: size and channels that pictures get (None: their own).
+    """
     pixels, labels = idx_arrays(path, train=train)
     wordings = {int(label): caption(str(label)) for label in np.unique(labels)}
     part = "train" if train else "test"
     return Corpus(
         [
-            pair(wordings[int(label)], Media(Pixels(one)), f"{part}:{i}")
+            pair(wordings[int(label)], Media(Pixels(one, fit)), f"{part}:{i}")
             for i, (one, label) in enumerate(zip(pixels, labels, strict=True))
         ]
     )

@@ -4,7 +4,6 @@ Control ids are never reached from text: they stand outside the tokenizer, and a
 plain text when a user or a caption spells them.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,10 +86,17 @@ class TokenizerFile:
         """The tokenizer as the file holds it."""
         if not Path(self.path).is_file():
             raise ValueError(f"no tokenizer at {self.path}; give the path of a tokenizer.json")
-        return tokenizers.Tokenizer.from_file(self.path)
+        return _read(Path(self.path))
 
 
 Tokenizer: TypeAlias = Bytes | BPE | TokenizerFile
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"cannot read the tokenizer {path}: {error}") from error
 
 
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
@@ -122,7 +128,7 @@ class Vocabulary:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.modalities = tuple(modalities)
-        self.num_text = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.num_text = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)  # ids may have gaps
         self.controls = _controls(modalities)
         self._ids = {control: self.num_text + i for i, control in enumerate(self.controls)}
         self.pad, self.bos, self.eos = (self.id(Control(role)) for role in ("pad", "bos", "eos"))
@@ -180,7 +186,8 @@ class Vocabulary:
     @cached_property
     def names(self) -> list[str]:
         """A name for every id: what weights are matched by when a vocabulary changes."""
-        return [f"text:{self.tokenizer.id_to_token(i)}" for i in range(self.num_text)] + [c.name for c in self.controls]
+        texts = [self.tokenizer.id_to_token(i) for i in range(self.num_text)]
+        return [f"unused:{i}" if t is None else f"text:{t}" for i, t in enumerate(texts)] + [c.name for c in self.controls]
 
     def save(self, path: Path) -> None:
         """Write the tokenizer; the control table follows from the modalities."""
@@ -189,8 +196,4 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path, modalities: Sequence[Modality]) -> "Vocabulary":
         """Read what `save` wrote."""
-        try:
-            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"cannot read the tokenizer {path}: {error}") from error
-        return cls(tokenizer, modalities)
+        return cls(_read(path), modalities)

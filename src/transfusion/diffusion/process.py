@@ -51,6 +51,12 @@ class Diffusion:
     times: Times = LogitNormal()
     floor: float = 0.05
 
+    def __post_init__(self) -> None:
+        if self.prediction == "eps" and float(self.schedule.signal(torch.ones(()))) == 0.0:
+            raise ValueError(
+                "on this schedule no signal is left at t = 1, where noise says nothing of the data: predict x0, v or velocity"
+            )
+
     def corrupt(
         self, x0: Float[Tensor, "item ..."], eps: Float[Tensor, "item ..."], t: Float[Tensor, " item"]
     ) -> Float[Tensor, "item ..."]:
@@ -83,7 +89,8 @@ class Diffusion:
     def split(self, kind: Kind, value: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) that a value of a kind means at x_t. Values and x_t are [item, ...], t is [item].
 
-        |d| is kept above 1e-6: x0 says nothing of the noise at t = 0, and eps nothing of the data where no signal is left.
+        What is given comes back as it is. |d| is kept above 1e-6: x0 says nothing of the noise at t = 0, and eps nothing of the
+        data where no signal is left.
         """
         p, q = self.mix(kind, t)
         d = self.determinant(kind, t)
@@ -91,7 +98,7 @@ class Diffusion:
         signal, noise = self.schedule.signal(t), self.schedule.noise(t)
         x0 = (_over(q, value) * x_t - _over(noise, value) * value) / _over(d, value)
         eps = (_over(signal, value) * value - _over(p, value) * x_t) / _over(d, value)
-        return x0, eps
+        return value if kind == "x0" else x0, value if kind == "eps" else eps
 
     def convert(self, value: Tensor, source: Kind, kind: Kind, x_t: Tensor, t: Tensor) -> Tensor:
         """A value of one kind as another, at x_t [item, ...] and t [item]."""

@@ -64,6 +64,7 @@ class Engine:
         self.capacity = min(capacity or network.model.context, network.model.context)
         self.dtype = dtype
         weights = next(network.parameters()).dtype
+        self._exact = torch.promote_types(weights, torch.float32)  # of latents: they are never rounded to half precision
         self._cache = network.cache(rows, self.capacity, dtype if dtype == torch.bfloat16 else weights)
         self._num_rows = rows
         self._waiting: deque[tuple[int, Request, Laid]] = deque()
@@ -84,16 +85,21 @@ class Engine:
         """Queue a document; events carry the id that comes back.
 
         Raises:
-            ValueError: an item of the prompt that does not fit its modality, a prompt longer than the context, an unknown
-                modality to force, or a request that needs more cache rows than there are.
+            ValueError: an item of the prompt (or noise to start from) that does not fit its modality, a prompt longer than
+                the context, an unknown modality to force, or a request that needs more cache rows than there are.
         """
         laid = lay_out(request.document, self.vocabulary, self.coordinates, closed=False)
         if any(item.media.values is None for item in laid.items):
             raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
+        for item in laid.items:
+            item.media.tensor()  # whatever is wrong with it shows here, before it is among others
         needed = len(laid)
         if request.force is not None:
             modality = self.vocabulary.modality(request.force)
             grid = modality.slots(request.size or modality.shape)
+            shape = (modality.channels, *modality.shape_of(grid))
+            if request.noise is not None and tuple(request.noise.shape) != shape:
+                raise ValueError(f"the noise to start from has shape {tuple(request.noise.shape)}, the item has {shape}")
             needed += len(self.vocabulary.frame(modality, grid)) + math.prod(grid) + 1
         if needed > self.capacity:
             raise ValueError(
@@ -318,9 +324,7 @@ class Engine:
             noise = row.request.noise
             if noise is None or row.request.force is None:
                 noise = chance.normals([chance.key(row.request.seed, "item", row.num_items, "noise")], shape)[0]
-            elif tuple(noise.shape) != shape:
-                raise ValueError(f"the noise to start from has shape {tuple(noise.shape)}, the item has {shape}")
-            row.span = Span(index, grid, start(self.network.model.diffusion.schedule, noise), branches, after)
+            row.span = Span(index, grid, start(self.network.model.diffusion.schedule, noise.to(self._exact)), branches, after)
         if prefixes:
             self._run(prefixes, commit=True)
 
@@ -335,8 +339,8 @@ class Engine:
             times = sampler.times()
             device = self.network.device
             x = torch.stack([span.latents for _, span in group]).to(device)
-            t = torch.tensor([times[span.step] for _, span in group], device=device)
-            s = torch.tensor([times[span.step + 1] for _, span in group], device=device)
+            t = torch.tensor([times[span.step] for _, span in group], device=device, dtype=x.dtype)
+            s = torch.tensor([times[span.step + 1] for _, span in group], device=device, dtype=x.dtype)
 
             def predict(x: Tensor, t: Tensor, group: list[tuple[Row, Span]] = group) -> tuple[Tensor, Tensor]:
                 return self._predict(group, x, t)

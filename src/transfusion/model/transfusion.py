@@ -40,7 +40,8 @@ class Model:
         coordinates: where tokens and slots stand.
         media_weight: lambda, the weight of the media loss beside the text loss.
         tied: one matrix for embedding tokens and for predicting them.
-        attention: form of attention; "auto" takes what the machine does best.
+        attention: form of attention over whole rows; "auto" takes what the machine does best. From a cache it is sdpa, or dense
+            where that is asked for.
         context: tokens at most in a sequence.
     """
 

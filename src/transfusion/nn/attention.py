@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 Form: TypeAlias = Literal["auto", "dense", "sdpa", "document", "flex"]
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -154,8 +153,10 @@ def document(place: Place) -> Attend:
 
 def flex(place: Place) -> Attend:
     """The same by flex attention over whole rows, with a block mask made from the rule."""
-    fields = (place.documents, place.spans, place.private, place.index)
+    # Imported here: it brings a compiler along, 2 seconds that most programs never need.
+    from torch.nn.attention.flex_attention import create_block_mask
 
+    fields = (place.documents, place.spans, place.private, place.index)
     rows, length = place.documents.shape
     blocks = create_block_mask(
         lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
@@ -178,6 +179,8 @@ def flex(place: Place) -> Attend:
 def _compiled_flex() -> Callable[..., object]:
     global _FLEX
     if _FLEX is None:
+        from torch.nn.attention.flex_attention import flex_attention
+
         _FLEX = torch.compile(flex_attention)
     return _FLEX
 

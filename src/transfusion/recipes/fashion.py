@@ -56,7 +56,13 @@ class Fashion(Classes):
 
     def documents(self) -> Sequence[Document]:
         """Captioned pictures."""
-        return read_idx(self._path, lambda label: tuple(w.format(NAMES[int(label)]) for w in WORDINGS)).checked(str(self._path))
+
+        def captions(label: str) -> tuple[str, ...]:
+            if int(label) >= len(NAMES):
+                raise ConfigError(f"{self._path} has label {label}; fashion knows 0 to {len(NAMES) - 1}: is it Fashion-MNIST?")
+            return tuple(wording.format(NAMES[int(label)]) for wording in WORDINGS)
+
+        return read_idx(self._path, captions).checked(str(self._path))
 
     @property
     def _path(self) -> Path:

@@ -46,7 +46,7 @@ def paper(run: Run) -> Run:
         model=model,
         optim=optim.PAPER,
         compose=Compose(picture_first=0.2, read_low=0.0, read_high=0.5, drop=Drop(text=0.1)),
-        sampler=DDPM(num_steps=250),
+        sampler=DDPM(num_steps=250, clip=1.0),  # at t = 1 almost no signal is left to divide by
         guidance=Guidance(text=5.0),
     )
 

@@ -5,6 +5,7 @@ transfusion generate RUN --prompts prompts.jsonl --out DIR
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,18 @@ def carry_out(folder: str, options: Generate, say: Say) -> None:
     prompts = [p for p in _prompts(model, options) for _ in range(options.count)]
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "outputs.jsonl").write_text("")
+    aside = out / "outputs.jsonl.tmp"  # earlier answers stay until the new ones are whole
+    aside.write_text("")
     seeds = [chance.key(options.seed, i) for i in range(len(prompts))]
-    documents = _generate(model, prompts, seeds, options, pick_dtype(options.dtype, device))
-    with (out / "outputs.jsonl").open("w", encoding="utf-8") as lines:
+    try:
+        documents = _generate(model, prompts, seeds, options, pick_dtype(options.dtype, device))
+    except BaseException:
+        aside.unlink()
+        raise
+    with aside.open("w", encoding="utf-8") as lines:
         for index, document in enumerate(documents):
             lines.write(json.dumps(_write(document, index, out), ensure_ascii=False) + "\n")
+    os.replace(aside, out / "outputs.jsonl")
     drawn = [(d.media[-1].tensor(), d.text) for d in documents if d.media and d.media[-1].tensor().ndim == 3]
     if len(documents) == 1:
         say(f"text: {documents[0].text!r}")

@@ -13,7 +13,7 @@ from transfusion.config import ConfigError
 from transfusion.data.compose import Compose
 from transfusion.data.document import Document, Text
 from transfusion.data.loader import Loader, Packing
-from transfusion.data.vocabulary import BPE, Tokenizer, Vocabulary
+from transfusion.data.vocabulary import BPE, Tokenizer, TokenizerFile, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.sheet import sheet
@@ -23,6 +23,7 @@ from transfusion.train.optim import Optim
 from transfusion.train.trainer import Checkpointing, Hook, Train, Trainer
 
 Say = Callable[[str], None]
+TOKENIZER, CORPUS = "tokenizer.json", "corpus.json"
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,15 @@ def differences(one: Run, other: Run) -> str:
 
 def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
     """The model of a run, new or from `--init` weights, on its device."""
-    if run.init:
-        source = Transfusion.from_pretrained(run.init)
+    if run.init and isinstance(run.tokenizer, TokenizerFile):
+        raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
+    kept = run.folder / TOKENIZER
+    source = Transfusion.from_pretrained(run.init) if run.init else None
+    if kept.exists():
+        vocabulary = Vocabulary.load(kept, run.model.modalities)
+    elif source is not None:
         vocabulary = Vocabulary(source.vocabulary.tokenizer, run.model.modalities)
     else:
-        source = None
         vocabulary = Vocabulary(run.tokenizer.build(_texts(corpus)), run.model.modalities)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chance.key(run.seed, "weights"))
@@ -153,6 +158,29 @@ def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
         say("starting from scratch")
     say(f"{model.network.num_parameters:,} parameters, {len(vocabulary)} ids, {len(corpus):,} documents")
     return model.to(pick_device(run.device))
+
+
+def same_corpus(run: Run, corpus: Sequence[Document]) -> None:
+    """Note what a new run is trained on; a run that goes on must have the same.
+
+    Raises:
+        ConfigError: the data is not what the run began with.
+    """
+    if not len(corpus):
+        raise ConfigError("there is nothing to train on: the data holds no documents")
+    said = ((one.name, *(s.content if isinstance(s, Text) else s.modality for s in one.segments)) for one in corpus)
+    now = {"documents": len(corpus), "digest": f"{chance.key(*(repr(one) for one in said)):x}"}
+    noted = run.folder / CORPUS
+    if noted.exists() and (run.folder / "checkpoints").exists():
+        then = json.loads(noted.read_text(encoding="utf-8"))
+        if then != now:
+            raise ConfigError(
+                f"the data has changed since {run.folder} began ({then['documents']:,} documents then, {now['documents']:,} "
+                "now, or other texts): go on with the data as it was, or start from its weights with --init and another --out"
+            )
+    else:
+        (run.folder / TOKENIZER).unlink(missing_ok=True)
+    noted.write_text(json.dumps(now) + "\n", encoding="utf-8")
 
 
 def _texts(corpus: Sequence[Document]) -> list[str]:
@@ -172,7 +200,9 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
         say: takes lines for the reader.
     """
     prepare(run, say)
+    same_corpus(run, corpus)
     model = build(run, corpus, say)
+    model.vocabulary.save(run.folder / TOKENIZER)
     device = pick_device(run.device)
     dtype = pick_dtype(run.dtype, device)
     say(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
@@ -213,8 +243,16 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
     return model
 
 
+def training_seconds(folder: Path) -> float:
+    """What the steps of a run took, over all its starts."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(line)["seconds"] for line in lines)
+
+
 def last_losses(folder: Path, count: int = 50) -> dict[str, float]:
     """Mean text and media loss over the last steps that a run recorded."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-count:]
     records = [json.loads(line) for line in lines]
+    if not records:
+        return {}
     return {name: sum(r[name] for r in records) / len(records) for name in ("text_loss", "media_loss")}

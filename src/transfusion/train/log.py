@@ -1,6 +1,7 @@
 """What a run tells: a line of JSON a record, TensorBoard where it is installed, and a progress display."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,11 +17,13 @@ class Log:
     """Writes `metrics.jsonl` (and `tensorboard/`) into a run folder, and shows progress.
 
     Args:
+        first: steps that are done; what a broken run noted beyond them is dropped.
         every: plain lines, where there is no terminal, come every so many steps.
     """
 
     def __init__(self, folder: Path, *, first: int, steps: int, every: int) -> None:
         self._steps, self._every = steps, every
+        _cut(folder / "metrics.jsonl", first)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = _tensorboard(folder)
         self._console = Console(stderr=True)
@@ -66,6 +69,23 @@ class Log:
         if self._board is not None:
             self._board.close()
         self._file.close()
+
+
+def _cut(file: Path, step: int) -> None:
+    if not file.exists():
+        return
+    lines = file.read_bytes().splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):  # a line that was cut short when the run was killed
+            continue
+    if len(kept) < len(lines):
+        aside = file.with_suffix(".tmp")
+        aside.write_bytes(b"".join(kept))
+        os.replace(aside, file)
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -161,6 +161,8 @@ class Trainer:
                 began = now
                 self._after(log)
                 began += time.monotonic() - now  # hooks and checkpoints are not the step's time
+            if self.loader.failed:
+                log.say(f"{len(self.loader.failed)} documents could not be read and were left out")
 
     def _step(self, batches: tuple[Batch, ...]) -> tuple[Losses, float, int]:
         rate = self.optim.rate(self.step, self.train.steps)
@@ -239,5 +241,4 @@ class Trainer:
         self.optimizer.state.clear()
         for key, value in state.tensors["optimizer"].items():
             name, _, entry = key.rpartition("/")
-            kept = value if entry == "step" else value.to(named[name].device)
-            self.optimizer.state[named[name]][entry] = kept.clone()
+            self.optimizer.state[named[name]][entry] = value.to(named[name].device, copy=True)
