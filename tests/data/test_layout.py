@@ -299,6 +299,6 @@ def test_tensors_that_are_neither_ids_nor_media_are_refused(part: torch.Tensor) 
         document(["a", part])
 
 
-def test_text_holds_whole_numbers() -> None:
+def test_text_holds_whole_numbers(unchecked) -> None:
     with pytest.raises(ValueError, match="whole numbers"):
         Text((5.5, 3))  # type: ignore[arg-type]
