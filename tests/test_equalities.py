@@ -26,6 +26,7 @@ from transfusion.generate.state import Done, Request
 from transfusion.model.loss import Losses
 from transfusion.model.transfusion import Network
 from transfusion.nn.attention import Place, attention, dense, visible
+from transfusion.nn.transformer import Linear
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
@@ -75,6 +76,7 @@ def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, 
 COMPILED = """
 import torch
 from torch import tensor
+from transfusion.nn.transformer import Linear
 from transfusion.nn.attention import Place, attention
 torch.manual_seed(0)
 documents = (torch.arange(256) // 100).expand(2, 256).contiguous()
@@ -329,6 +331,16 @@ def test_a_form_that_lacks_an_option_is_refused(unchecked) -> None:
         attention("document", place, place)
     with pytest.raises(ValueError, match="no attention form"):
         attention("flash", place)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 5), (2, 16), (4, 9)])
+def test_few_rows_the_other_way_round_are_the_same(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    layer = Linear(24, 40).to(dtype)
+    x = torch.randn(*shape, 24, dtype=dtype)
+    with torch.no_grad():
+        difference = (layer(x) - torch.nn.functional.linear(x, layer.weight)).abs().max()
+    assert difference < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
 def test_grouped_queries_are_repeated_keys() -> None:

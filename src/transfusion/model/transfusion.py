@@ -25,7 +25,7 @@ from transfusion.model.loss import Losses, Mean, at_least_single
 from transfusion.nn.attention import Form, Place, attention
 from transfusion.nn.cache import Cache, Window
 from transfusion.nn.positions import angles
-from transfusion.nn.transformer import Transformer, Trunk, initialise
+from transfusion.nn.transformer import Linear, Transformer, Trunk, initialise
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Network(nn.Module):
         trunk = model.trunk
         self.embed = nn.Embedding(vocabulary_size, trunk.width)
         self.trunk = Transformer(trunk)
-        self.head = nn.Linear(trunk.width, vocabulary_size, bias=False)
+        self.head = Linear(trunk.width, vocabulary_size)
         initialise(self, trunk.depth)
         self.patchers = nn.ModuleDict({m.name: model.patcher.build(m, trunk.width, trunk.eps) for m in model.modalities})
         if model.tied:

@@ -77,14 +77,36 @@ class Norm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
+FEW = 32
+"""Rows up to which a product is taken the other way round, see `Linear`."""
+
+
+class Linear(nn.Linear):
+    """A matrix without bias. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of rows @ weight^T: the
+    same numbers, but that product is shared among cores and reads the weights at memory speed (LOG.md has both)."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__(rows, columns, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., rows] -> [..., columns]"""
+        count = x.numel() // x.shape[-1]
+        if count > FEW or torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        flat = x.reshape(count, -1)
+        if count == 1:
+            flat = flat.repeat(2, 1)  # a single column would be taken as a matrix-vector product
+        return (self.weight @ flat.T)[:, :count].T.reshape(*x.shape[:-1], -1)
+
+
 class Attention(nn.Module):
     """Multi-head attention with rotary positions; queries, keys and values in one projection."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.dim = trunk.heads, trunk.num_kv_heads, trunk.head_dim
-        self.qkv = nn.Linear(trunk.width, (self.heads + 2 * self.kv_heads) * self.dim, bias=False)
-        self.out = nn.Linear(trunk.width, trunk.width, bias=False)
+        self.qkv = Linear(trunk.width, (self.heads + 2 * self.kv_heads) * self.dim)
+        self.out = Linear(trunk.width, trunk.width)
         self.q_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else nn.Identity()
         self.k_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else nn.Identity()
 
@@ -103,8 +125,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(trunk.width, 2 * trunk.hidden_width, bias=False)
-        self.down = nn.Linear(trunk.hidden_width, trunk.width, bias=False)
+        self.gate_up = Linear(trunk.width, 2 * trunk.hidden_width)
+        self.down = Linear(trunk.hidden_width, trunk.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]"""
