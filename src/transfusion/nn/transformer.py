@@ -88,15 +88,15 @@ class Linear(nn.Linear):
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__(rows, columns, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[..., rows] -> [..., columns]"""
-        count = x.numel() // x.shape[-1]
-        if count > FEW or torch.is_grad_enabled() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        flat = x.reshape(count, -1)
+        count = input.numel() // input.shape[-1]
+        if count > FEW or torch.is_grad_enabled() or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        flat = input.reshape(count, -1)
         if count == 1:
             flat = flat.repeat(2, 1)  # a single column would be taken as a matrix-vector product
-        return (self.weight @ flat.T)[:, :count].T.reshape(*x.shape[:-1], -1)
+        return (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], -1)
 
 
 class Attention(nn.Module):
