@@ -95,9 +95,33 @@ def test_compiled_flex_agrees() -> None:
     subprocess.run([sys.executable, "-c", COMPILED], check=True, capture_output=True)
 
 
+RECOMPILED = """
+import torch
+from torch._dynamo.utils import counters
+from transfusion.nn.attention import Place, attention
+torch.manual_seed(0)
+for step in range(6):
+    documents = (torch.arange(256) // (40 + 10 * step)).expand(2, 256).contiguous()
+    spans = torch.where(torch.arange(256) % 50 > 20 + step, torch.arange(256) // 50, -1).expand(2, 256).contiguous()
+    place = Place.of_rows(documents, spans, torch.zeros(2, 256, dtype=torch.bool))
+    with torch.no_grad():
+        attention("flex", place)(*(torch.randn(2, 4, 256, 32) for _ in range(3)))
+print(dict(counters["stats"]))
+assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
+"""
+
+
+def test_other_documents_compile_nothing_again() -> None:
+    """Rows have one length, so what is compiled for the first batch serves all that follow."""
+    subprocess.run([sys.executable, "-c", RECOMPILED], check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layout", ["one row", "two rows with padding", "a row each", "text only"])
-def test_gradients_of_fused_forms_are_those_of_dense(layout: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("long", [1, 128])
+def test_gradients_of_fast_forms_are_those_of_plain_ones(layout: str, long: int, dtype: torch.dtype, monkeypatch) -> None:
+    """Attention, norms, rotations and gates, all at once. `long` 1: each document is attended to by itself."""
+    monkeypatch.setattr("transfusion.nn.attention.LONG", long)
     m = model(double=dtype == torch.float64)
     found = entries(m, documents())
     batch = {
@@ -110,7 +134,10 @@ def test_gradients_of_fused_forms_are_those_of_dense(layout: str, dtype: torch.d
     for form in ("dense", "sdpa", "document"):
         network = with_form(m, form)
         network.zero_grad()
-        network(batch).total(1.0).backward()
+        with monkeypatch.context() as patch:
+            if form == "dense":
+                patch.setattr("transfusion.nn.pointwise._eager", lambda x: False)
+            network(batch).total(1.0).backward()
         grads.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     scale = grads[0].abs().max()
     for other in grads[1:]:

@@ -23,7 +23,8 @@ from transfusion.generate.engine import Engine
 from transfusion.generate.state import Request
 from transfusion.modality import Modality
 from transfusion.nn.attention import Place, visible
-from transfusion.nn.positions import angles, rotate
+from transfusion.nn.pointwise import rotate
+from transfusion.nn.positions import angles
 
 
 def names(v: Vocabulary, tokens: np.ndarray) -> list[str]:

@@ -90,8 +90,13 @@ class Bucket:
     mask: Bool[Tensor, "document length length"] | None
 
 
+LONG = 128
+"""Tokens of a document, on average, from which on each is attended to by itself: copies would cost more than calls."""
+
+
 def buckets(place: Place, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor, " token"]]:
-    """The documents of packed rows by length, and for every token of the rows its place in the flattened buckets.
+    """The documents of packed rows by length, and for every token of the rows its place in the flattened buckets. Where they
+    are long, a bucket for each, in order.
 
     Args:
         waste: the longest document of a bucket is at most this many times as long as its shortest, or 16 tokens longer.
@@ -104,13 +109,15 @@ def buckets(place: Place, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor,
     _, counts = torch.unique_consecutive(flat[real], return_counts=True)
     starts = counts.cumsum(0) - counts
     fields = [f.flatten() for f in (place.documents, place.spans, place.private, place.index)]
-    order = sorted(range(len(counts)), key=counts.tolist().__getitem__)
+    same = len(counts) > 0 and bool((counts == counts[0]).all())
+    alone = not same and len(real) >= LONG * len(counts)
+    order = list(range(len(counts))) if alone else sorted(range(len(counts)), key=counts.tolist().__getitem__)
     lengths, found = [int(counts[i]) for i in order], []
     back = torch.zeros_like(flat)
     first = taken = 0
     while first < len(order):
         last = first
-        while last + 1 < len(order) and lengths[last + 1] <= max(lengths[first] * waste, lengths[first] + 16):
+        while not alone and last + 1 < len(order) and lengths[last + 1] <= max(lengths[first] * waste, lengths[first] + 16):
             last += 1
         members, longest = torch.tensor(order[first : last + 1], device=flat.device), lengths[last]
         offset = torch.arange(longest, device=flat.device)
@@ -132,20 +139,20 @@ def document(place: Place) -> Attend:
     if not found:
         return lambda q, k, v: torch.zeros_like(q, dtype=v.dtype)
     there = torch.cat([bucket.index.flatten() for bucket in found])
-    whole = len(found) == 1 and torch.equal(there, torch.arange(place.documents.numel(), device=there.device))
+    sizes, inner = [bucket.index.numel() for bucket in found], [bucket.index.shape for bucket in found]
+    whole = torch.equal(there, torch.arange(place.documents.numel(), device=there.device))  # nothing needs to be moved
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, heads, length, dim = q.shape
         flat = [t.transpose(1, 2).reshape(rows * length, t.shape[1], dim) for t in (q, k, v)]
-        q, k, v = flat if whole else (t.index_select(0, there) for t in flat)
-        outs, at = [], 0
-        for bucket in found:
-            part = slice(at, at + bucket.index.numel())
-            shaped = (t[part].unflatten(0, bucket.index.shape).transpose(1, 2) for t in (q, k, v))
-            out = sdpa(*shaped, None if bucket.mask is None else bucket.mask[:, None], causal=bucket.mask is None)
+        pieces = [(t if whole else t.index_select(0, there)).split(sizes) for t in flat]
+        outs = []
+        for bucket, shape, *piece in zip(found, inner, *pieces, strict=True):
+            q, k, v = (t.unflatten(0, shape).transpose(1, 2) for t in piece)
+            out = sdpa(q, k, v, None if bucket.mask is None else bucket.mask[:, None], causal=bucket.mask is None)
             outs.append(out.transpose(1, 2).flatten(0, 1))
-            at = part.stop
-        out = outs[0] if whole else torch.cat(outs).index_select(0, back)
+        out = torch.cat(outs) if len(outs) > 1 else outs[0]
+        out = out if whole else out.index_select(0, back)
         return out.reshape(rows, length, heads, dim).transpose(1, 2)
 
     return attend
@@ -217,5 +224,8 @@ def attention(form: Form, query: Place, key: Place | None = None, *, backward: b
     if chosen == "document":
         return document(query)
     mask = visible(query, query if key is None else key)[:, None]
-    function = dense if chosen == "dense" else sdpa
-    return lambda q, k, v: function(q, k, v, mask)
+    if chosen == "dense":
+        return lambda q, k, v: dense(q, k, v, mask)
+    if mask.device.type == "cpu" and mask.all():  # on other devices it would have to wait for the answer
+        return lambda q, k, v: sdpa(q, k, v, None)
+    return lambda q, k, v: sdpa(q, k, v, mask)

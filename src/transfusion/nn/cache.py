@@ -70,12 +70,13 @@ class Cache:
         self.private[index[:, None], at] = private
         first, contiguous = rows[0], list(rows) == list(range(rows[0], rows[0] + len(rows)))
         read: slice | Tensor = slice(first, first + len(rows)) if contiguous else index
+        level = contiguous and min(starts) + width == max(starts) + min(counts)  # one block of the storage, without padding
         query = Place(torch.zeros_like(spans), spans, private, start[:, None] + offset)
         # What an earlier holder of the row left behind this pass's last token belongs to no document.
         columns = torch.arange(end, device=device).expand(len(rows), end)
         stale = columns >= (start + torch.tensor(counts, device=device))[:, None]
         key = Place(torch.where(stale, -2, 0), self.spans[read, :end], self.private[read, :end], columns)
-        return Window(self, index, at, read, end, query, key)
+        return Window(self, index, at, read, starts[0] if level else None, end, query, key)
 
     def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Make what the last pass wrote part of the prefixes."""
@@ -91,6 +92,8 @@ class Window:
     rows: Tensor
     at: Tensor
     read: slice | Tensor
+    block: int | None
+    """Column where all rows begin to write, if what they write is one block of the storage."""
     end: int
     query: Place
     key: Place
@@ -99,6 +102,9 @@ class Window:
         """Write this pass's keys and values [row, head, length, dim]; everything up to them comes back."""
         both = []
         for stored, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
-            stored[self.rows[:, None], :, self.at] = new.transpose(1, 2).to(stored.dtype)
+            if self.block is None:
+                stored[self.rows[:, None], :, self.at] = new.transpose(1, 2).to(stored.dtype)
+            else:
+                stored[self.read, :, self.block : self.end] = new
             both.append(stored[self.read, :, : self.end])
         return both[0], both[1]

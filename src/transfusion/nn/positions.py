@@ -23,9 +23,3 @@ def angles(
     angle = positions.float()[..., axis] * frequency
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads [..., head_dim] by angles that broadcast against them, in the higher precision of the two."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([second, first], -1) * sin

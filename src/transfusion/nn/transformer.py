@@ -4,14 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transfusion.nn.attention import Attend
 from transfusion.nn.cache import Window
-from transfusion.nn.positions import rotate
+from transfusion.nn.pointwise import rms_norm, rotate, swiglu, then
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]"""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 FEW = 32
@@ -95,7 +93,7 @@ class Linear(nn.Linear):
             return super().forward(input)
         flat = input.reshape(count, -1)
         if count == 1:
-            flat = flat.repeat(2, 1)  # a single column would be taken as a matrix-vector product
+            flat = torch.cat([flat, flat])  # a single column would be taken as a matrix-vector product
         return (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], -1)
 
 
@@ -107,17 +105,23 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.dim = trunk.heads, trunk.num_kv_heads, trunk.head_dim
         self.qkv = Linear(trunk.width, (self.heads + 2 * self.kv_heads) * self.dim)
         self.out = Linear(trunk.width, trunk.width)
-        self.q_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else nn.Identity()
-        self.k_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else nn.Identity()
+        self.q_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
+        self.k_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, window: Window | None, layer: int) -> Tensor:
-        """[row, length, width] -> [row, length, width]; angles are [row, 1, length, dim]."""
-        qkv = rearrange(self.qkv(x), "row length (head dim) -> row head length dim", dim=self.dim)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+    def forward(
+        self, x: Tensor, norm: Norm, cos: Tensor, sin: Tensor, attend: Attend, window: Window | None, layer: int
+    ) -> Tensor:
+        """[row, length, width] -> [row, length, width]; `norm` is applied to x first. Angles are [row, length, 1, dim]."""
+        heads, kv_heads = self.heads, self.kv_heads
+        qk, v = then(norm, self.qkv, x).unflatten(-1, (-1, self.dim)).split([heads + kv_heads, kv_heads], 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            weight = torch.cat([self.q_norm.weight.expand(heads, -1), self.k_norm.weight.expand(kv_heads, -1)])
+            qk = rms_norm(qk, weight, self.q_norm.eps)
+        q, k = rotate(qk, cos, sin).split([heads, kv_heads], 2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if window is not None:
             k, v = window.update(layer, k, v)
-        return self.out(rearrange(attend(q, k, v), "row head length dim -> row length (head dim)"))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -128,10 +132,9 @@ class FeedForward(nn.Module):
         self.gate_up = Linear(trunk.width, 2 * trunk.hidden_width)
         self.down = Linear(trunk.hidden_width, trunk.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]"""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+    def forward(self, x: Tensor, norm: Norm) -> Tensor:
+        """[..., width] -> [..., width]; `norm` is applied to x first."""
+        return then(swiglu, self.down, then(norm, self.gate_up, x))
 
 
 class Block(nn.Module):
@@ -144,8 +147,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, window: Window | None, layer: int) -> Tensor:
         """[row, length, width] -> [row, length, width]"""
-        x = x + self.attention(self.attention_norm(x), cos, sin, attend, window, layer)
-        return x + self.feed_forward(self.feed_norm(x))
+        x = x + self.attention(x, self.attention_norm, cos, sin, attend, window, layer)
+        return x + self.feed_forward(x, self.feed_norm)
 
 
 class Transformer(nn.Module):
@@ -164,7 +167,7 @@ class Transformer(nn.Module):
         window: Window | None = None,
     ) -> Float[Tensor, "row length width"]:
         """Run all layers. `angles` come from `positions.angles`; `window` where keys are cached."""
-        cos, sin = (a.unsqueeze(1).to(torch.promote_types(x.dtype, torch.float32)) for a in angles)
+        cos, sin = (a.unsqueeze(2).to(torch.promote_types(x.dtype, torch.float32)) for a in angles)
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, attend, window, layer)
         return self.norm(x)

@@ -1,0 +1,141 @@
+"""What is done to each token's numbers between matrix products: norms, rotations, the gate of a feed-forward.
+
+Each is written twice: plainly (`plain_*`, what the others are tested against), and with its backward written out, which takes
+fewer passes over memory and keeps nothing that can be had from what is kept anyway. Where a CPU trains, the second is used.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last axis (RMSNorm, Zhang and Sennrich 2019, arXiv 1910.07467). A weight of more axes is
+    broadcast against x."""
+    if weight.ndim == 1:
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    return F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype)
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x * cos + swap_halves(x) * sin, in the higher precision of the two; for angles see `positions.angles`."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([second, first], -1) * sin
+
+
+def plain_swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, of one tensor that holds both (SwiGLU, Shazeer 2020, arXiv 2002.05202)."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`plain_rms_norm`, the faster way."""
+    if _written_out(x):
+        return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
+    return (x * _scale(x, eps)).mul_(weight) if _eager(x) else plain_rms_norm(x, weight, eps)
+
+
+def _scale(x: Tensor, eps: float) -> Tensor:
+    """1 / rms(x)"""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_().to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`plain_rotate`, the faster way. Angles broadcast against [..., head_dim] and get no gradient."""
+    return _Rotate.apply(x, cos, sin) if _written_out(x) else plain_rotate(x, cos, sin)  # pyright: ignore[reportReturnType]
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """`plain_swiglu`, the faster way."""
+    return _SwiGLU.apply(gate_up) if _written_out(gate_up) else plain_swiglu(gate_up)  # pyright: ignore[reportReturnType]
+
+
+def then(function: Callable[[Tensor], Tensor], matrix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """matrix(function(x)). Where backward is written out, what stands between is not kept for it: it is computed again."""
+    between = function(x)
+    if not _written_out(between):
+        return matrix(between)
+    if torch.is_autocast_enabled("cpu"):
+        between = between.to(torch.get_autocast_dtype("cpu"))
+    place, size, dtype = between.data_ptr(), between.numel(), between.dtype
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        return kept.shape if kept.data_ptr() == place and kept.numel() == size else kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else function(x).to(dtype).view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return matrix(between)
+
+
+def _eager(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _written_out(x: Tensor) -> bool:
+    return _eager(x) and torch.is_grad_enabled()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = _scale(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,) = grads
+        x, weight, scale = ctx.saved_tensors
+        unit, weight = x * scale, weight.to(grad.dtype)
+        both = grad * unit
+        by_weight = both.sum_to_size(weight.shape)
+        along = both.mul_(weight).sum(-1, keepdim=True).mul_(-1 / x.shape[-1])
+        return torch.mul(grad, weight, out=both).addcmul_(unit, along).mul_(scale), by_weight, None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        half = x.shape[-1] // 2
+        out = x * cos
+        out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        cos, sin = ctx.saved_tensors
+        half = grad.shape[-1] // 2
+        out = grad * cos
+        out[..., half:].addcmul_(grad[..., :half], sin[..., :half])
+        out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
+        return out.to(ctx.dtype), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        out = torch.empty_like(gate_up)
+        by_gate, by_up = out.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=by_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=by_gate)
+        return out
