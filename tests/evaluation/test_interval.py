@@ -23,9 +23,9 @@ def test_intervals_of_ratios_cover_the_truth() -> None:
     rng = np.random.default_rng(1)
     found = []
     for i in range(500):
-        tokens = np.ceil(rng.lognormal(3, 0.8, 200))
+        tokens = np.ceil(rng.lognormal(3, 0.5, 200))
         found.append(bootstrap(tokens * (2 + tokens / 100 + rng.exponential(1, 200)), tokens, seed=i))
-    many = np.ceil(np.random.default_rng(2).lognormal(3, 0.8, 4_000_000))
+    many = np.ceil(np.random.default_rng(2).lognormal(3, 0.5, 4_000_000))
     truth = 3 + (many**2).sum() / many.sum() / 100
     assert 0.93 <= covered(found, truth) <= 0.97
     perplexities = [one.through(math.exp) for one in found]

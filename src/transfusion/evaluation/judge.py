@@ -136,7 +136,7 @@ class ConvolutionalJudge:
     def __post_init__(self) -> None:
         if len(self.names) != self.network.classes:
             raise ValueError(f"{self.network.classes} classes but {len(self.names)} names: give each class its name")
-        self.network.eval().requires_grad_(False)
+        self.network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @classmethod
     def fit(
