@@ -74,6 +74,7 @@ def test_samples_that_carry_no_interval_are_refused(values: list[float], over: l
 
 
 def test_levels_and_repeats_are_checked() -> None:
-    for wrong in ({"level": 1.0}, {"repeats": 5}):
-        with pytest.raises(ValueError, match="level"):
-            bootstrap([1.0] * 9, seed=0, **wrong)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap([1.0] * 9, level=1.0, seed=0)
+    with pytest.raises(ValueError, match="repeats"):
+        bootstrap([1.0] * 9, repeats=5, seed=0)

@@ -108,3 +108,10 @@ def test_the_small_judge_names_what_it_learned() -> None:
     one, same, other = SmallJudge(pictures, labels), SmallJudge(pictures, labels), SmallJudge(pictures, 1 - labels)
     assert one.digest == same.digest != other.digest and isinstance(one, Judge)
     assert torch.equal(one.features(pictures), pictures.flatten(1)) and (one.classify(pictures) == labels).all()
+
+
+def test_settings_that_fit_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least"):
+        JudgeTraining(epochs=0)
+    with pytest.raises(ValueError, match="at least"):
+        JudgeTraining(size=1)

@@ -47,7 +47,7 @@ def test_folders_named_for_classes(capfd) -> None:
     judge = ConvolutionalJudge.load("one")
     assert judge.names == ("big dog", "cat") and (judge.network.channels, judge.network.side) == (3, 16)
     assert judge.accuracy is not None and 0 < judge.accuracy.count < 20
-    assert "a tenth of it is held out" in capfd.readouterr().out
+    assert "a tenth of the pictures is held out" in capfd.readouterr().out
 
 
 def test_captions_are_no_classes(capfd) -> None:
@@ -56,6 +56,9 @@ def test_captions_are_no_classes(capfd) -> None:
         Path(f"data/{i}.txt").write_text(f"picture {i}")
     assert command(f"train judge --data data {SHORT}") == 2
     assert "are no classes" in capfd.readouterr().err
+    Path("texts.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n' * 5)
+    assert command(f"train judge --data texts.jsonl {SHORT}") == 2
+    assert "one picture and its class" in capfd.readouterr().err
     shutil.rmtree("data")
     assert command(f"train judge --data data {SHORT}") == 1
     assert "no data at" in capfd.readouterr().err

@@ -9,7 +9,6 @@ A convolutional judge is kept in a folder, so that one and the same measures man
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -118,6 +117,10 @@ class JudgeTraining:
     zoom: float = 0.08
     flip: bool = False
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.size < 2:
+            raise ValueError(f"{self.epochs} epochs of {self.size} pictures a step: take at least 1, and at least 2 pictures")
+
 
 @dataclass(frozen=True, eq=False)
 class ConvolutionalJudge:
@@ -172,7 +175,7 @@ class ConvolutionalJudge:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chance.key(seed, "judge"))
             network = Convolutions(channels, side, len(names))
-        network.to(pictures.device, memory_format=torch.channels_last)
+        network.to(pictures.device).to(memory_format=torch.channels_last)
         size = min(count, training.size, max(count // 40, 16))
         steps = training.epochs * (count // size)
         optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.decay)
@@ -211,7 +214,7 @@ class ConvolutionalJudge:
         network = self.network
         return _checked(pictures, (network.channels, network.side, network.side)).split(1000)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """12 hex digits of its weights and its classes' names."""
         return digest.of_tensors(self.network.state_dict(), *self.names)
@@ -278,6 +281,6 @@ def _moved(pictures: Tensor, training: JudgeTraining, rng: np.random.Generator) 
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     matrix = rearrange([mirror * cos, -sin, mirror * sin, cos], "(i j) n -> n i j", i=2)
     # grid coordinates run over [-1, 1], so a share of the side is twice that share
-    affine = torch.from_numpy(np.concatenate([matrix, 2 * training.shift * shift], -1)).to(pictures)
-    grid = F.affine_grid(affine, list(pictures.shape), align_corners=False)
+    affine = np.concatenate([matrix, 2 * training.shift * shift], -1, dtype=np.float32)
+    grid = F.affine_grid(torch.from_numpy(affine).to(pictures.device), list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

@@ -6,7 +6,6 @@ transfusion train judge --data PATH [--out runs/judge]      (without --data: sci
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 
 import torch
@@ -52,6 +51,10 @@ class JudgeRun:
     training: JudgeTraining = JudgeTraining()
 
 
+Labelled = tuple[Tensor, Tensor]
+"""Float32[picture, channels, side, side] and Int64[picture]"""
+
+
 def carry_out(run: JudgeRun, say: Say) -> ConvolutionalJudge:
     """Fit a judge, measure it on held-out real pictures, keep it.
 
@@ -82,19 +85,20 @@ def carry_out(run: JudgeRun, say: Say) -> ConvolutionalJudge:
     return judge
 
 
-Labelled = tuple[Tensor, Tensor]
-"""Float32[picture, channels, side, side] and Int64[picture]"""
-
-
 def _read(run: JudgeRun, say: Say) -> tuple[tuple[str, ...], Labelled, Labelled]:
     """Names of the classes, pictures to fit, pictures held out."""
     fit = Fit((run.side, run.side), run.channels)
     train = list(read(run.data, fit))
-    held_out = _held_out(Path(run.data), fit)
-    if held_out is None or {one.name for one in held_out} & {one.name for one in train}:
-        say("the data names no held-out part: a tenth of it is held out")
+    try:
+        held_out, reason = list(read(run.data, fit, train=False)), "the data names no held-out part"
+    except ValueError as error:
+        held_out, reason = train, str(error)
+    if {one.name for one in held_out} & {one.name for one in train}:
+        say(f"{reason}: a tenth of the pictures is held out")
         kept = {one.name for one in train if chance.uniform("judge", "held out", one.name) < 0.1}
         train, held_out = [d for d in train if d.name not in kept], [d for d in train if d.name in kept]
+    if any(len(one.media) != 1 for one in (*train, *held_out)):
+        raise ConfigError(f"{run.data}: a judge is fitted on one picture and its class a document; leave out the others")
     found = Counter(one.text for one in train)
     if len(found) < 2 or len(found) > len(train) // 2:
         raise ConfigError(
@@ -116,11 +120,3 @@ def _read(run: JudgeRun, say: Say) -> tuple[tuple[str, ...], Labelled, Labelled]
         return pictures, torch.tensor([captions.index(one.text) for one in documents])
 
     return run.names or tuple(captions), tensors(train), tensors(held_out)
-
-
-def _held_out(path: Path, fit: Fit) -> list[Document] | None:
-    """The part that the data itself holds out."""
-    try:
-        return list(read(path, fit, train=False))
-    except ValueError:
-        return None
