@@ -12,7 +12,7 @@ def tokens(caption: str) -> list[str]:
     """Words of a caption: lower-case, punctuation dropped.
 
     Like the Penn Treebank tokeniser (-lowerCase) and the list of dropped punctuation that COCO's evaluation uses, without
-    Java; unlike it, symbols such as $ and & are dropped too, and abbreviations lose their last point.
+    Java; unlike it, symbols such as $ and & are dropped too, abbreviations lose their last point, and cannot stays one word.
     """
     return _WORD.findall(caption.lower().replace("’", "'"))
 
@@ -26,7 +26,7 @@ class Cider:
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Cider:
-    """CIDEr-D (Vedantam et al. 2015, section 7) as COCO's evaluation computes it, in its usual scale of 0 to 10.
+    """CIDEr-D (Vedantam et al. 2015) as COCO's evaluation computes it, in its usual scale of 0 to 10.
 
     Words that every picture's references share weigh nothing, so it compares captions only within one set of pictures.
 

@@ -20,7 +20,7 @@ ROWS = 256
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians through two sets of features (Heusel et al. 2017, equation 6; there squared).
+    """Fréchet distance of the Gaussians through two sets of features (Heusel et al. 2017), squared as there.
 
     |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances. With A = X'X and B = Y'Y the last trace is the sum
     of the singular values of X Y', which needs no root of a matrix and stays exact where covariances lack rank.
@@ -53,7 +53,7 @@ class Kernel:
 
 
 def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: int) -> Kernel:
-    """Kernel distance: squared MMD, unbiased, under the kernel (x . y / width + 1)^3 (Binkowski et al. 2018, section 4).
+    """Kernel distance: squared MMD, unbiased, under the kernel (x . y / width + 1)^3 (Binkowski et al. 2018).
 
     Args:
         a, b: Float[sample, feature], with the same features.

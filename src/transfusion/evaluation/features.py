@@ -128,7 +128,7 @@ class ClipScore:
     def score(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
         """CLIPScore of each picture with its caption, Float32[n]: 100 max(cos, 0), as torchmetrics scales it.
 
-        Hessel et al. 2021, equation 1, has 2.5 in the place of 100.
+        Hessel et al. 2021 have 2.5 in the place of 100.
 
         Raises:
             ValueError: not one caption a picture, other shapes, NaN or infinity.

@@ -69,7 +69,7 @@ class SmallJudge:
 
 
 class Convolutions(nn.Module):
-    """Four convolutions, which halve the picture three times, and two linear layers."""
+    """Four convolutions, the first three of which halve the picture, and two linear layers."""
 
     def __init__(self, channels: int, side: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Convolutions(nn.Module):
         """[picture, channels, side, side] -> [picture, 128], the layer before the classes"""
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = layer(x)
-            x = F.relu(norm(F.max_pool2d(x, 2) if number != 2 else x))
+            x = F.relu(norm(F.max_pool2d(x, 2) if number < 3 else x))
         return F.relu(self.wide(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
