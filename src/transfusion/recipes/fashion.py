@@ -84,7 +84,7 @@ class Fashion(Classes):
                 labels,
                 seed=self.run.seed,
                 names=NAMES,
-                training=JudgeTraining(flip=True),
+                training=JudgeTraining(shift=0.04, turn=0.0, zoom=0.0, flip=True),
                 dtype=pick_dtype(self.run.dtype, pictures.device),
                 each=each,
             )

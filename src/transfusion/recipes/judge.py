@@ -1,6 +1,9 @@
 """A judge for pictures with classes, to be kept: it measures what models draw.
 
 transfusion train judge --data PATH [--out runs/judge]      (without --data: scikit-learn's handwritten digits)
+
+It finds 99.6 % of MNIST's 10,000 test pictures right, and 93.2 % of Fashion-MNIST's, with clothes mirrored and never turned:
+--training.flip True --training.shift 0.04 --training.turn 0 --training.zoom 0. Either takes some 330 seconds of one core.
 """
 
 from collections import Counter
