@@ -31,7 +31,7 @@ def test_frechet_is_that_of_torchmetrics() -> None:
     other.set_dtype(torch.float64)
     other.update(a.double(), real=True)
     other.update(b.double(), real=False)
-    assert frechet(a, b) == pytest.approx(other.compute().item(), rel=1e-6)  # measured 4e-14
+    assert frechet(a, b) == pytest.approx(other.compute().item(), rel=1e-6)  # at most 3e-13 in 20 trials
     assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-12)
 
 
