@@ -14,7 +14,7 @@ from transfusion.config import ConfigError, nearest
 
 COMMANDS = {
     "quickstart": "train on handwritten digits, draw and read them, report (about 3 minutes)",
-    "train": "train a recipe: transfusion train RECIPE [--data PATH] [--out DIR] [--section.name value ...]",
+    "train": "train a recipe (or judge): transfusion train RECIPE [--data PATH] [--out DIR] [--section.name value ...]",
     "generate": "continue prompts: transfusion generate RUN --prompt TEXT | --prompts FILE.jsonl [--out DIR]",
     "config": "print the whole configuration of a recipe: transfusion config RECIPE [--section.name value ...]",
     "doctor": "say what this machine offers",
@@ -77,6 +77,11 @@ def _quickstart(rest: list[str]) -> int:
 
 def _train(rest: list[str]) -> int:
     name, rest = _recipe_name("train", rest)
+    if name == "judge":
+        from transfusion.recipes import judge
+
+        judge.carry_out(settings(judge.JudgeRun(), rest, "transfusion train judge"), _say)
+        return 0
     return _carry_out(name, rest, f"transfusion train {name}")
 
 

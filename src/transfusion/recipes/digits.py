@@ -85,7 +85,11 @@ class Digits(Classes):
         pictures, labels, _, test = _load()
         return pictures[test], labels[test]
 
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """Pictures and classes to train on."""
+        pictures, labels, train, _ = _load()
+        return pictures[train], labels[train]
+
     def judge(self) -> Judge:
         """A classifier fitted on the training digits."""
-        pictures, labels, train, _ = _load()
-        return SmallJudge(pictures[train], labels[train])
+        return SmallJudge(*self.trained())

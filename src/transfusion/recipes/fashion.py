@@ -17,12 +17,13 @@ from transfusion.data.readers import idx_arrays, read_idx
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.evaluation.judge import ConvolutionalJudge, Judge
+from transfusion.evaluation.judge import ConvolutionalJudge, Judge, JudgeTraining
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
 from transfusion.nn.transformer import Trunk
 from transfusion.recipes.classes import Classes, progress
 from transfusion.recipes.run import Report, Run
+from transfusion.train.device import pick_dtype
 from transfusion.train.optim import Optim
 from transfusion.train.trainer import Checkpointing, Train
 
@@ -78,7 +79,15 @@ class Fashion(Classes):
         """A convolutional network fitted on the training pictures."""
         pictures, labels = _tensors(self._path, train=True)
         with progress("fitting the judge") as each:
-            return ConvolutionalJudge.fit(pictures, labels, seed=self.run.seed, each=each)
+            return ConvolutionalJudge.fit(
+                pictures,
+                labels,
+                seed=self.run.seed,
+                names=NAMES,
+                training=JudgeTraining(shift=0.04, turn=0.0, zoom=0.0, flip=True),
+                dtype=pick_dtype(self.run.dtype, pictures.device),
+                each=each,
+            )
 
 
 def _tensors(path: Path, *, train: bool) -> tuple[Tensor, Tensor]:

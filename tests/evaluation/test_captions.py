@@ -1,0 +1,82 @@
+"""CIDEr by hand, at its ends, and on what cannot be scored."""
+
+import math
+import sys
+
+import pytest
+
+from transfusion.evaluation.captions import cider, tokens
+
+VARIED = [
+    "a small brown dog runs over the wet grass",
+    "two people sit at a table and drink coffee",
+    "the red bus stops in front of an old church",
+    "children play football on a sunny beach",
+]
+
+
+def test_the_same_words_score_ten() -> None:
+    found = cider(VARIED, [[one] for one in VARIED])
+    assert found.mean == pytest.approx(10, abs=1e-6) and len(found.scores) == 4
+    assert cider([one.upper() + "!" for one in VARIED], [[one] for one in VARIED]).scores == found.scores
+
+
+def test_other_words_score_nothing() -> None:
+    found = cider(VARIED[1:] + VARIED[:1], [[one] for one in VARIED])
+    assert found.mean < 0.3
+    assert cider(["completely unrelated words here"] * 4, [[one] for one in VARIED]).mean == 0
+
+
+def test_a_small_case_by_hand() -> None:
+    """Two pictures. Every word of picture 0's only reference weighs log 2, but for `a`, which both have.
+
+    Unigrams: the candidate shares cat of (cat, sat): cosine 1 / (1 * sqrt 2). Bigrams: it has `a cat`, the reference `a cat` and
+    `cat sat`: again 1 / sqrt 2. It has no longer n-grams: 0. Length differs by 1 bigram: exp(-1 / 72). Ten times the mean of four.
+    """
+    found = cider(["a cat", "a dog"], [["a cat sat"], ["a dog"]])
+    assert found.scores[0] == pytest.approx(10 * (2 / math.sqrt(2)) / 4 * math.exp(-1 / 72))
+    assert found.scores[1] == pytest.approx(10 * 2 / 4)
+    assert found.mean == pytest.approx(sum(found.scores) / 2)
+
+
+def test_more_references_are_averaged() -> None:
+    one = cider(VARIED, [[VARIED[0], "nothing like it"], *([text] for text in VARIED[1:])])
+    assert one.scores[0] == pytest.approx(5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A man's dog, running.", "a man 's dog running"),
+        ("They don't, can’t & won't!", "they do n't ca n't wo n't"),
+        ("A t-shirt: 3.5 cm (grey)", "a t-shirt 3.5 cm grey"),
+        ("", ""),
+    ],
+)
+def test_words(caption: str, words: str) -> None:
+    assert tokens(caption) == words.split()
+
+
+def test_an_empty_caption_scores_nothing() -> None:
+    assert cider(["", VARIED[1]], [[VARIED[0]], [VARIED[1]]]).scores[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "message"),
+    [
+        ([], [], "at least 2"),
+        (["one"], [["one"]], "at least 2"),
+        (["a", "b"], [["a"]], "one set a caption"),
+        (["a", "b"], [["a"], []], "picture 1"),
+        (["a", "b"], [["..."], ["b"]], "picture 0"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(candidates: list[str], references: list[list[str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cider(candidates, references)
+
+
+def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider_scorer", None)
+    with pytest.raises(ValueError, match=r"transfusion\[eval\]"):
+        cider(["a", "b"], [["a"], ["b"]])
