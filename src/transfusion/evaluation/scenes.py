@@ -337,8 +337,8 @@ def change(scene: Scene, fact: Fact, key: int) -> Scene:
 
 
 def checker(judge: Judge, *, count: int, seed: int = 0) -> dict[str, Share]:
-    """How often the checker is right on scenes of held-out digits: that true ones are right ("checker_true", `count` a kind), and
-    that those with one fact changed are wrong ("checker_changed", `count` for each fact that a kind states)."""
+    """How often the checker is right on scenes of held-out digits: that true ones are right ("checker_true", `count` a kind),
+    and that those with one fact changed are wrong ("checker_changed", `count` for each fact that a kind states)."""
     digits, shares = handwritten(held_out=True), {}
     for name in ("true", "changed"):
         right = total = 0
