@@ -74,7 +74,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 WORDINGS: dict[Kind, tuple[str, ...]] = {
     "single": ("{a}", "the digit {d0}", "a picture of {a}"),
     "two": ("{a} and {b}", "{d0} and {d1}", "a picture of {a} and {b}"),
-    "counting": ("{n} {d0}s", "a picture of {n} {d0}s", "the digit {d0}, {n} times"),
+    "counting": ("{n} {s0}", "a picture of {n} {s0}", "the digit {d0}, {n} times"),
     "colours": ("a {c0} {d0}", "{a} in {c0}", "a picture of a {c0} {d0}"),
     "position": ("{a} {r} {b}", "{d0} {r} {d1}", "a picture of {a} {r} {b}"),
     "attribution": ("a {c0} {d0} and a {c1} {d1}", "{a} in {c0} and {b} in {c1}", "a picture of a {c0} {d0} and a {c1} {d1}"),
@@ -128,12 +128,13 @@ class Scene:
             "b": _a(last.digit),
             "d0": NAMES[first.digit],
             "d1": NAMES[last.digit],
+            "s0": f"{NAMES[first.digit]}{'es' if first.digit == 6 else 's'}",
             "c0": first.colour,
             "c1": last.colour,
             "n": NUMBERS[len(self.things)],
             "r": relation(first, last),
         }
-        return tuple(wording.format(**words).replace("sixs", "sixes") for wording in WORDINGS[self.kind])
+        return tuple(wording.format(**words) for wording in WORDINGS[self.kind])
 
 
 def _a(digit: int) -> str:
@@ -339,20 +340,17 @@ def change(scene: Scene, fact: Fact, key: int) -> Scene:
 def checker(judge: Judge, *, count: int, seed: int = 0) -> dict[str, Share]:
     """How often the checker is right on scenes of held-out digits: that true ones are right ("checker_true", `count` a kind),
     and that those with one fact changed are wrong ("checker_changed", `count` for each fact that a kind states)."""
-    digits, shares = handwritten(held_out=True), {}
-    for name in ("true", "changed"):
-        right = total = 0
-        for kind in KINDS:
-            scenes = [draw(kind, "checker", seed, i) for i in range(count)]
-            for fact in STATED[kind] if name == "changed" else (None,):
-                keys = [chance.key("checker", seed, kind, i, str(fact)) for i in range(count)]
-                shown = [scene if fact is None else change(scene, fact, key) for scene, key in zip(scenes, keys, strict=True)]
-                pictures = torch.stack([compose(scene, digits, key) for scene, key in zip(shown, keys, strict=True)])
-                said = [compare(scene, seen).right for scene, seen in zip(scenes, see(pictures, judge), strict=True)]
-                right += sum(one == (fact is None) for one in said)
-                total += count
-        shares[f"checker_{name}"] = Share(right, total)
-    return shares
+    asked: list[tuple[Scene, Scene]] = []
+    for kind in KINDS:
+        for i in range(count):
+            scene, key = draw(kind, "checker", seed, i), chance.key("checker", seed, kind, i)
+            asked += [(scene, scene), *((scene, change(scene, fact, key)) for fact in STATED[kind])]
+    digits = handwritten(held_out=True)
+    pictures = [compose(shown, digits, chance.key("checker", seed, i)) for i, (_, shown) in enumerate(asked)]
+    said = [compare(scene, seen).right for (scene, _), seen in zip(asked, see(torch.stack(pictures), judge), strict=True)]
+    true = [one for one, (scene, shown) in zip(said, asked, strict=True) if scene is shown]
+    changed = [not one for one, (scene, shown) in zip(said, asked, strict=True) if scene is not shown]
+    return {"checker_true": Share(sum(true), len(true)), "checker_changed": Share(sum(changed), len(changed))}
 
 
 # ---- a model ----------------------------------------------------------------------------------------------------------------

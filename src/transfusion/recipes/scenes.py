@@ -23,7 +23,7 @@ from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation import scenes
-from transfusion.evaluation.scenes import KINDS, Scene, Scored
+from transfusion.evaluation.scenes import KINDS, Kind, Scene, Scored
 from transfusion.evaluation.sheet import sheet
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
@@ -34,7 +34,14 @@ from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.optim import Optim
 from transfusion.train.trainer import Checkpointing, Train
 
-PER_KIND = 4000
+COUNTS: dict[Kind, int] = {
+    "single": 4000,
+    "two": 4000,
+    "counting": 4000,
+    "colours": 4000,
+    "position": 8000,
+    "attribution": 4000,
+}
 """Scenes of each kind to train on."""
 
 
@@ -75,7 +82,7 @@ class Painted:
 
 def documents() -> Sequence[Document]:
     """Captioned scenes, without the held-out combinations."""
-    drawn = [(kind, i, scenes.draw(kind, "train", i)) for i in range(PER_KIND) for kind in KINDS]
+    drawn = [(kind, i, scenes.draw(kind, "train", i)) for kind, count in COUNTS.items() for i in range(count)]
     return [pair(s.captions, Media(Painted(s, chance.key("train", kind, i))), f"{kind} {i}") for kind, i, s in drawn]
 
 
