@@ -47,14 +47,14 @@ COUNTS: dict[Kind, int] = {
 
 def run() -> Run:
     """The recipe."""
-    image = Modality("image", channels=3, shape=(16, 16), patch=(4, 4))
+    image = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
     return Run(
         recipe="scenes",
         tokenizer=BPE(384),
         model=Model(modalities=(image,), trunk=Trunk(width=128, depth=6, heads=4), media_weight=3.0, context=128),
         compose=Compose(picture_first=0.0, drop=Drop(text=0.1)),
-        packing=Packing(row_length=512, rows=4),
-        train=Train(steps=1500, ema=0.998, log_every=100),
+        packing=Packing(row_length=512, rows=2),
+        train=Train(steps=5000, ema=0.998, log_every=250),
         optim=Optim(lr=2e-3, warmup=50, decay=0.05),
         checkpoint=Checkpointing(every=500, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
