@@ -16,6 +16,7 @@ COMMANDS = {
     "quickstart": "train on handwritten digits, draw and read them, report (about 3 minutes)",
     "train": "train a recipe (or judge): transfusion train RECIPE [--data PATH] [--out DIR] [--section.name value ...]",
     "generate": "continue prompts: transfusion generate RUN --prompt TEXT | --prompts FILE.jsonl [--out DIR]",
+    "plot": "draw the curves of runs: transfusion plot RUN ... [--metric NAME ...] [--out FILE.png]",
     "config": "print the whole configuration of a recipe: transfusion config RECIPE [--section.name value ...]",
     "doctor": "say what this machine offers",
 }
@@ -50,9 +51,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise ConfigError(f"no command {command!r}{nearest(command, COMMANDS)}")
-    return {"quickstart": _quickstart, "train": _train, "generate": _generate, "config": _config, "doctor": _doctor}[command](
-        rest
-    )
+    commands = {"quickstart": _quickstart, "train": _train, "generate": _generate, "plot": _plot, "config": _config}
+    return {**commands, "doctor": _doctor}[command](rest)
 
 
 def _help() -> str:
@@ -162,6 +162,17 @@ def _generate(rest: list[str]) -> int:
         raise ConfigError("generate needs a run or model folder: transfusion generate RUN --prompt TEXT")
     options: Generate = settings(defaults(folder), rest[1:] if folder else rest, "transfusion generate RUN")
     carry_out(folder, options, _say)
+    return 0
+
+
+def _plot(rest: list[str]) -> int:
+    from transfusion.evaluation.curves import Plot
+
+    count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    if not count and not {"-h", "--help"} & set(rest):
+        raise ConfigError("plot needs run folders first: transfusion plot RUN ... [--metric NAME ...] [--out FILE.png]")
+    plot: Plot = settings(Plot(), rest[count:], "transfusion plot RUN ...")
+    _say(f"curves: {plot.draw(rest[:count])}")
     return 0
 
 

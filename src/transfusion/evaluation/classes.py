@@ -38,7 +38,7 @@ def draw(
     progress: Progress = lambda done, total: None,
 ) -> Drawn:
     """Draw a picture from each caption, with the model's own sampler and guidance, and have it judged."""
-    count = _Count(len(captions), progress)
+    count = Count(len(captions), progress)
     documents = model.generate(list(captions), force="image", seed=seed, dtype=dtype, each=count)
     pictures = torch.stack([document.media[-1].tensor() for document in documents])
     right = int((judge.classify(pictures) == torch.tensor(classes)).sum())
@@ -66,7 +66,7 @@ def read(
 ) -> Read:
     """Have the model caption each picture, greedily, and look for the class names in what it says."""
     prompts = [Document((Media(picture),)) for picture in pictures]
-    count = _Count(len(prompts), progress)
+    count = Count(len(prompts), progress)
     documents = model.generate(prompts, max_items=0, max_tokens=max_tokens, seed=seed, dtype=dtype, each=count)
     texts = tuple(document.text for document in documents)
     right = sum(named(text, names) == one for text, one in zip(texts, classes, strict=True))
@@ -80,7 +80,9 @@ def named(text: str, names: Sequence[str]) -> int | None:
     return list(names).index(found.pop()) if len(found) == 1 else None
 
 
-class _Count:
+class Count:
+    """Counts the documents that an engine has finished."""
+
     def __init__(self, total: int, progress: Progress) -> None:
         self._done, self._total, self._progress = 0, total, progress
 

@@ -9,15 +9,26 @@ from torch import Tensor
 from transfusion.data.media import to_image
 
 
-def sheet(pictures: Sequence[Tensor], captions: Sequence[str], path: Path, *, columns: int = 10, side: int = 72) -> None:
+def sheet(
+    pictures: Sequence[Tensor],
+    captions: Sequence[str],
+    path: Path,
+    *,
+    labels: Sequence[str] = (),
+    columns: int = 10,
+    side: int = 72,
+) -> None:
     """Write a PNG of pictures (Float[channels, height, width] in [-1, 1]), each over its caption.
 
     Args:
+        labels: a line for each picture to stand under its caption, such as its seed.
         side: pixels of a picture on the sheet.
     """
     rows = -(-len(pictures) // columns)
     font = ImageFont.load_default(10)
     lines = [_wrap(caption, side, font) for caption in captions]
+    if labels:
+        lines = [[*words, label] for words, label in zip(lines, labels, strict=True)]
     line, gap = 12, 6
     high = side + line * max(len(one) for one in lines) + gap
     image = Image.new("RGB", (columns * (side + gap) + gap, rows * high + gap), "white")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transfusion.config import ConfigError, nearest
-from transfusion.recipes import digits, fashion, pictures
+from transfusion.recipes import digits, fashion, pictures, scenes
 from transfusion.recipes.run import Run, Say
 
 
@@ -34,6 +34,7 @@ RECIPES = {
         fashion.run,
         lambda r, say: fashion.Fashion(r).carry_out(say),
     ),
+    "scenes": Recipe("scenes of coloured digits, 16 x 16, made on the spot", scenes.run, scenes.carry_out),
     "pictures": Recipe("your own captioned pictures (--data)", pictures.run, pictures.carry_out),
 }
 

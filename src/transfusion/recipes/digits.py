@@ -4,15 +4,12 @@ transfusion quickstart            (the same as: transfusion train digits --out q
 """
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from transfusion import chance
 from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document, Media
+from transfusion.data.handwritten import NAMES, handwritten
 from transfusion.data.loader import Packing
 from transfusion.data.readers import pair
 from transfusion.data.vocabulary import BPE
@@ -27,7 +24,6 @@ from transfusion.recipes.run import Run
 from transfusion.train.optim import Optim
 from transfusion.train.trainer import Checkpointing, Train
 
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDINGS = (
     "a handwritten {}",
     "the digit {}",
@@ -56,17 +52,6 @@ def run() -> Run:
     )
 
 
-@cache
-def _load() -> tuple[Tensor, Tensor, list[int], list[int]]:
-    from sklearn.datasets import load_digits
-
-    data: Any = load_digits()
-    pictures = torch.from_numpy(data.images).float()[:, None] / 8 - 1
-    labels = torch.from_numpy(data.target)
-    order = chance.generator(chance.key("digits", "held out")).permutation(len(labels)).tolist()
-    return pictures, labels, order[360:], order[:360]
-
-
 class Digits(Classes):
     """1,437 digits to train on, 360 held out."""
 
@@ -76,19 +61,20 @@ class Digits(Classes):
 
     def documents(self) -> Sequence[Document]:
         """Captioned digits."""
-        pictures, labels, train, _ = _load()
+        digits = handwritten(held_out=False)
         captions = [tuple(w.format(name) for w in WORDINGS) for name in NAMES]
-        return [pair(captions[int(labels[i])], Media(pictures[i]), f"digit {i}") for i in train]
+        pairs = enumerate(zip(digits.labels.tolist(), digits.pictures, strict=True))
+        return [pair(captions[label], Media(picture), f"digit {i}") for i, (label, picture) in pairs]
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Pictures and classes that are never trained on."""
-        pictures, labels, _, test = _load()
-        return pictures[test], labels[test]
+        digits = handwritten(held_out=True)
+        return digits.pictures, digits.labels
 
     def trained(self) -> tuple[Tensor, Tensor]:
         """Pictures and classes to train on."""
-        pictures, labels, train, _ = _load()
-        return pictures[train], labels[train]
+        digits = handwritten(held_out=False)
+        return digits.pictures, digits.labels
 
     def judge(self) -> Judge:
         """A classifier fitted on the training digits."""

@@ -1,0 +1,112 @@
+"""Curves: what runs noted in their metrics.jsonl, drawn into one PNG, a panel for each metric and a line for each run.
+
+transfusion plot RUN ... [--metric NAME ...] [--out FILE.png]
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from transfusion.config import ConfigError, nearest
+
+Curves = dict[str, tuple[list[float], list[float]]]
+"""Metric -> its steps and its values."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What to draw of runs.
+
+    Args:
+        metric: metrics of metrics.jsonl, a panel each.
+        out: the PNG.
+        smooth: steps that a point of a line is the mean of; what was noted stands behind it, fainter (1: as it was noted).
+    """
+
+    metric: tuple[str, ...] = ("text_loss", "media_loss")
+    out: str = "curves.png"
+    smooth: int = 20
+
+    def __post_init__(self) -> None:
+        if self.smooth < 1 or not self.metric:
+            raise ValueError("smooth is 1 step or more, and there is one metric or more")
+
+    def draw(self, runs: Sequence[str | Path]) -> Path:
+        """Draw run folders (or their metrics.jsonl) into `out`.
+
+        Raises:
+            ConfigError: no runs, a run without metrics.jsonl, or a metric that no run has.
+            ValueError: matplotlib is not installed.
+        """
+        found = {str(run): read_metrics(run) for run in runs}
+        if not found:
+            raise ConfigError("nothing to draw: give one run folder or more")
+        known = dict.fromkeys(name for curves in found.values() for name in curves)
+        for name in self.metric:
+            if name not in known:
+                raise ConfigError(f"no metric {name!r} in {', '.join(found)}{nearest(name, known)}")
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ValueError("drawing curves needs matplotlib: pip install 'transfusion[eval]'") from error
+
+        figure = Figure(figsize=(6.4 * len(self.metric), 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        for panel, name in zip(figure.subplots(1, len(self.metric), squeeze=False)[0], self.metric, strict=True):
+            for number, (run, curves) in enumerate(found.items()):
+                if name not in curves:
+                    continue
+                steps, values = curves[name]
+                if self.smooth > 1:
+                    panel.plot(steps, values, color=f"C{number}", alpha=0.2, linewidth=0.8)
+                panel.plot(steps, smoothed(values, self.smooth), color=f"C{number}", label=run, linewidth=1.4)
+            panel.set(title=name, xlabel="step")
+            panel.grid(alpha=0.3)
+            panel.legend()
+        out = Path(self.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=120)
+        return out
+
+
+def read_metrics(run: str | Path) -> Curves:
+    """The curves of a run folder, or of a metrics.jsonl. A line that was cut short, as a killed run leaves it, is left out.
+
+    Raises:
+        ConfigError: there are none; the message lists the runs beside it that have some.
+    """
+    file = Path(run)
+    file = file / "metrics.jsonl" if file.is_dir() else file
+    if not file.is_file():
+        beside = sorted({str(f.parent) for base in (Path(run), Path(run).parent) for f in base.glob("*/metrics.jsonl")})
+        raise ConfigError(f"no metrics.jsonl in {run}; runs near it: {', '.join(beside) or 'none'}")
+    curves: Curves = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            step = record.pop("step")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        for name, value in record.items():
+            if isinstance(value, int | float):
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+    if not curves:
+        raise ConfigError(f"{file} holds no metrics yet")
+    return curves
+
+
+def smoothed(values: Sequence[float], width: int) -> np.ndarray:
+    """At each place the mean of the last `width` values that are finite, of fewer at the start; NaN where there are none."""
+    found = np.asarray(values, dtype=float)
+    finite = np.isfinite(found)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(a)]) for a in (np.where(finite, found, 0.0), finite))
+    ends = np.arange(1, len(found) + 1)
+    starts = np.maximum(ends - width, 0)
+    count = counts[ends] - counts[starts]
+    return np.where(count > 0, (sums[ends] - sums[starts]) / np.maximum(count, 1), np.nan)
