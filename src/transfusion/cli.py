@@ -5,6 +5,7 @@ Settings are given as --section.name value; a choice between kinds by its tag, -
 """
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ COMMANDS = {
     "quickstart": "train on handwritten digits, draw and read them, report (about 3 minutes)",
     "train": "train a recipe (or judge): transfusion train RECIPE [--data PATH] [--out DIR] [--section.name value ...]",
     "generate": "continue prompts: transfusion generate RUN --prompt TEXT | --prompts FILE.jsonl [--out DIR]",
+    "evaluate": "measure a run: transfusion evaluate RUN --suite draw read ... [--data PATH] [--samples N]",
+    "results": "tables of records: transfusion results FOLDER ... [--out FILE.md] [--readme README.md]",
     "plot": "draw the curves of runs: transfusion plot RUN ... [--metric NAME ...] [--out FILE.png]",
     "config": "print the whole configuration of a recipe: transfusion config RECIPE [--section.name value ...]",
     "doctor": "say what this machine offers",
@@ -52,7 +55,7 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise ConfigError(f"no command {command!r}{nearest(command, COMMANDS)}")
     commands = {"quickstart": _quickstart, "train": _train, "generate": _generate, "plot": _plot, "config": _config}
-    return {**commands, "doctor": _doctor}[command](rest)
+    return {**commands, "evaluate": _evaluate, "results": _results, "doctor": _doctor}[command](rest)
 
 
 def _help() -> str:
@@ -162,6 +165,28 @@ def _generate(rest: list[str]) -> int:
         raise ConfigError("generate needs a run or model folder: transfusion generate RUN --prompt TEXT")
     options: Generate = settings(defaults(folder), rest[1:] if folder else rest, "transfusion generate RUN")
     carry_out(folder, options, _say)
+    return 0
+
+
+def _evaluate(rest: list[str]) -> int:
+    from transfusion.recipes.evaluate import Evaluate, carry_out, defaults
+
+    folder = rest[0] if rest and not rest[0].startswith("-") else ""
+    if not folder and not {"-h", "--help"} & set(rest):
+        raise ConfigError("evaluate needs a run or model folder: transfusion evaluate RUN --suite draw read")
+    options: Evaluate = settings(defaults(folder), rest[1:] if folder else rest, "transfusion evaluate RUN")
+    return carry_out(folder, options, _say, shlex.join(["transfusion", "evaluate", *rest]))
+
+
+def _results(rest: list[str]) -> int:
+    from transfusion.evaluation.results import Results
+
+    count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    if not count and not {"-h", "--help"} & set(rest):
+        raise ConfigError("results needs folders with records first: transfusion results runs [--out FILE.md]")
+    results: Results = settings(Results(), rest[count:], "transfusion results FOLDER ...")
+    for path in results.write(rest[:count]):
+        _say(f"tables: {path}")
     return 0
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from small import model, png, write_idx
 from transfusion.cli import main
-from transfusion.evaluation.classes import named
 from transfusion.evaluation.record import Share
+from transfusion.evaluation.suite import named
 from transfusion.recipes.digits import NAMES, Digits
 from transfusion.recipes.digits import run as digits_run
 

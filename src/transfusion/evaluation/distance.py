@@ -6,7 +6,7 @@ precision_recall   which set leaves the other's support    precision: drawn ones
 nearest            the closest training picture of each    near 0: it is a copy
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,22 +69,38 @@ def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: 
     values = []
     for number in range(subsets):
         rng = chance.generator(chance.key(seed, "kernel distance", number))
-        values.append(_mmd(*(s[torch.from_numpy(rng.choice(len(s), size, replace=False))] for s in (a, b))))
+        values.append(mmd(*(s[torch.from_numpy(rng.choice(len(s), size, replace=False))] for s in (a, b))))
     std, mean = torch.std_mean(torch.tensor(values, dtype=torch.float64), correction=0)
-    return Kernel(float(mean), float(std), _mmd(a, b))
+    return Kernel(float(mean), float(std), mmd(a, b))
 
 
-def _mmd(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared MMD (Gretton et al. 2012, equation 3)."""
+def mmd(a: Tensor, b: Tensor) -> float:
+    """Kernel distance of whole sets: unbiased squared MMD (Gretton et al. 2012, equation 3) under the kernel of `kernel`.
+
+    Raises:
+        ValueError: fewer than 2 samples in a set, other widths, NaN or infinity.
+    """
+    return mmd_to(b)(a)
+
+
+def mmd_to(b: Tensor) -> Callable[[Tensor], float]:
+    """`mmd` to one set from any others; what depends on it alone is computed once."""
 
     def total(x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([(part @ y.T / y.shape[1] + 1).pow(3).sum() for part in x.split(ROWS)]).sum()
 
-    def others(x: Tensor) -> Tensor:
+    def within(x: Tensor) -> Tensor:
         itself = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
         return (total(x, x) - itself) / (len(x) * (len(x) - 1))
 
-    return float(others(a) + others(b) - 2 * total(a, b) / (len(a) * len(b)))
+    _, b = _checked(b, b, 2)
+    own = within(b)
+
+    def distance(a: Tensor) -> float:
+        a, _ = _checked(a, b, 2)
+        return float(within(a) + own - 2 * total(a, b) / (len(a) * len(b)))
+
+    return distance
 
 
 @dataclass(frozen=True)

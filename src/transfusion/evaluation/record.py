@@ -1,7 +1,10 @@
-"""What a measurement says: a value, its interval, and how many samples it stands on."""
+"""What a measurement says: a value, its interval, how many samples it stands on; and records of suites, kept as JSON."""
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,68 @@ class Share:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.value:.3f}  [{low:.3f}, {high:.3f}]  of {self.count}"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a record: its value, its 95 % interval where there is one, and how many samples it stands on."""
+
+    value: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, share: Share) -> "Metric":
+        """Of a share."""
+        return cls(share.value, share.count, *share.interval)
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" ({short(self.low)} to {short(self.high)})"
+        return f"{short(self.value)}{interval}"
+
+
+def short(value: float) -> str:
+    """Three decimals, or four digits of what is larger than 10."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a suite found, with all that is needed to find it again.
+
+    Args:
+        suite: its name.
+        metrics: by name.
+        missing: metrics that were asked for, or are usual, and could not be measured; each with what to do about it.
+        weights: digest of the model's weights.
+        judges: digests of the classifiers and feature extractors that judged, by name.
+        seed: names all chance.
+        settings: sampler, guidance and precision.
+        command: what was typed.
+    """
+
+    suite: str
+    metrics: dict[str, Metric]
+    missing: dict[str, str]
+    weights: str
+    judges: dict[str, str]
+    seed: int
+    settings: dict[str, Any]
+    command: str = ""
+
+    def save(self, folder: Path) -> Path:
+        """Write `SUITE.json` into a folder, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.suite}.json"
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> "Record":
+        """Read one. Raises ValueError, naming the file, if it is no record."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**plain, "metrics": {name: Metric(**one) for name, one in plain["metrics"].items()}})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is no record of an evaluation ({error})") from error

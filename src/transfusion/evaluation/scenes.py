@@ -29,9 +29,9 @@ from torch import Tensor
 from transfusion import chance
 from transfusion.api import Transfusion
 from transfusion.data.handwritten import NAMES, Digits, handwritten
-from transfusion.evaluation.classes import Count, Progress
 from transfusion.evaluation.judge import Judge, SmallJudge
 from transfusion.evaluation.record import Share
+from transfusion.evaluation.suite import Count, Progress
 
 Kind = Literal["single", "two", "counting", "colours", "position", "attribution"]
 Fact = Literal["presence", "count", "place", "colour"]
@@ -384,7 +384,7 @@ def score(
 ) -> Scored:
     """Draw `count` scenes of each kind, and as many held-out ones, from their captions, with the model's own sampler and
     guidance; check them."""
-    groups = [(kind, held_out) for kind in KINDS for held_out in (False, True) if kind in NOVEL or not held_out]
+    groups: list[tuple[Kind, bool]] = [(k, held) for k in KINDS for held in (False, True) if k in NOVEL or not held]
     names = [f"{kind}_held_out" if held_out else kind for kind, held_out in groups for _ in range(count)]
     scenes = [draw(kind, "score", seed, i, held_out=held_out) for kind, held_out in groups for i in range(count)]
     captions = [scene.captions[i % len(scene.captions)] for i, scene in enumerate(scenes)]

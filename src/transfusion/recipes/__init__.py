@@ -37,6 +37,8 @@ RECIPES = {
     "scenes": Recipe("scenes of coloured digits, 16 x 16, made on the spot", scenes.run, scenes.carry_out),
     "pictures": Recipe("your own captioned pictures (--data)", pictures.run, pictures.carry_out),
 }
+CLASSES = {"digits": digits.Digits, "fashion": fashion.Fashion}
+"""Recipes whose captions name classes."""
 
 
 def find(name: str) -> Recipe:

@@ -5,25 +5,30 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from transfusion.api import Transfusion
-from transfusion.data.document import Document
-from transfusion.evaluation import classes
-from transfusion.evaluation.judge import Judge
-from transfusion.evaluation.record import Share
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.readers import pair
+from transfusion.evaluation import draw, read
+from transfusion.evaluation.judge import ABOUT, ConvolutionalJudge, Judge
+from transfusion.evaluation.record import Metric, Share, short
 from transfusion.evaluation.sheet import sheet
+from transfusion.evaluation.suite import How
+from transfusion.evaluation.suite import Progress as Each
 from transfusion.recipes.run import Run, Say, last_losses, train, training_seconds
 from transfusion.train.device import pick_device, pick_dtype
 
 
 @contextmanager
-def progress(title: str) -> Iterator[classes.Progress]:
+def progress(title: str) -> Iterator[Each]:
     """A progress bar on a terminal; nothing elsewhere."""
     console = Console(stderr=True)
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -51,7 +56,11 @@ class Classes(ABC):
         """Pictures and classes that are never trained on."""
 
     @abstractmethod
-    def judge(self) -> Judge:
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """Pictures and classes that are trained on."""
+
+    @abstractmethod
+    def fit_judge(self) -> Judge:
         """A classifier fitted on real pictures only."""
 
     def carry_out(self, say: Say) -> None:
@@ -66,45 +75,90 @@ class Classes(ABC):
         (self.run.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         self.show(report, say)
 
-    def measure(self, model: Transfusion) -> dict[str, Any]:
-        """The report, and the sample sheet `samples.png`."""
-        run, seed = self.run, self.run.seed
-        dtype = pick_dtype(run.dtype, pick_device(run.device))
+    def judge(self) -> Judge:
+        """A classifier fitted on real pictures only, kept in the run's folder where it can be."""
+        kept = self.run.folder / "judge"
+        if (kept / ABOUT).exists():
+            return ConvolutionalJudge.load(kept)
+        judge = self.fit_judge()
+        if isinstance(judge, ConvolutionalJudge):
+            judge.save(kept)
+        return judge
+
+    @property
+    def _command(self) -> str:
+        data = f" --data {self.run.data}" if self.run.data else ""
+        return f"transfusion train {self.run.recipe}{data} --seed {self.run.seed}"
+
+    def captions(self, wordings: Sequence[str], count: int) -> list[Document]:
+        """Captions of every class in turn, and every wording."""
+        classes = len(self.names)
+        said = (wordings[i // classes % len(wordings)].format(self.names[i % classes]) for i in range(count))
+        return [Document((Text(one),)) for one in said]
+
+    def readable(self) -> list[Document]:
+        """Held-out pictures with their captions."""
         pictures, labels = self.held_out()
-        judge = self.judge()
-        judged = Share(int((judge.classify(pictures) == labels).sum()), len(labels))
-        report: dict[str, Any] = {"recipe": run.recipe, "seed": seed, "parameters": model.network.num_parameters}
+        said = [tuple(wording.format(name) for wording in self.wordings) for name in self.names]
+        return [pair(said[label], Media(one), "") for one, label in zip(pictures, labels.tolist(), strict=True)]
+
+    def how(self, samples: int, dtype: torch.dtype, command: str = "") -> How:
+        """How this data is measured."""
+        pictures, labels = self.held_out()
+        return How(
+            samples=samples,
+            seed=self.run.seed,
+            dtype=dtype,
+            judge=self.judge(),
+            names=self.names,
+            real=pictures,
+            real_classes=labels,
+            trained=self.trained()[0],
+            command=command,
+        )
+
+    def measure(self, model: Transfusion) -> dict[str, Any]:
+        """The report, records of the suites in `records/`, and the sample sheet `samples.png`."""
+        run, folder = self.run, self.run.folder / "records"
+        pictures, labels = self.held_out()
+        how = self.how(
+            run.report.pictures or 1, pick_dtype(run.dtype, pick_device(run.device)), f"transfusion train {run.recipe}"
+        )
+        assert how.judge is not None
+        judged = Share(int((how.judge.classify(pictures) == labels).sum()), len(labels))
+        report: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
         report |= last_losses(run.folder) | judged.plain("judge_accuracy")
 
-        def captions(wordings: Sequence[str], count: int) -> tuple[list[str], list[int]]:
-            kinds = [i % len(self.names) for i in range(count)]
-            return [wordings[i // len(self.names) % len(wordings)].format(self.names[k]) for i, k in enumerate(kinds)], kinds
+        def take(name: str, metric: Metric) -> None:
+            report.update({name: metric.value, f"{name}_interval": [metric.low, metric.high], f"{name}_count": metric.count})
 
         if run.report.pictures:
             with progress("drawing") as each:
-                drawn = classes.draw(
-                    model, *captions(self.wordings, run.report.pictures), judge, seed=seed, dtype=dtype, progress=each
-                )
-            report |= drawn.share.plain("text_to_image_agreement")
-            first = drawn.pictures[: 5 * len(self.names)]
-            sheet(list(first), drawn.captions[: len(first)], run.folder / "samples.png")
+                drawn = draw.score(model, self.captions(self.wordings, how.samples), replace(how, progress=each))
+            record = drawn.record
+            record.save(folder)
+            take("text_to_image_agreement", record.metrics["agreement"])
+            for name in ("frechet_mini", "frechet_mini_real", "nearest_training"):
+                if name in record.metrics:
+                    take(name, record.metrics[name])
+            first = drawn.documents[: 5 * len(self.names)]
+            seeds = [str(seed) for seed in drawn.seeds[: len(first)]]
+            sheet([d.media[0].tensor() for d in first], [d.text for d in first], run.folder / "samples.png", labels=seeds)
             if self.held_out_wordings:
-                new = captions(self.held_out_wordings, max(run.report.pictures // 2, len(self.names)))
+                count = max(run.report.pictures // 2, len(self.names))
                 with progress("drawing from new wordings") as each:
-                    other = classes.draw(model, *new, judge, seed=seed + 1, dtype=dtype, progress=each)
-                report |= other.share.plain("text_to_image_agreement_held_out_wordings")
-        count = run.report.readings or len(labels)
+                    other = replace(
+                        how, samples=count, seed=run.seed + 1, real=None, real_classes=None, trained=None, progress=each
+                    )
+                    new = draw.score(model, self.captions(self.held_out_wordings, count), other).record
+                replace(new, suite="draw-new-wordings").save(folder)
+                take("text_to_image_agreement_held_out_wordings", new.metrics["agreement"])
         with progress("reading") as each:
-            found = classes.read(
-                model,
-                list(pictures[:count]),
-                labels[:count].tolist(),
-                self.names,
-                seed=seed,
-                dtype=dtype,
-                progress=each,
-            )
-        return report | found.share.plain("image_to_text_accuracy")
+            asked = replace(how, samples=run.report.readings or len(labels), progress=each)
+            found = read.score(model, self.readable(), asked).record
+        found.save(folder)
+        take("image_to_text_accuracy", found.metrics["accuracy"])
+        return report
 
     def show(self, report: dict[str, Any], say: Say) -> None:
         """The report as a table, and what to type next."""
@@ -114,11 +168,15 @@ class Classes(ABC):
             "the same, wordings never trained on": "text_to_image_agreement_held_out_wordings",
             "held-out pictures read right": "image_to_text_accuracy",
             "the judge, on held-out real pictures": "judge_accuracy",
+            "Frechet distance in the judge's features": "frechet_mini",
+            "the same, of training pictures": "frechet_mini_real",
+            "distance to the nearest training picture, over real ones'": "nearest_training",
         }
         for title, name in rows.items():
             if name in report:
                 low, high = report[f"{name}_interval"]
-                table.add_row(title, f"{report[name]:.3f}", f"{low:.3f} to {high:.3f}", str(report[f"{name}_count"]))
+                interval = "" if low is None else f"{short(low)} to {short(high)}"
+                table.add_row(title, short(report[name]), interval, str(report[f"{name}_count"]))
         console = Console()
         console.print(table)
         folder = self.run.folder

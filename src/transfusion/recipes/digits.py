@@ -76,6 +76,6 @@ class Digits(Classes):
         digits = handwritten(held_out=False)
         return digits.pictures, digits.labels
 
-    def judge(self) -> Judge:
+    def fit_judge(self) -> Judge:
         """A classifier fitted on the training digits."""
         return SmallJudge(*self.trained())

@@ -75,9 +75,13 @@ class Fashion(Classes):
         """The test pictures and their classes."""
         return _tensors(self._path, train=False)
 
-    def judge(self) -> Judge:
+    def trained(self) -> tuple[Tensor, Tensor]:
+        """The training pictures and their classes."""
+        return _tensors(self._path, train=True)
+
+    def fit_judge(self) -> Judge:
         """A convolutional network fitted on the training pictures."""
-        pictures, labels = _tensors(self._path, train=True)
+        pictures, labels = self.trained()
         with progress("fitting the judge") as each:
             return ConvolutionalJudge.fit(
                 pictures,

@@ -1,0 +1,158 @@
+"""Language: perplexity and bits per byte of held-out text, and questions answered by ranking their choices."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from transfusion.api import Transfusion
+from transfusion.data.batch import Batch
+from transfusion.data.document import Document, Text
+from transfusion.data.layout import IGNORE
+from transfusion.evaluation.record import Metric, Share
+from transfusion.evaluation.suite import How, Outcome, mean, record
+from transfusion.nn.attention import Place
+
+TOKENS = 8192
+"""Tokens of a pass, unless a document has more."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its choices; `answer` is the index of the right one."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Questions of a JSONL file, one a line: {"question": "...", "choices": ["...", "..."], "answer": 0}.
+
+    Raises:
+        ValueError: the file is missing or empty, or a line has another form; the message names it.
+    """
+    path, found = Path(path), []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read questions from {path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            plain = json.loads(line)
+            one = Question(str(plain["question"]), tuple(map(str, plain["choices"])), int(plain["answer"]))
+            if len(one.choices) < 2 or not all(one.choices) or not 0 <= one.answer < len(one.choices):
+                raise ValueError("two choices at least, none empty, and an answer among them are wanted")
+        except (ValueError, TypeError, KeyError) as error:
+            form = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
+            raise ValueError(f"{path.name}:{number}: {error}; a line is {form}") from error
+        found.append(one)
+    if not found:
+        raise ValueError(f"{path} holds no questions")
+    return found
+
+
+def score(model: Transfusion, documents: Sequence[Document], how: How, questions: Sequence[Question] = ()) -> Outcome:
+    """Perplexity a token and bits a byte of the documents' text, the end of the document counted as a token; and the share of
+    questions whose right choice is the likeliest.
+
+    Documents longer than the context are cut; each part is predicted from its own beginning. Pictures are left out.
+
+    Raises:
+        ValueError: there is neither text nor a question.
+    """
+    texts = [
+        "".join(s.content for s in one.segments if isinstance(s, Text) and isinstance(s.content, str)) for one in documents
+    ]
+    texts = [text for text in texts if text][: how.samples]
+    metrics: dict[str, Metric] = {}
+    if not texts and not questions:
+        raise ValueError("no document holds text: give held-out text with --data, or questions with --questions")
+    if texts:
+        parts = [(i, part) for i, text in enumerate(texts) for part in _parts(model, text)]
+        found = nats(model, [Document((Text(part),)) for _, part in parts], how)
+        sums, counts = [0.0] * len(texts), [0.0] * len(texts)
+        for (i, _), (total, count) in zip(parts, found, strict=True):
+            sums[i], counts[i] = sums[i] + total, counts[i] + count
+        token = mean(sums, how.seed, over=counts)
+        byte = mean([one / math.log(2) for one in sums], how.seed, over=[float(len(text.encode())) for text in texts])
+        metrics["perplexity"] = replace(
+            token,
+            value=math.exp(token.value),
+            low=None if token.low is None else math.exp(token.low),
+            high=None if token.high is None else math.exp(token.high),
+        )
+        metrics["bits_per_byte"] = byte
+    if questions:
+        metrics["choice_accuracy"] = Metric.of(choose(model, questions, how))
+    return Outcome(record("text", model, how, metrics))
+
+
+def choose(model: Transfusion, questions: Sequence[Question], how: How) -> Share:
+    """Ranked choice, as language models are compared (and the paper's suite is): of all choices, written behind the question,
+    the one whose tokens are likeliest on average is the answer."""
+    asked = [(q, choice) for q in questions for choice in q.choices]
+    documents = [Document((Text(q.question, loss=False), Text(choice))) for q, choice in asked]
+    found = nats(model, documents, how, closed=False)
+    at = right = 0
+    for one in questions:
+        ranked = [total / count for total, count in found[at : at + len(one.choices)]]
+        right += ranked.index(min(ranked)) == one.answer
+        at += len(one.choices)
+    return Share(right, len(questions))
+
+
+@torch.no_grad()
+def nats(model: Transfusion, documents: Sequence[Document], how: How, *, closed: bool = True) -> list[tuple[float, int]]:
+    """Of each document of text: nats of its loss-bearing tokens, and how many there are.
+
+    Args:
+        closed: whether the end of the document counts as one.
+    """
+    training = model.training
+    model.eval()
+    found: list[tuple[float, int]] = []
+    group: list[Document] = []
+    length = 0
+    try:
+        for i, one in enumerate(documents):
+            group.append(one)
+            length += sum(len(model.vocabulary.encode(str(s.content))) for s in one.segments if isinstance(s, Text)) + 2
+            if length >= TOKENS or i + 1 == len(documents):
+                found += _nats(model, model.batch(group), len(group), how, closed)
+                how.progress(i + 1, len(documents))
+                group, length = [], 0
+    finally:
+        model.train(training)
+    return found
+
+
+def _nats(model: Transfusion, batch: Batch, count: int, how: How, closed: bool) -> list[tuple[float, int]]:
+    targets = batch.targets.flatten()
+    counted = (targets != IGNORE) & (closed | (targets != model.vocabulary.eos))
+    where = counted.nonzero().squeeze(1)
+    place = Place.of_rows(batch.documents, batch.spans, batch.private)
+    bf16 = how.dtype == torch.bfloat16
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        h, _ = model.network.hidden(batch.tokens, batch.positions, [], place=place)
+        losses = F.cross_entropy(model.network.head(h[where]).float(), targets[where], reduction="none").double()
+    owner = batch.documents.flatten()[where]
+    totals = torch.zeros(count, dtype=torch.float64, device=owner.device).index_add(0, owner, losses)
+    return list(zip(totals.tolist(), torch.bincount(owner, minlength=count).tolist(), strict=True))
+
+
+def _parts(model: Transfusion, text: str) -> list[str]:
+    """A text in parts that fit the context, cut between tokens."""
+    room, ids = model.settings.model.context - 2, model.vocabulary.encode(text)
+    if len(ids) <= room or len(text) < 2:
+        return [text]
+    # a byte-level token may hold part of a letter: such halves are put together again by cutting the text, not the tokens
+    middle = len(text) // 2
+    cut = text.rfind(" ", 1, middle) + 1 or middle
+    return [*_parts(model, text[:cut]), *_parts(model, text[cut:])]
