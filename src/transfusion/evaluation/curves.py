@@ -12,7 +12,7 @@ import numpy as np
 
 from transfusion.config import ConfigError, nearest
 
-Curves = dict[str, tuple[list[float], list[float]]]
+Curves = dict[str, tuple[list[int], list[float]]]
 """Metric -> its steps and its values."""
 
 
@@ -95,7 +95,7 @@ def read_metrics(run: str | Path) -> Curves:
             if isinstance(value, int | float):
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(step)
-                values.append(value)
+                values.append(float(value))
     if not curves:
         raise ConfigError(f"{file} holds no metrics yet")
     return curves
