@@ -64,7 +64,7 @@ class Plot:
                 if self.smooth > 1:
                     panel.plot(steps, values, color=f"C{number}", alpha=0.2, linewidth=0.8)
                 panel.plot(steps, smoothed(values, self.smooth), color=f"C{number}", label=run, linewidth=1.4)
-            panel.set(title=name, xlabel="step")
+            panel.set(title=name, xlabel="step", yscale="log" if name.endswith("loss") else "linear")
             panel.grid(alpha=0.3)
             panel.legend()
         out = Path(self.out)
