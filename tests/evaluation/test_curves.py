@@ -29,7 +29,7 @@ def test_the_command_draws_runs_of_different_lengths(tmp_path: Path, monkeypatch
         main(["plot", "one", "two", "--metric", "text_loss", "lr", "media_loss", "--out", "sheets/c.png", "--smooth", "5"])
     assert ended.value.code == 0 and "sheets/c.png" in capfd.readouterr().out
     with Image.open("sheets/c.png") as image:
-        assert image.size[0] > 2 * image.size[1] and len(image.convert("RGB").resize((300, 90)).getcolors(1 << 16) or []) > 20
+        assert image.size[0] > 2 * image.size[1] and len(np.unique(np.asarray(image.convert("L")))) > 20
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_metrics_are_read_up_to_a_line_that_was_cut_short(tmp_path: Path) -> Non
 
 
 def test_smoothing_is_a_trailing_mean_of_finite_values() -> None:
-    assert np.allclose(smoothed([1, 2, 3, 4], 2), [1, 1.5, 2.5, 3.5])
-    assert np.allclose(smoothed([math.nan, 2, math.inf, 4], 2), [math.nan, 2, 2, 4], equal_nan=True)
-    assert np.allclose(smoothed([3, 1], 1), [3, 1])
+    assert np.allclose(smoothed([1.0, 2.0, 3.0, 4.0], 2), [1, 1.5, 2.5, 3.5])
+    assert np.allclose(smoothed([math.nan, 2.0, math.inf, 4.0], 2), [math.nan, 2, 2, 4], equal_nan=True)
+    assert np.allclose(smoothed([3.0, 1.0], 1), [3, 1])

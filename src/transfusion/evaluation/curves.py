@@ -12,7 +12,7 @@ import numpy as np
 
 from transfusion.config import ConfigError, nearest
 
-Curves = dict[str, tuple[list[float], list[float]]]
+Curves = dict[str, tuple[list[int], list[float]]]
 """Metric -> its steps and its values."""
 
 
@@ -64,7 +64,7 @@ class Plot:
                 if self.smooth > 1:
                     panel.plot(steps, values, color=f"C{number}", alpha=0.2, linewidth=0.8)
                 panel.plot(steps, smoothed(values, self.smooth), color=f"C{number}", label=run, linewidth=1.4)
-            panel.set(title=name, xlabel="step")
+            panel.set(title=name, xlabel="step", yscale="log" if name.endswith("loss") else "linear")
             panel.grid(alpha=0.3)
             panel.legend()
         out = Path(self.out)
@@ -95,7 +95,7 @@ def read_metrics(run: str | Path) -> Curves:
             if isinstance(value, int | float):
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(step)
-                values.append(value)
+                values.append(float(value))
     if not curves:
         raise ConfigError(f"{file} holds no metrics yet")
     return curves

@@ -111,7 +111,7 @@ class Scene:
     def __post_init__(self) -> None:
         for thing in self.things:
             if not (0 <= thing.digit < len(NAMES) and thing.colour in COLOURS and 0 <= thing.cell < ROWS * COLUMNS):
-                raise ValueError(f"no such thing: {thing}; digits are 0 to 9, cells 0 to 3, colours {', '.join(COLOURS)}")
+                raise ValueError(f"no such thing: {thing!r}; digits are 0 to 9, cells 0 to 3, colours {', '.join(COLOURS)}")
         if not self.things or len({thing.cell for thing in self.things}) < len(self.things):
             raise ValueError("a scene has one thing at least, and each its own cell")
         if self.kind in ("position", "attribution") and len(self.things) != 2:
@@ -384,7 +384,13 @@ def score(
 ) -> Scored:
     """Draw `count` scenes of each kind, and as many held-out ones, from their captions, with the model's own sampler and
     guidance; check them."""
+<<<<<<< HEAD
     groups: list[tuple[Kind, bool]] = [(k, held) for k in KINDS for held in (False, True) if k in NOVEL or not held]
+=======
+    groups: list[tuple[Kind, bool]] = [
+        (kind, held_out) for kind in KINDS for held_out in (False, True) if kind in NOVEL or not held_out
+    ]
+>>>>>>> evalB
     names = [f"{kind}_held_out" if held_out else kind for kind, held_out in groups for _ in range(count)]
     scenes = [draw(kind, "score", seed, i, held_out=held_out) for kind, held_out in groups for i in range(count)]
     captions = [scene.captions[i % len(scene.captions)] for i, scene in enumerate(scenes)]
