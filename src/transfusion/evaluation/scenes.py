@@ -384,13 +384,7 @@ def score(
 ) -> Scored:
     """Draw `count` scenes of each kind, and as many held-out ones, from their captions, with the model's own sampler and
     guidance; check them."""
-<<<<<<< HEAD
     groups: list[tuple[Kind, bool]] = [(k, held) for k in KINDS for held in (False, True) if k in NOVEL or not held]
-=======
-    groups: list[tuple[Kind, bool]] = [
-        (kind, held_out) for kind in KINDS for held_out in (False, True) if kind in NOVEL or not held_out
-    ]
->>>>>>> evalB
     names = [f"{kind}_held_out" if held_out else kind for kind, held_out in groups for _ in range(count)]
     scenes = [draw(kind, "score", seed, i, held_out=held_out) for kind, held_out in groups for i in range(count)]
     captions = [scene.captions[i % len(scene.captions)] for i, scene in enumerate(scenes)]
