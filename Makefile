@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test check pin clean
+.PHONY: setup quickstart test check results pin clean
 
 setup:        ## install everything into .venv
 	pip install -q uv && uv sync -q --all-extras
@@ -13,6 +13,9 @@ check:        ## format, lint, types
 
 test:         ## all tests
 	uv run -q --all-extras pytest
+
+results:      ## tables of docs/records, in docs/results.md and README.md
+	uv run -q transfusion results docs/records --out docs/results.md --readme README.md
 
 pin:          ## pin every dependency to today's versions, in pyproject.toml
 	pip install -q uv && python3 .ci/pin

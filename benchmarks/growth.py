@@ -8,7 +8,6 @@ its peak memory.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ def timed(call: Callable[[], object]) -> float:
 
 def point(kind: str, amount: int, dtype: str) -> dict[str, float]:
     """Measured in this process."""
+    import machine
     from work import documents, num_tokens, ours
 
     if kind == "train":
@@ -46,8 +46,7 @@ def point(kind: str, amount: int, dtype: str) -> dict[str, float]:
     else:  # 129 tokens less 1 token: what stands before is run once in both
         many, one = (ours("decode", 1, "256x4", dtype, prefix=amount, context=amount + 160, tokens=n) for n in (129, 1))
         cost = (timed(many.call) - timed(one.call)) / 128
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"amount": amount, "seconds_per_token": cost, "memory": memory}
+    return {"amount": amount, "seconds_per_token": cost, "memory": machine.memory()}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,17 @@ def seconds(function: Callable[[], object], repeats: int = 5) -> float:
 def device() -> torch.device:
     """Where the benchmark runs."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def memory() -> int:
+    """Most bytes that this process has held so far: on the GPU, or else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # not ru_maxrss, which begins at what the parent process held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def peak(dtype: torch.dtype) -> float:

@@ -9,7 +9,6 @@ memory.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -86,6 +85,7 @@ def work(library: str, name: str, size: str, dtype: str) -> None:
     """A worker's life."""
     import torch
 
+    import machine
     from work import LIBRARIES
 
     workload, batch = WORK[name]
@@ -103,12 +103,7 @@ def work(library: str, name: str, size: str, dtype: str) -> None:
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         if line.strip() == "end":
-            memory = (
-                torch.cuda.max_memory_allocated()
-                if torch.cuda.is_available()
-                else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            )
-            print(json.dumps({"memory": memory}), flush=True)
+            print(json.dumps({"memory": machine.memory()}), flush=True)
             return
         print(json.dumps({"seconds": once()}), flush=True)
 

@@ -90,6 +90,7 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
     from transfusion.modality import Modality
     from transfusion.model.transfusion import Model
     from transfusion.nn.transformer import Trunk
+    from transfusion.train.device import keep_memory
     from transfusion.train.optim import Optim
 
     width, depth = SIZES[size] if size in SIZES else tuple(int(n) for n in size.split("x"))
@@ -109,6 +110,7 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
         docs = options["docs"] if "docs" in options else documents(workload)
         typed = [Document(tuple(Media(p) if p.is_floating_point() else Text(tuple(p.tolist())) for p in doc)) for doc in docs]
         optimizer = Optim(lr=1e-4).build(model)
+        keep_memory()  # as the trainer does
         packed = model.batch(typed)
 
         def train() -> None:
@@ -160,13 +162,14 @@ def peer(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
 
     library.tqdm = partial(library.tqdm, disable=True)
     torch.manual_seed(0)
-    width, depth = PEER
+    width, depth = options.get("width", PEER[0]), options.get("depth", PEER[1])
+    heads = options.get("heads", width // 64)
     model = Transfusion(
         num_text_tokens=VOCABULARY,
         dim_latent=CHANNELS,
         channel_first_latent=True,
         modality_default_shape=(16, 16),
-        transformer={"dim": width, "depth": depth, "dim_head": 64, "heads": 8},
+        transformer={"dim": width, "depth": depth, "dim_head": width // heads, "heads": heads},
     ).to(_device())
     weights = sum(m.weight.numel() for m in model.transformer.modules() if isinstance(m, nn.Linear))
     parameters = sum(p.numel() for p in model.parameters())

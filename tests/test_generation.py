@@ -278,3 +278,19 @@ def test_sampling_follows_the_distribution_and_its_cuts() -> None:
             make()
     edge = Sample(top_p=1e-6).choose(logits, torch.tensor([0.999999]))
     assert edge.item() == 0
+
+
+def test_bf16_matrices_are_what_autocast_would_make_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept in bf16 or converted at every step: the same tokens, the same pictures, bit for bit; the model stays as it was."""
+    m = model()
+    before = {name: p.clone() for name, p in m.named_parameters()}
+
+    def written() -> tuple[str, torch.Tensor]:
+        drawn = m.generate("a cat", force="image", dtype=torch.bfloat16, max_tokens=8, seed=3)[0]
+        return drawn.text, drawn.media[0].tensor()
+
+    kept = written()
+    monkeypatch.setattr("transfusion.generate.engine._in_bf16", lambda network: network)
+    converted = written()
+    assert kept[0] == converted[0] and torch.equal(kept[1], converted[1])
+    assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in m.named_parameters())

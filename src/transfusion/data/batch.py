@@ -2,6 +2,7 @@
 
 tokens      vocabulary ids; PAD under media slots and behind the last document of a row
 targets     next token, IGNORE where no language loss is taken
+learned     where one is taken, as indices into the flattened (row, length)
 positions   rotary coordinates
 documents   which packed document of the row; -1 padding
 spans       which media span of the row; -1 text
@@ -53,6 +54,7 @@ class Batch:
 
     tokens: Int[Tensor, "row length"]
     targets: Int[Tensor, "row length"]
+    learned: Int[Tensor, " target"]
     positions: Float[Tensor, "row length axes"]
     documents: Int[Tensor, "row length"]
     spans: Int[Tensor, "row length"]
@@ -63,13 +65,13 @@ class Batch:
     unreadable: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same on another device."""
+        """The same on another device. Keys and intervals of times stay: noise is drawn by them where they are."""
 
         def move(record: object, names: tuple[str, ...]) -> dict[str, Tensor]:
             return {name: getattr(record, name).to(device, non_blocking=True) for name in names}
 
-        media = tuple(replace(g, **move(g, ("values", "slots", "times", "weights"))) for g in self.media)
-        rows = move(self, ("tokens", "targets", "positions", "documents", "spans", "private"))
+        media = tuple(replace(g, **move(g, ("values", "slots", "weights"))) for g in self.media)
+        rows = move(self, ("tokens", "targets", "learned", "positions", "documents", "spans", "private"))
         return replace(self, media=media, **rows)
 
     @property
@@ -119,6 +121,7 @@ def collate(rows: List[List[Entry]], length: int, vocabulary: Vocabulary, axes: 
     return Batch(
         tokens=torch.from_numpy(tokens),
         targets=torch.from_numpy(targets),
+        learned=torch.from_numpy(np.flatnonzero(targets != IGNORE)),
         positions=torch.from_numpy(positions),
         documents=torch.from_numpy(documents),
         spans=torch.from_numpy(spans),

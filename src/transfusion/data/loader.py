@@ -5,8 +5,10 @@ reaches it. What a row holds is a pure function of (seed, epoch, window); a rank
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 from transfusion import chance
 from transfusion.data.batch import Batch, Entry, Position, collate
@@ -16,6 +18,8 @@ from transfusion.data.layout import Coordinates, lay_out, longest
 from transfusion.data.layout import Sequence as Laid
 from transfusion.data.packing import pack
 from transfusion.data.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,16 @@ class Packing:
     def __post_init__(self) -> None:
         if min(self.row_length, self.rows, self.window) < 1:
             raise ValueError(f"row-length, rows and window must be at least 1, not {self}")
+
+
+def ahead(stream: Iterator[T]) -> Iterator[T]:
+    """An endless stream whose next element is made, in a thread of its own, while the present one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, stream)
+        while True:
+            present = coming.result()
+            coming = pool.submit(next, stream)
+            yield present
 
 
 class TooManyUnreadable(ValueError):

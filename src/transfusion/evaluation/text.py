@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from transfusion.api import Transfusion
 from transfusion.data.batch import Batch
 from transfusion.data.document import Document, Text
-from transfusion.data.layout import IGNORE
 from transfusion.evaluation.record import Metric, Share
 from transfusion.evaluation.suite import How, Outcome, mean, record
 from transfusion.nn.attention import Place
@@ -135,8 +134,7 @@ def nats(model: Transfusion, documents: Sequence[Document], how: How, *, closed:
 
 def _nats(model: Transfusion, batch: Batch, count: int, how: How, closed: bool) -> list[tuple[float, int]]:
     targets = batch.targets.flatten()
-    counted = (targets != IGNORE) & (closed | (targets != model.vocabulary.eos))
-    where = counted.nonzero().squeeze(1)
+    where = batch.learned if closed else batch.learned[targets[batch.learned] != model.vocabulary.eos]
     place = Place.of_rows(batch.documents, batch.spans, batch.private)
     bf16 = how.dtype == torch.bfloat16
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):

@@ -8,6 +8,7 @@ of sequence, behind their prefix; a pass that commits makes it part of the prefi
 read the prefix and write over the same slots, until the clean latents pass once, with END, and are committed.
 """
 
+import copy
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transfusion import chance
 from transfusion.data.document import Document, Media, Text, unconditional
@@ -48,7 +49,7 @@ class Engine:
     Args:
         rows: cache rows. A document holds one, and one more for each unconditional branch that its guidance may need.
         capacity: tokens of context a document may have at most.
-        dtype: bf16 runs the network under autocast; fp32 and fp64 run it as it is.
+        dtype: bf16 runs a copy of the network with its matrices in bf16, under autocast; fp32 and fp64 run it as it is.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Engine:
         capacity: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.network, self.vocabulary = network, vocabulary
+        self.network, self.vocabulary = _in_bf16(network) if dtype == torch.bfloat16 else network, vocabulary
         self.capacity = min(capacity or network.model.context, network.model.context)
         self.dtype = dtype
         weights = next(network.parameters()).dtype
@@ -401,6 +402,15 @@ class Engine:
         if rows:
             h, _, _ = self._run(pieces, commit=True)
             self._logits(rows, h)
+
+
+def _in_bf16(network: Network) -> Network:
+    """A copy with the trunk's matrices and the head in bf16: the numbers that autocast would make of them at every step."""
+    copied = copy.deepcopy(network)
+    for module in (*copied.trunk.modules(), copied.head):
+        if isinstance(module, nn.Linear) and module.weight is not copied.embed.weight:
+            module.weight.data = module.weight.data.bfloat16()
+    return copied
 
 
 def generate(engine: Engine, requests: Sequence[Request], *, each=None) -> list[Document]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transfusion import chance
 from transfusion.codec.patcher import LinearPatcher, Patcher, Patching, check
 from transfusion.data.batch import Batch
-from transfusion.data.layout import IGNORE, Coordinates
+from transfusion.data.layout import Coordinates
 from transfusion.diffusion import times
 from transfusion.diffusion.process import Diffusion
 from transfusion.modality import Modality
@@ -159,9 +159,9 @@ class Network(nn.Module):
         place = Place.of_rows(batch.documents, batch.spans, batch.private)
         h, skips = self.hidden(batch.tokens, batch.positions, media, place=place)
 
-        where = (batch.targets.flatten() != IGNORE).nonzero().squeeze(1)
-        logits = at_least_single(self.head(h[where]))
-        text = Mean(F.cross_entropy(logits, batch.targets.flatten()[where], reduction="sum"), logits.new_tensor(len(where)))
+        logits = at_least_single(self.head(h[batch.learned]))
+        nats = F.cross_entropy(logits, batch.targets.flatten()[batch.learned], reduction="sum")
+        text = Mean(nats, logits.new_tensor(len(batch.learned)))
 
         zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
         by_modality = [zero for _ in self.model.modalities]

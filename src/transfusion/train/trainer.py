@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from transfusion.data.batch import Batch, Position
-from transfusion.data.loader import Loader
+from transfusion.data.loader import Loader, ahead
 from transfusion.model.loss import Losses
 from transfusion.train import checkpoint
+from transfusion.train.device import keep_memory
 from transfusion.train.ema import EMA
 from transfusion.train.log import Log
 from transfusion.train.optim import Optim
@@ -136,8 +137,10 @@ class Trainer:
             OSError: a checkpoint can't be written.
         """
         self.model.train()
+        if self.device.type == "cpu":
+            keep_memory()
         with Log(self.folder, first=self.step, steps=self.train.steps, every=self.train.log_every) as log:
-            stream = self.loader.batches(self.position)
+            stream = ahead(self.loader.batches(self.position))
             bad = 0
             began = time.monotonic()
             while self.step < self.train.steps:
@@ -170,7 +173,7 @@ class Trainer:
             group["lr"] = rate
         # The counts of all parts are known before the first is run: each part divides by them, so that cutting a step into
         # parts changes nothing.
-        texts = sum(int((b.targets >= 0).sum()) for b in batches)
+        texts = sum(len(b.learned) for b in batches)
         items = sum(int((g.weights > 0).sum()) for b in batches for g in b.media)
         total: Losses | None = None
         for batch in batches:

@@ -1,0 +1,134 @@
+"""transfusion evaluate, from its command to records and sheets."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from small import model, png
+from transfusion.cli import main
+from transfusion.evaluation.record import Record
+from transfusion.modality import Modality
+
+SHORT = "--train.steps 4 --checkpoint.every 4 --model.trunk.width 32 --model.trunk.depth 1 --model.trunk.heads 2 --packing.rows 2 --optim.warmup 1 --dtype fp32 --device cpu"
+COLOUR = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
+
+
+def command(line: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    return int(ended.value.code or 0)
+
+
+def records(folder: str) -> dict[str, Record]:
+    return {path.stem: Record.load(path) for path in Path(folder, "records").glob("*.json")}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def colour_model(folder: str) -> None:
+    """A model of colour pictures, without a run around it."""
+    found = model(COLOUR, context=400)
+    found.settings = replace(found.settings, sampler=replace(found.settings.sampler, num_steps=1))
+    found.save_pretrained(folder)
+
+
+def test_a_run_with_classes_and_a_suite_that_does_not_fit(capfd) -> None:
+    assert command(f"train digits --out run {SHORT} --report.pictures 0 --report.readings 10 --sampler.num-steps 2") == 0
+    line = "evaluate run --suite draw edit text read --samples 70 --device cpu --dtype fp32 --sampler.num-steps 2"
+    assert command(line) == 1
+    out = capfd.readouterr().out
+    assert "edit could not be measured: no document is a picture, an instruction and a picture" in out
+    found = records("run")
+    assert {"draw", "text", "read"} <= found.keys()
+    assert found["draw"].metrics.keys() >= {
+        "agreement",
+        "judge",
+        "frechet_mini",
+        "kernel_mini",
+        "precision",
+        "nearest_training",
+    }
+    assert found["draw"].metrics["agreement"].count == 70 and found["draw"].command == f"transfusion {line}"
+    assert found["draw"].settings["sampler"]["num_steps"] == 2 and found["draw"].settings["dtype"] == "float32"
+    assert found["read"].metrics["accuracy"].count == 70 and Path("run/sheets/draw.png").exists()
+    before = found["draw"]
+    assert command(line) == 1 and records("run")["draw"] == before, "the same weights and seeds give the same record"
+    assert command("results run --out tables.md") == 0 and before.weights in Path("tables.md").read_text()
+
+
+def test_data_that_was_trained_on_is_refused(capfd) -> None:
+    for i in range(12):
+        png(Path("data") / f"{i}.png", i, size=(16, 16))
+        Path(f"data/{i}.txt").write_text(f"number {i % 3}")
+        png(Path("new") / f"{i}.png", i + 50, size=(16, 16))
+        Path(f"new/{i}.txt").write_text(f"number {i % 3}")
+    sizes = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 8 8"
+    assert command(f"train pictures --data data --out run {SHORT} {sizes}") == 0
+    short = "--device cpu --dtype fp32 --sampler.num-steps 1"
+    assert command(f"evaluate run --suite draw {short}") == 1
+    assert "names no held-out part" in capfd.readouterr().out
+    assert command(f"evaluate run --suite draw read --data new --samples 6 {short}") == 0
+    found = records("run")
+    assert "train judge" in found["draw"].missing["agreement"] and "cider" in found["read"].metrics
+    assert command(f"evaluate run --suite draw --data new --judge nowhere {short}") == 1
+    assert "no judge in nowhere" in capfd.readouterr().out
+
+
+def test_a_judge_of_other_classes_is_refused(capfd) -> None:
+    for name in ("cat", "dog"):
+        for i in range(40):
+            png(Path("classes") / name / f"{i}.png", i, size=(16, 16))
+    assert command("train judge --data classes --out judge --training.epochs 1 --device cpu --side 16 --channels 3") == 0
+    assert command(f"train digits --out run {SHORT} --report.pictures 0 --report.readings 5") == 0
+    assert command("evaluate run --suite draw --samples 4 --judge judge --device cpu") == 1
+    assert "knows cat, dog" in capfd.readouterr().out
+    colour_model("plain")
+    assert command("evaluate plain --suite draw --data classes --judge judge --samples 8 --device cpu --dtype fp32") == 0
+    assert records("plain")["draw"].metrics["agreement"].count == 8
+
+
+def test_text_files_and_questions(capfd) -> None:
+    colour_model("plain")
+    Path("book.txt").write_text("one paragraph\n\nanother one\n\n" * 6)
+    Path("q.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": 0}\n')
+    assert command("evaluate plain --suite text --data book.txt --questions q.jsonl --device cpu --dtype fp32") == 0
+    found = records("plain")["text"].metrics
+    assert found["perplexity"].count == 12 and found["bits_per_byte"].value > 1 and found["choice_accuracy"].count == 1
+    assert command("evaluate plain --suite text --device cpu") == 1 and "--data" in capfd.readouterr().out
+
+
+def test_scenes_and_coco() -> None:
+    colour_model("plain")
+    for i in range(10):
+        png(Path("coco/val2014") / f"{i}.jpg", i, size=(20, 16))
+    said = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)],
+        "annotations": [{"image_id": i, "id": i, "caption": f"picture {i}"} for i in range(10)],
+    }
+    split = {
+        "images": [
+            {"filepath": "val2014", "filename": f"{i}.jpg", "split": "test", "sentences": [{"raw": f"picture {i}"}] * 5}
+            for i in range(4)
+        ]
+    }
+    Path("coco/captions_val2014.json").write_text(json.dumps(said))
+    Path("coco/dataset_coco.json").write_text(json.dumps(split))
+    options = "--device cpu --dtype fp32 --guidance.text 1"
+    with pytest.warns(UserWarning, match="guidance is off"):
+        assert command(f"evaluate plain --suite scenes coco --data coco --samples 2 {options}") == 0
+    found = records("plain")
+    assert found["scenes"].metrics["single"].count == 2 and found["scenes"].metrics["checker_true"].value > 0.9
+    assert "cider" in found["coco-read"].metrics and "--inception" in found["coco-draw"].missing["fid"]
+
+
+def test_what_is_wrong_with_the_line_is_said(capfd) -> None:
+    colour_model("plain")
+    assert command("evaluate") == 2 and "needs a run or model folder" in capfd.readouterr().err
+    assert command("evaluate plain") == 2 and "--suite" in capfd.readouterr().err
+    assert command("evaluate plain --suite coco --device cpu") == 1 and "--data" in capfd.readouterr().out
+    assert command("results nowhere") == 2 and "transfusion evaluate" in capfd.readouterr().err
