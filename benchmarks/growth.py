@@ -68,6 +68,11 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n")
 
+    draw(found, options.png)
+
+
+def draw(found: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Cost of a token (line) and peak memory (dashed), for training and decoding."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -76,14 +81,17 @@ def main() -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     names = {"train": "tokens packed in a training step", "decode": "tokens before the one that is decoded"}
     for axis, (kind, points) in zip(axes, found.items(), strict=True):
-        axis.plot([p["amount"] for p in points], [p["seconds_per_token"] * 1e3 for p in points], "o-", label="ms a token")
+        amounts = [int(p["amount"]) for p in points]
         other = axis.twinx()
-        other.plot([p["amount"] for p in points], [p["memory"] / 1e9 for p in points], "s--", color="gray", label="peak GB")
+        for side, name, factor, style in ((axis, "seconds_per_token", 1e3, "o-"), (other, "memory", 1e-9, "s--")):
+            values = [p[name] * factor for p in points]
+            side.plot(amounts, values, style, color="C0" if side is axis else "gray")
+            side.set_ylim(0, 1.15 * max(values))
         axis.set(xscale="log", xlabel=names[kind], ylabel="ms a token", title=kind)
-        axis.set_ylim(bottom=0)
-        other.set_ylim(bottom=0)
+        axis.minorticks_off()
+        axis.set_xticks(amounts, [f"{n:,}" for n in amounts])
         other.set_ylabel("peak memory, GB (dashed)")
-    figure.savefig(options.png, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from transfusion.data.batch import Batch, Position
 from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document, Media, MediaError, Text
 from transfusion.data.layout import Coordinates, lay_out, longest
-from transfusion.data.loader import Loader, Packing, TooManyUnreadable
+from transfusion.data.loader import Loader, Packing, TooManyUnreadable, ahead
 from transfusion.data.packing import fill, pack
 
 
@@ -181,3 +181,23 @@ def test_shares_out_of_range(bad: dict) -> None:
         Compose(**bad)
     with pytest.raises(ValueError, match="drop rates"):
         Drop(0.6, 0.3, 0.3)
+
+
+def test_batches_ahead_are_the_same_and_errors_arrive() -> None:
+    """What is made in a thread is what would have been made without; it is made one ahead, and its errors come through."""
+    made = []
+
+    def stream():
+        for i in range(5):
+            made.append(i)
+            yield i
+        raise MediaError("broken")
+
+    coming = ahead(stream())
+    assert next(coming) == 0
+    assert [next(coming) for _ in range(4)] == [1, 2, 3, 4]
+    with pytest.raises(MediaError, match="broken"):
+        next(coming)
+    assert made == [0, 1, 2, 3, 4]
+    straight = [b.names for (b,) in islice(loader().batches(), 6)]
+    assert [b.names for (b,) in islice(ahead(loader().batches()), 6)] == straight

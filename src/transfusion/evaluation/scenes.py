@@ -28,10 +28,11 @@ from torch import Tensor
 
 from transfusion import chance
 from transfusion.api import Transfusion
+from transfusion.data.document import Document, Media, Text
 from transfusion.data.handwritten import NAMES, Digits, handwritten
 from transfusion.evaluation.judge import Judge, SmallJudge
-from transfusion.evaluation.record import Share
-from transfusion.evaluation.suite import Count, Progress
+from transfusion.evaluation.record import Metric, Share
+from transfusion.evaluation.suite import Count, How, Outcome, Progress, record
 
 Kind = Literal["single", "two", "counting", "colours", "position", "attribution"]
 Fact = Literal["presence", "count", "place", "colour"]
@@ -402,3 +403,11 @@ def score(
     shares |= {"all": share(set(KINDS)), "all_held_out": share(set(names) - set(KINDS))}
     shares |= checker(judge, count=max(count, 50), seed=seed)
     return Scored(shares, tuple(scenes), tuple(captions), tuple(seeds), pictures, tuple(verdicts))
+
+
+def outcome(model: Transfusion, scored: Scored, how: How) -> Outcome:
+    """What `score` found, as a suite's record."""
+    metrics = {name: Metric.of(share) for name, share in scored.shares.items()}
+    said = record("scenes", model, how, metrics, judges={"judge": scene_judge().digest})
+    shown = (Document((Text(words), Media(one))) for words, one in zip(scored.captions, scored.pictures, strict=True))
+    return Outcome(said, tuple(shown), scored.seeds)

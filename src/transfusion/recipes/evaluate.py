@@ -21,9 +21,8 @@ from transfusion.data.readers import read as read_data
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, draw, edit, read, scenes, text
-from transfusion.evaluation import suite as suites
 from transfusion.evaluation.judge import ConvolutionalJudge
-from transfusion.evaluation.record import Metric, Record, short
+from transfusion.evaluation.record import Record, short
 from transfusion.evaluation.sheet import sheet
 from transfusion.evaluation.suite import How, Outcome
 from transfusion.recipes import CLASSES
@@ -113,7 +112,9 @@ def _suite(name: Suite, folder: str, options: Evaluate, model: Transfusion, how:
     with progress(name) as each:
         how = replace(how, progress=each)
         if name == "scenes":
-            return [_scenes(model, replace(how, samples=options.samples or 100))]
+            count = options.samples or 100
+            scored = scenes.score(model, count=count, seed=how.seed, dtype=how.dtype, progress=how.progress)
+            return [scenes.outcome(model, scored, how)]
         if name == "coco":
             return _coco(model, options, how)
         documents, how = _held_out(run, folder, options, how, model, words=name == "text")
@@ -177,14 +178,6 @@ def _held_out(
                 "with --data"
             )
     return held_out, how
-
-
-def _scenes(model: Transfusion, how: How) -> Outcome:
-    scored = scenes.score(model, count=how.samples, seed=how.seed, dtype=how.dtype, progress=how.progress)
-    metrics = {name: Metric.of(share) for name, share in scored.shares.items()}
-    judges = {"judge": scenes.scene_judge().digest}
-    documents = tuple(Document((Text(said), Media(one))) for said, one in zip(scored.captions, scored.pictures, strict=True))
-    return Outcome(suites.record("scenes", model, how, metrics, judges=judges), documents, scored.seeds)
 
 
 def _coco(model: Transfusion, options: Evaluate, how: How) -> list[Outcome]:

@@ -25,6 +25,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation import scenes
 from transfusion.evaluation.scenes import KINDS, Kind, Scene, Scored
 from transfusion.evaluation.sheet import sheet
+from transfusion.evaluation.suite import How
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
 from transfusion.nn.transformer import Trunk
@@ -101,6 +102,8 @@ def carry_out(run: Run, say: Say) -> None:
             scored = scenes.score(model, count=max(run.report.pictures // groups, 1), seed=run.seed, dtype=dtype, progress=each)
         for name, share in scored.shares.items():
             report |= share.plain(name)
+        how = How(seed=run.seed, dtype=dtype, command=f"transfusion train {run.recipe} --seed {run.seed}")
+        scenes.outcome(model, scored, how).record.save(run.folder / "records")
         _show(run, scored, say)
     report["seconds"] = max(spent, training_seconds(run.folder)) + time.monotonic() - began - spent
     (run.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")

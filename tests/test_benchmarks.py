@@ -1,0 +1,27 @@
+"""What is timed is the work that it is said to be, here very small."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import work
+
+
+@pytest.mark.parametrize("workload", ["uniform", "ragged", "decode", "draw"])
+def test_our_side_runs(workload: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "EVALUATIONS", 2)
+    job = work.ours(workload, 2, "64x1", "fp32", tokens=4)
+    job.call()
+    assert job.amount > 0 and job.flops > 0 and job.parameters > 64 * 64
+
+
+def test_counts_of_the_documents() -> None:
+    uniform, ragged = work.documents("uniform"), work.documents("ragged")
+    assert work.num_tokens(uniform) == 8 * (32 + 256)
+    assert work.attention_pairs(uniform) == 8 * (32 * 33 / 2 + 256 * 32 + 256 * 256)
+    texts = [part.numel() for doc in ragged for part in doc if not part.is_floating_point()]
+    assert len(ragged) == 16 and min(texts) == 16 and max(texts) == 512
+    assert sum(len(doc) == 2 for doc in ragged) == 8 and {doc[1].shape[-1] for doc in ragged if len(doc) == 2} == {4, 8, 16}
