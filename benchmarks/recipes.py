@@ -1,6 +1,6 @@
 """Steps of the recipes as a newcomer runs them: digits and fashion (random pictures in its place), data loading included.
 
-    python benchmarks/small.py [--steps 60] [--json benchmarks/results/small.json]
+    python benchmarks/recipes.py [--steps 60] [--json benchmarks/results/recipes.json]
 
 Prints time of a step, share of the measured matmul peak (6 FLOP for each weight and token that meets it, plus attention that is
 visible), the share of time in which the step waits for data, and how much of the rows is padding.
