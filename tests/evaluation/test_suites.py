@@ -91,13 +91,17 @@ def test_long_text_is_cut_to_the_context() -> None:
     whole = "the quick brown fox jumps over the lazy dog, and again it jumps. " * 3
     parts = text._parts(m, whole)
     assert "".join(parts) == whole and all(len(m.vocabulary.encode(p)) <= 38 for p in parts)
+    counts = [
+        n for _, n in text.nats(m, [Document((Text(p),)) for p in parts], How(), closed=[False] * (len(parts) - 1) + [True])
+    ]
+    assert sum(counts) == len(whole) + 1, "each byte once, and one end"
     assert text.score(m, [Document((Text(whole),))], How()).record.metrics["perplexity"].count == 1
 
 
 def test_ranked_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all choices the likeliest a token wins, not the shortest; only the choice's tokens count."""
     known = {"of course": (4.0, 9), "no": (3.0, 2), "never": (9.0, 5)}
-    monkeypatch.setattr(text, "nats", lambda m, docs, how, closed: [known[str(d.segments[1].content)] for d in docs])
+    monkeypatch.setattr(text, "nats", lambda _, docs, how, closed: [known[str(d.segments[1].content)] for d in docs])
     file = tmp_path / "q.jsonl"
     rows = [("why", ["no", "of course"], 1), ("how", ["never", "of course", "no"], 1), ("who", ["never", "no"], 0)]
     file.write_text("\n".join(json.dumps(dict(zip(("question", "choices", "answer"), row, strict=True))) for row in rows))
@@ -157,7 +161,7 @@ def test_perfect_and_wrong_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     drawing(m, monkeypatch, lambda i, p: fresh[i % 2])
     same = draw.score(m, docs, how(trained=trained)).record.metrics
     assert same["recall"].value < 0.2 < good.metrics["recall"].value, "drawing always the same shows"
-    assert same["frechet_mini"].value > 2 * good.metrics["frechet_mini"].value
+    assert same["frechet_pixels"].value > 2 * good.metrics["frechet_pixels"].value
 
 
 def test_captions_come_in_all_wordings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +184,12 @@ def test_the_same_weights_and_seed_give_the_same_record() -> None:
 def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
     m = model()
     few = draw.score(m, pairs(4), how(samples=5)).record
-    assert "too few" in few.missing["frechet_mini"] and "agreement" in few.metrics
+    assert "too few" in few.missing["frechet_pixels"] and "agreement" in few.metrics
     none = draw.score(m, pairs(4), How(samples=2)).record
     assert "train judge" in none.missing["agreement"] and "--inception" in none.missing["fid"]
-    with pytest.raises(ValueError, match="Inception weights"):
-        draw.score(m, pairs(4), how(inception=str(tmp_path / "none.pth")))
+    asked = draw.score(m, pairs(4), how(samples=2, inception=str(tmp_path / "none.pth"), clip=str(tmp_path))).record
+    assert "none.pth" in asked.missing["fid"] and "no CLIP model in" in asked.missing["clip_score"] and asked.metrics
+    assert "its run" in asked.missing["nearest_training"]
     with pytest.raises(ValueError, match="judge knows"):
         draw.score(m, pairs(4), how(judge=SmallJudge(torch.randn(8, 1, 6, 6), torch.arange(8) % 2)))
     with pytest.raises(ValueError, match="--data"):

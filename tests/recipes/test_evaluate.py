@@ -44,18 +44,22 @@ def test_a_run_with_classes_and_a_suite_that_does_not_fit(capfd) -> None:
     out = capfd.readouterr().out
     assert "edit could not be measured: no document is a picture, an instruction and a picture" in out
     found = records("run")
-    assert {"draw", "text", "read"} <= found.keys()
     assert found["draw"].metrics.keys() >= {
         "agreement",
         "judge",
-        "frechet_mini",
-        "kernel_mini",
+        "frechet_pixels",
+        "kernel_pixels",
         "precision",
         "nearest_training",
     }
     assert found["draw"].metrics["agreement"].count == 70 and found["draw"].command == f"transfusion {line}"
     assert found["draw"].settings["sampler"]["num_steps"] == 2 and found["draw"].settings["dtype"] == "float32"
-    assert found["read"].metrics["accuracy"].count == 70 and Path("run/sheets/draw.png").exists()
+    (answers,) = (one for one in Path("run/records").glob("read-*.json"))
+    assert Record.load(answers).metrics["accuracy"].count == 70, "the report's own record stays"
+    said = found["read"].command
+    assert said.startswith("transfusion train digits --") and "--train.steps 4" in said and "--report.readings 10" in said
+    assert "--optim.lr" not in said and "--out" not in said
+    assert found["read"].metrics["accuracy"].count == 10 and Path("run/sheets/draw.png").exists()
     before = found["draw"]
     assert command(line) == 1 and records("run")["draw"] == before, "the same weights and seeds give the same record"
     assert command("results run --out tables.md") == 0 and before.weights in Path("tables.md").read_text()
@@ -72,8 +76,14 @@ def test_data_that_was_trained_on_is_refused(capfd) -> None:
     short = "--device cpu --dtype fp32 --sampler.num-steps 1"
     assert command(f"evaluate run --suite draw {short}") == 1
     assert "names no held-out part" in capfd.readouterr().out
+    Path("again").mkdir()
+    for path in Path("data").iterdir():
+        Path("again", f"copy-{path.name}").write_bytes(path.read_bytes())
+    assert command(f"evaluate run --suite read --data again {short}") == 1
+    assert "trained on 12 of the 12 documents in again" in capfd.readouterr().out
     assert command(f"evaluate run --suite draw read --data new --samples 6 {short}") == 0
     found = records("run")
+    assert found["draw"].metrics["nearest_training"].count == 6 and found["draw"].settings["trained_on"] == 0
     assert "train judge" in found["draw"].missing["agreement"] and "cider" in found["read"].metrics
     assert command(f"evaluate run --suite draw --data new --judge nowhere {short}") == 1
     assert "no judge in nowhere" in capfd.readouterr().out
@@ -87,6 +97,8 @@ def test_a_judge_of_other_classes_is_refused(capfd) -> None:
     assert command(f"train digits --out run {SHORT} --report.pictures 0 --report.readings 5") == 0
     assert command("evaluate run --suite draw --samples 4 --judge judge --device cpu") == 1
     assert "knows cat, dog" in capfd.readouterr().out
+    assert command("evaluate run --suite read --data nowhere --device cpu") == 1, "what is given is what is read"
+    assert "no data at nowhere" in capfd.readouterr().out
     colour_model("plain")
     assert command("evaluate plain --suite draw --data classes --judge judge --samples 8 --device cpu --dtype fp32") == 0
     assert records("plain")["draw"].metrics["agreement"].count == 8

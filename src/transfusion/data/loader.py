@@ -4,7 +4,7 @@ An epoch is a keyed permutation of the corpus, cut into windows; a window is com
 reaches it. What a row holds is a pure function of (seed, epoch, window); a rank takes its share of the rows of each step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -41,7 +41,7 @@ class Packing:
             raise ValueError(f"row-length, rows and window must be at least 1, not {self}")
 
 
-def ahead(stream: Iterator[T]) -> Iterator[T]:
+def ahead(stream: Iterator[T]) -> Generator[T, None, None]:
     """An endless stream whose next element is made, in a thread of its own, while the present one is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, stream)

@@ -1,12 +1,16 @@
 """Text -> picture: do drawings show what their captions say, are they like real ones, and are they copies?
 
 agreement           share whose class, to the judge, is the one that the caption names; `judge` is its accuracy on real pictures
-frechet_mini        Fréchet distance to real held-out pictures in the judge's features; `frechet_mini_real`: training pictures'
-kernel_mini         kernel distance there
+frechet_mini        Fréchet distance to real held-out pictures in a convolutional judge's layer before the classes
+                    (`frechet_pixels` where the judge has none and pixels are compared); `frechet_mini_real`: training pictures'
+kernel_mini         kernel distance there (or `kernel_pixels`)
 precision, recall   by 3 nearest neighbours there
 nearest_training    mean distance in pixels to the nearest training picture, over that of real held-out pictures (1: as far)
 fid, kid            in Inception's features, where its weights are given (torchmetrics)
 clip_score          100 cos(picture, caption), where a CLIP model is given
+
+An interval says what drawing as many pictures anew would change. Fréchet distances are biased upwards where pictures are few:
+compare only what was measured on equally many.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,17 +45,24 @@ def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcom
     real, said = _real(documents, how)
     if how.judge is not None and real is not None:
         how.judge.classify(real[:1])  # one that does not know such pictures says so before any are drawn
-    inception = InceptionFeatures(how.inception, model.device) if how.inception else None
-    clip = ClipScore(how.clip, model.device) if how.clip else None
+    metrics: dict[str, Metric] = {}
+    missing: dict[str, str] = {}
+    judges: dict[str, str] = {}
+    inception = clip = None
+    try:  # what is missing is known before anything is drawn
+        inception = InceptionFeatures(how.inception, model.device) if how.inception else None
+    except ValueError as error:
+        missing |= dict.fromkeys(("fid", "kid"), str(error))
+    try:
+        clip = ClipScore(how.clip, model.device) if how.clip else None
+    except ValueError as error:
+        missing["clip_score"] = str(error)
 
     captions = [caption(documents[i % len(documents)], i) for i in range(how.samples)]
     seeds = [how.seed * len(captions) + i for i in range(len(captions))]
     count = Count(len(captions), how.progress)
     drawn = model.generate(captions, force="image", seeds=seeds, dtype=how.dtype, each=count)
     pictures = torch.stack([one.media[-1].tensor() for one in drawn])  # refuses NaN
-    metrics: dict[str, Metric] = {}
-    missing: dict[str, str] = {}
-    judges: dict[str, str] = {}
 
     def take(function: Callable[..., dict[str, Metric]], *arguments: object, names: tuple[str, ...]) -> None:
         try:
@@ -64,35 +75,37 @@ def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcom
         classes = [named(one, how.names) for one in captions]
         if any(one is not None for one in classes):
             metrics["agreement"] = _agreement(how.judge, pictures, classes)
-            if real is not None and any(one is not None for one in said):
+            if (kept := getattr(how.judge, "accuracy", None)) is not None:
+                metrics["judge"] = Metric.of(kept)
+            elif real is not None and any(one is not None for one in said):
                 metrics["judge"] = _agreement(how.judge, real, said)
         else:
             missing["agreement"] = "no caption names one of the judge's classes: give --names, or a judge of these classes"
         if real is not None:
-            take(
-                _mini,
-                how.judge,
-                pictures,
-                real,
-                how.trained,
-                names=("frechet_mini", "kernel_mini", "precision", "recall"),
-            )
+            space = how.judge.space
+            names = (f"frechet_{space}", f"kernel_{space}", "precision", "recall")
+            take(_mini, how.judge, pictures, real, how.trained, names=names)
     else:
-        missing["agreement"] = "no judge: make one with transfusion train judge, and give its folder with --judge"
+        reason = "no judge: make one with transfusion train judge, and give its folder with --judge"
+        missing |= dict.fromkeys(("agreement", "frechet_mini", "kernel_mini", "precision", "recall"), reason)
     if real is None:
-        missing["frechet_mini"] = "the documents hold no real pictures to compare with"
+        reason = "the documents hold no real pictures of one size to compare with"
+        missing |= dict.fromkeys(("frechet_mini", "kernel_mini", "precision", "recall", "nearest_training"), reason)
     elif how.trained is not None:
-        take(_copies, pictures, real, how.trained, how.seed, names=("nearest_training",))
+        take(_copies, pictures, real, how.trained, names=("nearest_training",))
+    else:
+        missing["nearest_training"] = "it is not known what the model was trained on: give the folder of its run"
     if inception is not None and real is not None:
         judges["inception"] = inception.digest
         take(_inception, inception, pictures, real, how.seed, names=("fid", "kid"))
     else:
-        missing |= dict.fromkeys(("fid", "kid"), "no Inception weights: give their file with --inception")
+        reason = "no Inception weights: give their file with --inception" if real is not None else "there are no real pictures"
+        missing = dict.fromkeys(("fid", "kid"), reason) | missing
     if clip is not None:
         judges["clip"] = clip.digest
         metrics["clip_score"] = mean(clip.score(pictures, captions).tolist(), how.seed)
     else:
-        missing["clip_score"] = "no CLIP model: give its folder with --clip"
+        missing.setdefault("clip_score", "no CLIP model: give its folder with --clip")
     return Outcome(record("draw", model, how, metrics, missing, judges), tuple(drawn), tuple(seeds))
 
 
@@ -123,26 +136,31 @@ def _mini(judge: Judge, pictures: Tensor, real: Tensor, trained: Tensor | None) 
         )
     kernel = distance.mmd_to(b)
     found = {
-        "frechet_mini": jackknife(lambda kept: distance.frechet(a[kept], b), len(a)),
-        "kernel_mini": jackknife(lambda kept: kernel(a[kept]), len(a)),
+        "frechet": jackknife(lambda kept: distance.frechet(a[kept], b), len(a)),
+        "kernel": jackknife(lambda kept: kernel(a[kept]), len(a)),
     }
-    metrics = {name: Metric(one.value, one.count, one.low, one.high) for name, one in found.items()}
+    metrics = {f"{name}_{judge.space}": Metric(one.value, one.count, one.low, one.high) for name, one in found.items()}
     both = distance.precision_recall(b[: len(a)], a[: len(b)])
     metrics |= {"precision": Metric.of(both.precision), "recall": Metric.of(both.recall)}
     if trained is not None:
         c = judge.features(trained)
         if len(c) > c.shape[1]:
-            metrics["frechet_mini_real"] = Metric(distance.frechet(c, b), len(c))
+            metrics[f"frechet_{judge.space}_real"] = Metric(distance.frechet(c, b), len(c))
     return metrics
 
 
-def _copies(pictures: Tensor, real: Tensor, trained: Tensor, seed: int) -> dict[str, Metric]:
+def _copies(pictures: Tensor, real: Tensor, trained: Tensor) -> dict[str, Metric]:
     """Mean distance to the nearest training picture of drawn ones over that of real held-out ones."""
     count = min(len(pictures), len(real), COMPARED)
     drawn, kept = (distance.nearest(x[:count].flatten(1), trained.flatten(1)).distances for x in (pictures, real))
     if not kept.any():
         raise ValueError("all held-out pictures are training pictures: hold out others")
-    return {"nearest_training": mean((drawn / kept.mean()).tolist(), seed)}
+    value = float(drawn.mean() / kept.mean())
+    if count < 2:
+        return {"nearest_training": Metric(value, count)}
+    parts = [float(one.var() / count / one.mean().square().clamp_min(1e-30)) for one in (drawn, kept)]
+    half = 1.96 * value * sum(parts) ** 0.5  # of a ratio of two means, by the delta method
+    return {"nearest_training": Metric(value, count, value - half, value + half)}
 
 
 def _inception(inception: InceptionFeatures, pictures: Tensor, real: Tensor, seed: int) -> dict[str, Metric]:
@@ -153,4 +171,9 @@ def _inception(inception: InceptionFeatures, pictures: Tensor, real: Tensor, see
             "needed of each; published numbers take 10,000 and more (--samples)"
         )
     kid = distance.kernel(a, b, size=min(1000, len(a), len(b)), seed=seed)
-    return {"fid": Metric(distance.frechet(a, b), len(a)), "kid": Metric(kid.mean, len(a))}
+    fid = jackknife(lambda kept: distance.frechet(a[kept], b), len(a))
+    half = 1.96 * kid.std
+    return {
+        "fid": Metric(fid.value, fid.count, fid.low, fid.high),
+        "kid": Metric(kid.mean, len(a), kid.mean - half, kid.mean + half),
+    }

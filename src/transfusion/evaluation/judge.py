@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ ABOUT, WEIGHTS = "judge.json", "judge.safetensors"
 class Judge(Protocol):
     """Says the class of pictures."""
 
+    space: ClassVar[str]
+    """What its features are: "mini", a layer of a small network, or "pixels"."""
+
     @property
     def digest(self) -> str:
         """12 hex digits that name what it learned."""
@@ -53,6 +56,8 @@ class SmallJudge:
     Args:
         pictures, labels: real ones, to be fitted.
     """
+
+    space: ClassVar[str] = "pixels"
 
     def __init__(self, pictures: Tensor, labels: Tensor) -> None:
         self._shape = tuple(pictures.shape[1:])
@@ -135,6 +140,7 @@ class ConvolutionalJudge:
     network: Convolutions
     names: tuple[str, ...]
     accuracy: Share | None = None
+    space: ClassVar[str] = "mini"
 
     def __post_init__(self) -> None:
         if len(self.names) != self.network.classes:

@@ -1,5 +1,6 @@
 """What a measurement says: a value, its interval, how many samples it stands on; and records of suites, kept as JSON."""
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -84,9 +85,15 @@ class Record:
     command: str = ""
 
     def save(self, folder: Path) -> Path:
-        """Write `SUITE.json` into a folder, which is made if need be."""
+        """Write `SUITE.json` into a folder, which is made if need be. Where another measurement stands there already, a digest
+        of this one's command and weights is added to the name."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.suite}.json"
+        if path.exists():
+            kept = Record.load(path)
+            if (kept.command, kept.weights) != (self.command, self.weights):
+                name = hashlib.sha256(f"{self.command} {self.weights}".encode()).hexdigest()[:6]
+                path = folder / f"{self.suite}-{name}.json"
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         return path
 

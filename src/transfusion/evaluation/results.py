@@ -19,7 +19,8 @@ SUMMARY = {
     "drawn as the caption says": ("draw", "agreement"),
     "new wordings": ("draw-new-wordings", "agreement"),
     "read right": ("read", "accuracy"),
-    "Fréchet, small judge": ("draw", "frechet_mini"),
+    "Fréchet, judge's features": ("draw", "frechet_mini"),
+    "Fréchet, pixels": ("draw", "frechet_pixels"),
     "nearest training picture": ("draw", "nearest_training"),
     "judge on real pictures": ("draw", "judge"),
 }
@@ -64,11 +65,17 @@ class Results:
 def find(folders: Sequence[str | Path]) -> dict[str, list[Record]]:
     """Records below folders, by the run that they belong to: FOLDER/RUN/[records/]SUITE.json."""
     found: dict[str, list[Record]] = {}
+    read: set[Path] = set()
     for folder in map(Path, folders):
-        paths = [p for p in sorted(folder.rglob("*.json")) if p.parent.name == "records" or folder.name == "records"]
-        for path in paths:
+        for path in sorted(folder.rglob("*.json")):
+            if (path.parent.name != "records" and folder.name != "records") or path.resolve() in read:
+                continue
+            read.add(path.resolve())
             home = path.parent.parent if path.parent.name == "records" else path.parent
-            found.setdefault(home.name, []).append(Record.load(path))
+            name = (
+                home.relative_to(folder).as_posix() if home.is_relative_to(folder) and home != folder else home.resolve().name
+            )
+            found.setdefault(name, []).append(Record.load(path))
     return found
 
 
@@ -112,7 +119,9 @@ def tables(runs: Runs) -> str:
             for metric, one in record.metrics.items():
                 value, _, interval = str(one).partition(" ")
                 lines.append(f"| {metric} | {value} | {interval.strip('()')} | {one.count:,} |")
-            lines += [""]
+            reasons = dict.fromkeys(record.missing.values())
+            said = ((", ".join(name for name, why in record.missing.items() if why == one), one) for one in reasons)
+            lines += ["", *(f"Not measured: {names} ({reason}).  " for names, reason in said), ""]
     return re.sub("\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 

@@ -9,7 +9,7 @@ scenes  composed digits (`scenes.py`)          share of right pictures by kind o
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class How:
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
         command: what was typed.
+        notes: more to be kept in the record's settings.
         progress: called on the way.
     """
 
@@ -61,6 +62,7 @@ class How:
     inception: str = ""
     clip: str = ""
     command: str = ""
+    notes: dict[str, str | int] = field(default_factory=dict)
     progress: Progress = lambda done, total: None
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ def record(
         "sampler": config.to_plain(model.settings.sampler),
         "guidance": config.to_plain(model.settings.guidance),
         "dtype": str(how.dtype).removeprefix("torch."),
+        **how.notes,
     }
     weights = digest.of_tensors(model.network.state_dict())
     return Record(suite, metrics, missing or {}, weights, judges or {}, how.seed, settings, how.command)

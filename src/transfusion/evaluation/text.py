@@ -61,7 +61,8 @@ def score(model: Transfusion, documents: Sequence[Document], how: How, questions
     """Perplexity a token and bits a byte of the documents' text, the end of the document counted as a token; and the share of
     questions whose right choice is the likeliest.
 
-    Documents longer than the context are cut; each part is predicted from its own beginning. Pictures are left out.
+    Documents longer than the context are cut; each part is predicted from its own beginning, and only the last
+    has an end. Pictures are left out.
 
     Raises:
         ValueError: there is neither text nor a question.
@@ -71,13 +72,14 @@ def score(model: Transfusion, documents: Sequence[Document], how: How, questions
     ]
     texts = [text for text in texts if text][: how.samples]
     metrics: dict[str, Metric] = {}
+    missing: dict[str, str] = {}
     if not texts and not questions:
         raise ValueError("no document holds text: give held-out text with --data, or questions with --questions")
     if texts:
-        parts = [(i, part) for i, text in enumerate(texts) for part in _parts(model, text)]
-        found = nats(model, [Document((Text(part),)) for _, part in parts], how)
+        parts = [(i, part, last) for i, text in enumerate(texts) for part, last in _marked(_parts(model, text))]
+        found = nats(model, [Document((Text(part),)) for _, part, _ in parts], how, closed=[last for *_, last in parts])
         sums, counts = [0.0] * len(texts), [0.0] * len(texts)
-        for (i, _), (total, count) in zip(parts, found, strict=True):
+        for (i, _, _), (total, count) in zip(parts, found, strict=True):
             sums[i], counts[i] = sums[i] + total, counts[i] + count
         token = mean(sums, how.seed, over=counts)
         byte = mean([one / math.log(2) for one in sums], how.seed, over=[float(len(text.encode())) for text in texts])
@@ -89,14 +91,22 @@ def score(model: Transfusion, documents: Sequence[Document], how: How, questions
         )
         metrics["bits_per_byte"] = byte
     if questions:
-        metrics["choice_accuracy"] = Metric.of(choose(model, questions, how))
-    return Outcome(record("text", model, how, metrics))
+        try:
+            metrics["choice_accuracy"] = Metric.of(choose(model, questions, how))
+        except ValueError as error:
+            missing["choice_accuracy"] = str(error)
+    return Outcome(record("text", model, how, metrics, missing))
 
 
 def choose(model: Transfusion, questions: Sequence[Question], how: How) -> Share:
     """Ranked choice, as language models are compared (and the paper's suite is): of all choices, written behind the question,
     the one whose tokens are likeliest on average is the answer."""
     asked = [(q, choice) for q in questions for choice in q.choices]
+    context = model.settings.model.context
+    for one, choice in asked:
+        length = len(model.vocabulary.encode(one.question)) + len(model.vocabulary.encode(choice)) + 2
+        if length > context:
+            raise ValueError(f"question {one.question[:40]!r} with a choice takes {length} tokens, the context has {context}")
     documents = [Document((Text(q.question, loss=False), Text(choice))) for q, choice in asked]
     found = nats(model, documents, how, closed=False)
     at = right = 0
@@ -108,12 +118,15 @@ def choose(model: Transfusion, questions: Sequence[Question], how: How) -> Share
 
 
 @torch.no_grad()
-def nats(model: Transfusion, documents: Sequence[Document], how: How, *, closed: bool = True) -> list[tuple[float, int]]:
+def nats(
+    model: Transfusion, documents: Sequence[Document], how: How, *, closed: bool | Sequence[bool] = True
+) -> list[tuple[float, int]]:
     """Of each document of text: nats of its loss-bearing tokens, and how many there are.
 
     Args:
-        closed: whether the end of the document counts as one.
+        closed: whether the end of the document counts as one; one answer for all, or one each.
     """
+    ends = [closed] * len(documents) if isinstance(closed, bool) else list(closed)
     training = model.training
     model.eval()
     found: list[tuple[float, int]] = []
@@ -124,7 +137,7 @@ def nats(model: Transfusion, documents: Sequence[Document], how: How, *, closed:
             group.append(one)
             length += sum(len(model.vocabulary.encode(str(s.content))) for s in one.segments if isinstance(s, Text)) + 2
             if length >= TOKENS or i + 1 == len(documents):
-                found += _nats(model, model.batch(group), len(group), how, closed)
+                found += _nats(model, model.batch(group), ends[len(found) : i + 1], how)
                 how.progress(i + 1, len(documents))
                 group, length = [], 0
     finally:
@@ -132,17 +145,23 @@ def nats(model: Transfusion, documents: Sequence[Document], how: How, *, closed:
     return found
 
 
-def _nats(model: Transfusion, batch: Batch, count: int, how: How, closed: bool) -> list[tuple[float, int]]:
+def _nats(model: Transfusion, batch: Batch, ends: Sequence[bool], how: How) -> list[tuple[float, int]]:
     targets = batch.targets.flatten()
-    where = batch.learned if closed else batch.learned[targets[batch.learned] != model.vocabulary.eos]
+    counted = torch.tensor(ends, device=targets.device)[batch.documents.flatten()[batch.learned]]
+    where = batch.learned[counted | (targets[batch.learned] != model.vocabulary.eos)]
     place = Place.of_rows(batch.documents, batch.spans, batch.private)
     bf16 = how.dtype == torch.bfloat16
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         h, _ = model.network.hidden(batch.tokens, batch.positions, [], place=place)
         losses = F.cross_entropy(model.network.head(h[where]).float(), targets[where], reduction="none").double()
     owner = batch.documents.flatten()[where]
-    totals = torch.zeros(count, dtype=torch.float64, device=owner.device).index_add(0, owner, losses)
-    return list(zip(totals.tolist(), torch.bincount(owner, minlength=count).tolist(), strict=True))
+    totals = torch.zeros(len(ends), dtype=torch.float64, device=owner.device).index_add(0, owner, losses)
+    return list(zip(totals.tolist(), torch.bincount(owner, minlength=len(ends)).tolist(), strict=True))
+
+
+def _marked(parts: Sequence[str]) -> list[tuple[str, bool]]:
+    """Each part, and whether it is the last."""
+    return [(part, i + 1 == len(parts)) for i, part in enumerate(parts)]
 
 
 def _parts(model: Transfusion, text: str) -> list[str]:

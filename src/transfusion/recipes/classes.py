@@ -23,7 +23,7 @@ from transfusion.evaluation.record import Metric, Share, short
 from transfusion.evaluation.sheet import sheet
 from transfusion.evaluation.suite import How
 from transfusion.evaluation.suite import Progress as Each
-from transfusion.recipes.run import Run, Say, last_losses, train, training_seconds
+from transfusion.recipes.run import Run, Say, last_losses, train, training_seconds, typed
 from transfusion.train.device import pick_device, pick_dtype
 
 
@@ -35,6 +35,14 @@ def progress(title: str) -> Iterator[Each]:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+DISTANCES = {
+    "Frechet distance to held-out pictures": "frechet_pixels",
+    "the same, of training pictures": "frechet_pixels_real",
+    "Frechet distance in the judge's features": "frechet_mini",
+    "the same, of training pictures (features)": "frechet_mini_real",
+}
 
 
 class Classes(ABC):
@@ -85,11 +93,6 @@ class Classes(ABC):
             judge.save(kept)
         return judge
 
-    @property
-    def _command(self) -> str:
-        data = f" --data {self.run.data}" if self.run.data else ""
-        return f"transfusion train {self.run.recipe}{data} --seed {self.run.seed}"
-
     def captions(self, wordings: Sequence[str], count: int) -> list[Document]:
         """Captions of every class in turn, and every wording."""
         classes = len(self.names)
@@ -102,7 +105,7 @@ class Classes(ABC):
         said = [tuple(wording.format(name) for wording in self.wordings) for name in self.names]
         return [pair(said[label], Media(one), "") for one, label in zip(pictures, labels.tolist(), strict=True)]
 
-    def how(self, samples: int, dtype: torch.dtype, command: str = "") -> How:
+    def how(self, samples: int, dtype: torch.dtype) -> How:
         """How this data is measured."""
         pictures, labels = self.held_out()
         return How(
@@ -114,16 +117,14 @@ class Classes(ABC):
             real=pictures,
             real_classes=labels,
             trained=self.trained()[0],
-            command=command,
+            command=typed(self.run),
         )
 
     def measure(self, model: Transfusion) -> dict[str, Any]:
         """The report, records of the suites in `records/`, and the sample sheet `samples.png`."""
         run, folder = self.run, self.run.folder / "records"
         pictures, labels = self.held_out()
-        how = self.how(
-            run.report.pictures or 1, pick_dtype(run.dtype, pick_device(run.device)), f"transfusion train {run.recipe}"
-        )
+        how = self.how(run.report.pictures or 1, pick_dtype(run.dtype, pick_device(run.device)))
         assert how.judge is not None
         judged = Share(int((how.judge.classify(pictures) == labels).sum()), len(labels))
         report: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
@@ -138,7 +139,7 @@ class Classes(ABC):
             record = drawn.record
             record.save(folder)
             take("text_to_image_agreement", record.metrics["agreement"])
-            for name in ("frechet_mini", "frechet_mini_real", "nearest_training"):
+            for name in (*DISTANCES.values(), "nearest_training"):
                 if name in record.metrics:
                     take(name, record.metrics[name])
             first = drawn.documents[: 5 * len(self.names)]
@@ -168,8 +169,7 @@ class Classes(ABC):
             "the same, wordings never trained on": "text_to_image_agreement_held_out_wordings",
             "held-out pictures read right": "image_to_text_accuracy",
             "the judge, on held-out real pictures": "judge_accuracy",
-            "Frechet distance in the judge's features": "frechet_mini",
-            "the same, of training pictures": "frechet_mini_real",
+            **DISTANCES,
             "distance to the nearest training picture, over real ones'": "nearest_training",
         }
         for title, name in rows.items():

@@ -4,15 +4,18 @@ Runs suites on what a run's model has never seen, and keeps a record of each in 
 others still run, and the command ends with exit code 1.
 """
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from transfusion import config
+from transfusion import chance, config
 from transfusion.api import Transfusion, read_settings
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
@@ -20,7 +23,7 @@ from transfusion.data.media import Fit, Picture
 from transfusion.data.readers import read as read_data
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.evaluation import coco, draw, edit, read, scenes, text
+from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
 from transfusion.evaluation.judge import ConvolutionalJudge
 from transfusion.evaluation.record import Record, short
 from transfusion.evaluation.sheet import sheet
@@ -42,8 +45,9 @@ class Evaluate:
 
     Args:
         suite: text, draw, read, edit, scenes, coco.
-        data: held-out data (default: the held-out part of what the run was trained on).
-        samples: documents to measure on (0: 5,000 pictures to draw, all there are to read; coco 30,000).
+        data: held-out data (default: the held-out part of what the run was trained on); for text also a .txt file, each
+            of whose paragraphs, between empty lines, is a document.
+        samples: documents to measure on, drawn by the seed (0: 5,000 pictures to draw, all there are to read; coco 30,000).
         judge: folder of a judge; a recipe with classes fits its own otherwise.
         names: of the classes, where captions name them and neither recipe nor judge knows them.
         questions: JSONL of questions with choices, for text.
@@ -91,50 +95,47 @@ def carry_out(folder: str, options: Evaluate, say: Say, command: str = "") -> in
     model = Transfusion.from_pretrained(folder, device=device).eval()
     model.settings = replace(model.settings, sampler=options.sampler, guidance=options.guidance)
     failed = 0
+    how = How(
+        seed=options.seed,
+        dtype=pick_dtype(options.dtype, device),
+        names=options.names,
+        inception=options.inception,
+        clip=options.clip,
+        command=command,
+    )
     for name in dict.fromkeys(options.suite):
         try:
-            outcomes = _suite(name, folder, options, model, How(dtype=pick_dtype(options.dtype, device), command=command))
-        except (ValueError, OSError) as error:
+            for outcome in _suite(name, folder, options, model, how):
+                kept = outcome.record.save(Path(folder) / RECORDS)
+                _look(outcome, Path(folder) / SHEETS, say)
+                show(outcome.record)
+                say(f"record: {kept}")
+        except Exception as error:  # whatever ends one suite, the others still run
             failed += 1
-            say(f"{name} could not be measured: {error}")
-            continue
-        for outcome in outcomes:
-            kept = outcome.record.save(Path(folder) / RECORDS)
-            _look(outcome, Path(folder) / SHEETS, say)
-            show(outcome.record)
-            say(f"record: {kept}")
+            say(f"{name} could not be measured: {error or type(error).__name__}")
     return 1 if failed else 0
 
 
-def _suite(name: Suite, folder: str, options: Evaluate, model: Transfusion, how: How) -> list[Outcome]:
-    run = _run(folder)
-    how = replace(how, seed=options.seed, inception=options.inception, clip=options.clip, names=options.names)
+def _suite(name: Suite, folder: str, options: Evaluate, model: Transfusion, how: How) -> Iterator[Outcome]:
+    judge = ConvolutionalJudge.load(options.judge) if options.judge else None
     with progress(name) as each:
-        how = replace(how, progress=each)
+        how = replace(how, progress=each, judge=judge, names=options.names or (judge.names if judge else ()))
         if name == "scenes":
             count = options.samples or 100
             scored = scenes.score(model, count=count, seed=how.seed, dtype=how.dtype, progress=how.progress)
-            return [scenes.outcome(model, scored, how)]
-        if name == "coco":
-            return _coco(model, options, how)
-        documents, how = _held_out(run, folder, options, how, model, words=name == "text")
-        if options.judge:
-            judge = ConvolutionalJudge.load(options.judge)
-            how = replace(how, judge=judge, names=options.names or how.names or judge.names)
-            if how.names != judge.names:
-                raise ValueError(
-                    f"the judge in {options.judge} knows {', '.join(judge.names)}; the captions' classes are "
-                    f"{', '.join(how.names)}: fit one of these classes, in this order, with transfusion train judge"
-                )
-        if name == "text":
+            yield scenes.outcome(model, scored, how)
+        elif name == "coco":
+            yield from _coco(model, options, how)
+        elif name == "text":
             questions = text.read_questions(options.questions) if options.questions else ()
-            return [text.score(model, documents, replace(how, samples=options.samples or len(documents) or 1), questions)]
-        if not documents:
-            raise ValueError("the held-out part is empty: give data with --data")
-        if name == "draw":
-            return [draw.score(model, documents, replace(how, samples=options.samples or DRAWN))]
-        score = read.score if name == "read" else edit.score
-        return [score(model, documents, replace(how, samples=options.samples or len(documents)))]
+            documents = [] if questions and not options.data else _texts(folder, options, model)
+            yield text.score(model, documents, replace(how, samples=options.samples or len(documents) or 1), questions)
+        else:
+            documents, how = _held_out(folder, options, how, model, judged=name == "draw")
+            if not documents:
+                raise ValueError("the held-out part is empty: give data with --data")
+            samples = options.samples or (DRAWN if name == "draw" else len(documents))
+            yield {"draw": draw, "read": read, "edit": edit}[name].score(model, documents, replace(how, samples=samples))
 
 
 def _run(folder: str) -> Run | None:
@@ -146,57 +147,102 @@ def _run(folder: str) -> Run | None:
     return None
 
 
-def _held_out(
-    run: Run | None, folder: str, options: Evaluate, how: How, model: Transfusion, words: bool
-) -> tuple[list[Document], How]:
-    """Documents that the run was not trained on, and what is known of them."""
-    if words and options.questions and not options.data:
-        return [], how
-    if words and options.data and Path(options.data).suffix == ".txt":
+def _texts(folder: str, options: Evaluate, model: Transfusion) -> list[Document]:
+    """Held-out text."""
+    if Path(options.data).suffix == ".txt":
         try:
             content = Path(options.data).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read {options.data}: {error}") from error
-        return [Document((Text(part),)) for part in content.split("\n\n") if part.strip()], how
-    if run is not None and run.recipe in CLASSES:
-        recipe = CLASSES[run.recipe](replace(run, data=options.data or run.data, out=folder))
-        if not words:
-            known = recipe.how(1, how.dtype)
-            how = replace(known, **{name: getattr(how, name) for name in ("seed", "inception", "clip", "command", "progress")})
-        return recipe.readable(), how
+        return [Document((Text(part),)) for part in content.split("\n\n") if part.strip()]
+    run = _run(folder)
+    if not options.data and run is not None and run.recipe in CLASSES:
+        raise ValueError(f"all captions of {run.recipe} are trained on: give held-out text with --data (.txt, .jsonl)")
+    return _read(run, options, model)[0]
+
+
+def _held_out(folder: str, options: Evaluate, how: How, model: Transfusion, *, judged: bool) -> tuple[list[Document], How]:
+    """Documents that the run was not trained on, in an order drawn by the seed, and what is known of them."""
+    run = _run(folder)
+    recipe = CLASSES[run.recipe](replace(run, out=folder)) if run is not None and run.recipe in CLASSES else None
+    if recipe is not None:
+        if how.names and how.names != recipe.names:
+            raise ValueError(
+                f"the judge (or --names) knows {', '.join(how.names)}; the captions' classes are {', '.join(recipe.names)}: "
+                "fit one of these classes, in this order, with transfusion train judge"
+            )
+        how = replace(how, names=recipe.names)
+        if judged:
+            how = replace(how, judge=how.judge or recipe.judge(), trained=recipe.trained()[0])
+    if recipe is not None and not options.data:
+        documents = recipe.readable()
+        if judged:
+            pictures, labels = recipe.held_out()
+            how = replace(how, real=pictures, real_classes=labels)
+    else:
+        documents, trained = _read(run, options, model)
+        notes: dict[str, str | int] = {
+            "data": f"{chance.key('data', *(' '.join(digest.of_content(one)) for one in documents)):x}"[:12]
+        }
+        if recipe is not None:
+            trained = list(recipe.documents())
+        if trained:
+            seen = {content for one in trained for content in digest.of_content(one)}
+            again = sum(any(content in seen for content in digest.of_content(one)) for one in documents)
+            if again > 0.05 * len(documents):
+                raise ValueError(
+                    f"the run was trained on {again} of the {len(documents)} documents in {options.data or 'its data'}, which "
+                    "names no held-out part: give documents that it has never seen with --data"
+                )
+            notes["trained_on"] = again
+        how = replace(how, notes=notes)
+        if judged and how.trained is None and trained:
+            how = replace(how, trained=_pictures(trained))
+    order = chance.generator(chance.key("evaluate", how.seed)).permutation(len(documents))
+    return [documents[i] for i in order], how
+
+
+def _read(run: Run | None, options: Evaluate, model: Transfusion) -> tuple[list[Document], list[Document]]:
+    """What is to be measured on, and what the run was trained on as far as that is known."""
     data = options.data or (run.data if run else "")
     if not data:
         raise ValueError("this folder says nothing of its data: give held-out documents with --data")
     image = next((m for m in model.settings.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
     fit = Fit((image.shape[0], image.shape[1]), image.channels) if image else Fit((1, 1))
-    held_out = list(read_data(data, fit, train=False))
-    if run is not None and run.data and Path(data).resolve() == Path(run.data).resolve():
-        trained = {one.name for one in read_data(data, fit)}
-        if any(one.name in trained for one in held_out):
-            raise ValueError(
-                f"{data} names no held-out part, and the run was trained on all of it: give documents that it has never seen "
-                "with --data"
-            )
-    return held_out, how
+    trained: list[Document] = []
+    if run is not None and run.data and run.recipe not in CLASSES:
+        with suppress(ValueError):  # it may have been moved since
+            trained = list(read_data(run.data, fit))
+    return list(read_data(data, fit, train=False)), trained
 
 
-def _coco(model: Transfusion, options: Evaluate, how: How) -> list[Outcome]:
-    """The paper's protocol: FID and CLIP score on prompts of the validation captions, CIDEr on Karpathy's test pictures."""
+def _pictures(documents: Sequence[Document], most: int = 10_000) -> Tensor | None:
+    found = [one.media[-1].tensor() for one in documents[:most] if one.media]
+    return torch.stack(found) if found and all(one.shape == found[0].shape for one in found) else None
+
+
+def _coco(model: Transfusion, options: Evaluate, how: How) -> Iterator[Outcome]:
+    """The paper's protocol: FID and CLIP score on prompts of the validation captions, CIDEr on Karpathy's test pictures.
+
+    FID compares with at most 10,000 of the prompts' own pictures, each once; the paper's count is 30,000.
+    """
     if not options.data:
         raise ValueError("coco needs --data PATH: the folder with MS-COCO's annotations and pictures")
     image = next((m for m in model.settings.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
     if image is None:
         raise ValueError("this model has no modality of pictures")
     fit = Fit((image.shape[0], image.shape[1]), image.channels)
-    asked = coco.prompts(options.data, options.samples or 30_000, options.seed)
+    asked, references = coco.prompts(options.data, options.samples or 30_000, options.seed), coco.karpathy(options.data)
     documents = [Document((Text(one.caption), Media(Picture(one.image, fit, one.image.name)))) for one in asked]
-    drawn = draw.score(model, documents, replace(how, samples=len(documents)))
+    once = list({one.image: document for one, document in zip(asked, documents, strict=True)}.values())
+    drawn = draw.score(model, documents, replace(how, samples=len(documents), real=_pictures(once)))
+    yield replace(drawn, record=replace(drawn.record, suite="coco-draw"))
     found = [
         Document((Text(one.captions[0], wordings=one.captions[1:]), Media(Picture(one.image, fit, one.image.name))))
-        for one in coco.karpathy(options.data)
+        for one in references
     ]
-    told = read.score(model, found, replace(how, samples=min(options.samples or len(found), len(found))))
-    return [replace(one, record=replace(one.record, suite=f"coco-{one.record.suite}")) for one in (drawn, told)]
+    told = read.score(model, found, replace(how, samples=min(options.samples or len(found), len(found)), names=()))
+    yield replace(told, record=replace(told.record, suite="coco-read"))
 
 
 def _look(outcome: Outcome, folder: Path, say: Say, most: int = 50) -> None:

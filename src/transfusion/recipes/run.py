@@ -1,6 +1,7 @@
 """A run: everything that one line of command decides, and how it is carried out."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -123,17 +124,28 @@ def prepare(run: Run, say: Say) -> None:
     recorded.write_text(config.to_yaml(run), encoding="utf-8")
 
 
+def _flat(plain: object, where: str = "") -> dict[str, object]:
+    """Dotted names of settings and their values."""
+    if not isinstance(plain, dict):
+        return {where: plain}
+    return {k: v for key, value in plain.items() for k, v in _flat(value, f"{where}.{key}" if where else key).items()}
+
+
 def differences(one: Run, other: Run) -> str:
     """The first settings in which two runs differ."""
 
-    def flat(plain: object, where: str = "") -> dict[str, object]:
-        if not isinstance(plain, dict):
-            return {where: plain}
-        return {k: v for key, value in plain.items() for k, v in flat(value, f"{where}.{key}" if where else key).items()}
-
-    a, b = flat(config.to_plain(one)), flat(config.to_plain(other))
+    a, b = _flat(config.to_plain(one)), _flat(config.to_plain(other))
     found = [f"{k}: {a.get(k)} there, {b.get(k)} here" for k in {**a, **b} if a.get(k) != b.get(k) and k not in ("out",)]
     return "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
+
+
+def typed(run: Run) -> str:
+    """The command that says this run: its recipe, and all in which it differs from that."""
+    from transfusion.recipes import find
+
+    own, now = _flat(config.to_plain(find(run.recipe).run())), _flat(config.to_plain(run))
+    changed = {k: v for k, v in now.items() if own.get(k) != v and k != "out"}
+    return shlex.join(["transfusion", "train", run.recipe, *(w for k, v in changed.items() for w in (f"--{k}", str(v)))])
 
 
 def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:

@@ -30,7 +30,7 @@ from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
 from transfusion.nn.transformer import Trunk
 from transfusion.recipes.classes import progress
-from transfusion.recipes.run import Report, Run, Say, last_losses, train, training_seconds
+from transfusion.recipes.run import Report, Run, Say, last_losses, train, training_seconds, typed
 from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.optim import Optim
 from transfusion.train.trainer import Checkpointing, Train
@@ -102,7 +102,7 @@ def carry_out(run: Run, say: Say) -> None:
             scored = scenes.score(model, count=max(run.report.pictures // groups, 1), seed=run.seed, dtype=dtype, progress=each)
         for name, share in scored.shares.items():
             report |= share.plain(name)
-        how = How(seed=run.seed, dtype=dtype, command=f"transfusion train {run.recipe} --seed {run.seed}")
+        how = How(seed=run.seed, dtype=dtype, command=typed(run))
         scenes.outcome(model, scored, how).record.save(run.folder / "records")
         _show(run, scored, say)
     report["seconds"] = max(spent, training_seconds(run.folder)) + time.monotonic() - began - spent

@@ -6,6 +6,7 @@ To train something else, subclass `Trainer` and replace `losses(batch)`.
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,10 @@ class Trainer:
         self.model.train()
         if self.device.type == "cpu":
             keep_memory()
-        with Log(self.folder, first=self.step, steps=self.train.steps, every=self.train.log_every) as log:
-            stream = ahead(self.loader.batches(self.position))
+        with (
+            Log(self.folder, first=self.step, steps=self.train.steps, every=self.train.log_every) as log,
+            closing(ahead(self.loader.batches(self.position))) as stream,
+        ):
             bad = 0
             began = time.monotonic()
             while self.step < self.train.steps:
