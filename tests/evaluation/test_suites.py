@@ -261,6 +261,9 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     found = interval.jackknife(lambda kept: float(x[kept].mean()), len(x))
     half = (found.high - found.low) / 2
     assert math.isclose(found.value, x.mean()) and 0.6 < half / (2.093 * x.std() / math.sqrt(len(x))) < 1.5
+    classes = (torch.arange(2000) % 10).double().numpy()  # in turn: leaving out a group must not leave out a class
+    inturn = interval.jackknife(lambda kept: float(classes[kept].mean()), len(classes))
+    assert (inturn.high - inturn.low) / 2 < 2 * 2.093 * classes.std() / math.sqrt(len(classes))
     with pytest.raises(ValueError, match="at least 40"):
         interval.jackknife(lambda kept: 0.0, 39)
 

@@ -112,8 +112,10 @@ def jackknife(statistic: Callable[[np.ndarray], float], count: int) -> Interval:
     if count < 2 * GROUPS:
         raise ValueError(f"{count} samples are too few for an interval of a distance: measure at least {2 * GROUPS}")
     every = np.arange(count)
+    # groups by chance: samples often come class by class in turn, and a group must not be a class
+    groups = chance.generator(chance.key("jackknife")).permutation(count) % GROUPS
     value = float(statistic(every))
-    left = np.array([statistic(every[every % GROUPS != group]) for group in range(GROUPS)])
+    left = np.array([statistic(every[groups != group]) for group in range(GROUPS)])
     error = math.sqrt((GROUPS - 1) / GROUPS * float(((left - left.mean()) ** 2).sum()))
     return Interval(value, value - WIDE * error, value + WIDE * error, count)
 
