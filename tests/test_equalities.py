@@ -175,9 +175,10 @@ def test_neighbours_change_nothing_at_all() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
-def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates) -> None:
+@pytest.mark.parametrize("trunk", [{}, {"head_size": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
+def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, trunk: dict) -> None:
     """A document run piece by piece through the cache has the hidden states of the whole document at once."""
-    m = model(coordinates=coordinates, double=dtype == torch.float64)
+    m = model(coordinates=coordinates, double=dtype == torch.float64, **trunk)
     for document in documents():
         clean = replace(
             document, segments=tuple(replace(s, times=(0.0, 0.0)) if isinstance(s, Media) else s for s in document.segments)
@@ -363,10 +364,10 @@ def test_a_form_that_lacks_an_option_is_refused(unchecked) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 5), (2, 16), (4, 9)])
 def test_few_rows_the_other_way_round_are_the_same(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    layer = Linear(24, 40).to(dtype)
+    layer = Linear(24, 40, bias=shape[0] > 1).to(dtype)
     x = torch.randn(*shape, 24, dtype=dtype)
     with torch.no_grad():
-        difference = (layer(x) - torch.nn.functional.linear(x, layer.weight)).abs().max()
+        difference = (layer(x) - torch.nn.functional.linear(x, layer.weight, layer.bias)).abs().max()
     assert difference < (1e-12 if dtype == torch.float64 else 1e-5)
 
 

@@ -21,7 +21,6 @@ def write(folder: Path, steps: int, **extra: float) -> Path:
 
 
 def test_the_command_draws_runs_of_different_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
-    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     write(Path("one"), 50)
     write(Path("two"), 30, lr=0.1)

@@ -21,9 +21,11 @@ class Trunk:
         depth: layers.
         heads: query heads.
         kv_heads: heads of keys and values, each shared by heads / kv_heads query heads (None: as many as `heads`).
+        head_size: size of a head (None: width / heads).
         hidden: width inside the feed-forward (None: 8/3 of the width, rounded up to a multiple of `round_hidden`).
         round_hidden: see `hidden`; Llama takes 256.
         qk_norm: RMSNorm on queries and keys, per head.
+        qkv_bias: a bias on queries, keys and values (Qwen 2).
         theta: base of the rotary frequencies.
         eps: of the norms.
     """
@@ -32,24 +34,26 @@ class Trunk:
     depth: int = 6
     heads: int = 4
     kv_heads: int | None = None
+    head_size: int | None = None
     hidden: int | None = None
     round_hidden: int = 32
     qk_norm: bool = True
+    qkv_bias: bool = False
     theta: float = 10000.0
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.heads < 1:
             raise ValueError(f"depth and heads must be at least 1, not {self.depth} and {self.heads}")
-        if self.width % self.heads or self.head_dim % 2:
-            raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head size")
+        if (self.head_size is None and self.width % self.heads) or self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head size, or give a head-size")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv-heads {self.num_kv_heads}")
 
     @property
     def head_dim(self) -> int:
         """Size of a head."""
-        return self.width // self.heads
+        return self.width // self.heads if self.head_size is None else self.head_size
 
     @property
     def num_kv_heads(self) -> int:
@@ -80,11 +84,11 @@ FEW = 32
 
 
 class Linear(nn.Linear):
-    """A matrix without bias. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of rows @ weight^T: the
+    """A matrix, without bias if not asked for. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of rows @ weight^T: the
     same numbers, but that product is shared among cores and reads the weights at memory speed (LOG.md has both)."""
 
-    def __init__(self, rows: int, columns: int) -> None:
-        super().__init__(rows, columns, bias=False)
+    def __init__(self, rows: int, columns: int, bias: bool = False) -> None:
+        super().__init__(rows, columns, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., rows] -> [..., columns]"""
@@ -94,7 +98,8 @@ class Linear(nn.Linear):
         flat = input.reshape(count, -1)
         if count == 1:
             flat = torch.cat([flat, flat])  # a single column would be taken as a matrix-vector product
-        return (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], -1)
+        out = (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
 
 
 class Attention(nn.Module):
@@ -103,8 +108,8 @@ class Attention(nn.Module):
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.dim = trunk.heads, trunk.num_kv_heads, trunk.head_dim
-        self.qkv = Linear(trunk.width, (self.heads + 2 * self.kv_heads) * self.dim)
-        self.out = Linear(trunk.width, trunk.width)
+        self.qkv = Linear(trunk.width, (self.heads + 2 * self.kv_heads) * self.dim, trunk.qkv_bias)
+        self.out = Linear(self.heads * self.dim, trunk.width)
         self.q_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
         self.k_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
 
@@ -176,6 +181,8 @@ class Transformer(nn.Module):
 def initialise(module: nn.Module, depth: int) -> None:
     """Normal(0, 0.02) weights; projections back into the residual stream scaled by 1 / sqrt(2 depth) (GPT-2)."""
     for name, weight in module.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.zeros_(weight)
         if weight.ndim < 2:
             continue
         residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
