@@ -84,9 +84,9 @@ FEW = 32
 
 
 class Linear(nn.Linear):
-    """A matrix, with a bias only if asked for. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of rows @
-    weight^T: the same numbers, but that product is shared among cores and reads the weights at memory speed (LOG.md has
-    both)."""
+    """A matrix, with a bias only if asked for. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of
+    rows @ weight^T: the same numbers, but that product is shared among cores and reads the weights at memory speed (LOG.md
+    has both)."""
 
     def __init__(self, rows: int, columns: int, bias: bool = False) -> None:
         super().__init__(rows, columns, bias=bias)
