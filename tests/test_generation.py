@@ -294,3 +294,17 @@ def test_bf16_matrices_are_what_autocast_would_make_of_them(monkeypatch: pytest.
     converted = written()
     assert kept[0] == converted[0] and torch.equal(kept[1], converted[1])
     assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in m.named_parameters())
+
+
+def test_a_document_that_may_not_end_has_all_its_tokens_as_ids() -> None:
+    m = with_bias(model(IMAGE))
+
+    def written(ends: bool) -> list[tuple[int, ...]]:
+        say = Sample(3.0)
+        asked = [Request(Document(()), seed=i, max_tokens=30, max_items=0, ends=ends, decoding=say) for i in range(8)]
+        done = generate(Engine(m.network, m.vocabulary, rows=24, readable=False), asked)
+        return [tuple(i for s in d.segments if isinstance(s, Text) for i in s.content if isinstance(i, int)) for d in done]
+
+    assert {len(ids) for ids in written(ends=False)} == {30}
+    assert min(len(ids) for ids in written(ends=True)) < 30
+    assert all(0 <= i < m.vocabulary.num_text for ids in written(ends=False) for i in ids)

@@ -50,6 +50,7 @@ class Engine:
         rows: cache rows. A document holds one, and one more for each unconditional branch that its guidance may need.
         capacity: tokens of context a document may have at most.
         dtype: bf16 runs a copy of the network with its matrices in bf16, under autocast; fp32 and fp64 run it as it is.
+        readable: whether documents come back with their text as strings; else what was written stays ids.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Engine:
         rows: int = 64,
         capacity: int | None = None,
         dtype: torch.dtype = torch.float32,
+        readable: bool = True,
     ) -> None:
+        self.readable = readable
         self.network, self.vocabulary = _in_bf16(network) if dtype == torch.bfloat16 else network, vocabulary
         self.capacity = min(capacity or network.model.context, network.model.context)
         self.dtype = dtype
@@ -230,6 +233,9 @@ class Engine:
         events.append(Done(row.id, self._readable(row.document()), reason))  # type: ignore[arg-type]
 
     def _readable(self, document: Document) -> Document:
+        if not self.readable:
+            return document
+
         def readable(content: str | tuple[int, ...]) -> str:
             return content if isinstance(content, str) else self.vocabulary.decode(content)
 

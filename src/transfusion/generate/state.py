@@ -27,6 +27,7 @@ class Request:
         seed: all chance of this document.
         max_tokens: text tokens to write at most.
         max_items: media items to write at most (None: as many as fit).
+        ends: whether the model may end the document; if not, it goes on to `max_tokens` or to the end of the context.
         force: name of a modality of which an item is written at once, before any text.
         size: the forced item's size in latent elements (None: its modality's own).
         noise: what forced items start from, Float[channels, *size] (None: drawn by the seed).
@@ -37,6 +38,7 @@ class Request:
     seed: int = 0
     max_tokens: int = 128
     max_items: int | None = None
+    ends: bool = True
     force: str | None = None
     size: tuple[int, ...] | None = None
     noise: Tensor | None = None
@@ -163,7 +165,7 @@ class Row:
                     legal[vocabulary.id(Control("size", modality.name, axis, extent))] = True
             return legal
         legal[: vocabulary.num_text] = True
-        legal[vocabulary.eos] = True
+        legal[vocabulary.eos] = self.request.ends
         for modality in vocabulary.modalities:
             if self.may_begin(modality, room):
                 if modality.varies:
