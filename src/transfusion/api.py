@@ -104,9 +104,7 @@ class Transfusion(nn.Module):
             laid = lay_out(document(one), self.vocabulary, self.settings.model.coordinates)
             if len(laid) > self.settings.model.context:
                 raise ValueError(f"document {index} takes {len(laid)} tokens, the context has {self.settings.model.context}")
-            values = tuple(item.media.tensor() for item in laid.items)
-            keys = tuple(chance.key(seed, index, item) for item in range(len(values)))
-            entries.append(Entry(laid, values, keys, str(index)))
+            entries.append(Entry.of(laid, lambda item, index=index: chance.key(seed, index, item), str(index)))
         if not entries:
             raise ValueError("no documents: give at least one")
         length = sum(len(entry.sequence) for entry in entries)

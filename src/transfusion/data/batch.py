@@ -8,16 +8,20 @@ documents   which packed document of the row; -1 padding
 spans       which media span of the row; -1 text
 private     slots that only their own span may see
 media       the items, grouped by (modality, grid): variable sizes become a few groups
+weights     factors on the language losses of the targets, in the order of `learned`; None where all are 1
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as List
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from transfusion.data.document import Media
 from transfusion.data.layout import IGNORE, Sequence
 from transfusion.data.vocabulary import Vocabulary
 
@@ -27,7 +31,7 @@ class MediaGroup:
     """Items of one modality and one grid.
 
     `slots` are indices into the flattened (row, length); `times` the interval of noise that each may get; `keys` name
-    each item's own chance.
+    each item's own chance. `noises`, where any is given, has for each item its noise, or None where it is drawn.
     """
 
     modality: int
@@ -37,6 +41,7 @@ class MediaGroup:
     times: Float[Tensor, "item 2"]
     weights: Float[Tensor, " item"]
     keys: Int[Tensor, " item"]
+    noises: tuple[Tensor | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,15 +68,17 @@ class Batch:
     state: Position = Position()
     names: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    weights: Float[Tensor, " target"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same on another device. Keys and intervals of times stay: noise is drawn by them where they are."""
+        """The same on another device. Keys, intervals of times and given noise stay: noise is made where they are."""
 
         def move(record: object, names: tuple[str, ...]) -> dict[str, Tensor]:
             return {name: getattr(record, name).to(device, non_blocking=True) for name in names}
 
         media = tuple(replace(g, **move(g, ("values", "slots", "weights"))) for g in self.media)
-        rows = move(self, ("tokens", "targets", "learned", "positions", "documents", "spans", "private"))
+        weighted = () if self.weights is None else ("weights",)
+        rows = move(self, ("tokens", "targets", "learned", "positions", "documents", "spans", "private", *weighted))
         return replace(self, media=media, **rows)
 
     @property
@@ -89,6 +96,21 @@ class Entry:
     keys: tuple[int, ...]
     name: str = ""
 
+    @classmethod
+    def of(cls, sequence: Sequence, key: Callable[[int], int], name: str = "") -> "Entry":
+        """The entry of a sequence: its media are loaded, each once, and item i of the document has the key `key(i)`, in both
+        copies where it has two.
+
+        Raises:
+            MediaError: an item that cannot be read.
+        """
+        loaded: dict[int, Tensor] = {}
+        for item in sequence.items:
+            if item.index not in loaded:
+                loaded[item.index] = item.media.tensor()
+        values = tuple(loaded[item.index] for item in sequence.items)
+        return cls(sequence, values, tuple(key(item.index) for item in sequence.items), name)
+
 
 def collate(rows: List[List[Entry]], length: int, vocabulary: Vocabulary, axes: int) -> Batch:
     """Rows of documents as one batch. Documents of a row stand one behind the other, each counting from coordinate 0."""
@@ -99,7 +121,9 @@ def collate(rows: List[List[Entry]], length: int, vocabulary: Vocabulary, axes: 
     documents = np.full(shape, -1, dtype=np.int64)
     spans = np.full(shape, -1, dtype=np.int64)
     private = np.zeros(shape, dtype=bool)
-    groups: dict[tuple[int, tuple[int, ...]], list[tuple[Tensor, int, tuple[float, float], float, int]]] = {}
+    weighted = any(entry.sequence.weights is not None for row in rows for entry in row)
+    weights = np.ones(shape, dtype=np.float32) if weighted else None
+    groups: dict[tuple[int, tuple[int, ...]], list[_Placed]] = {}
     for r, row in enumerate(rows):
         at = num_spans = 0
         for d, entry in enumerate(row):
@@ -112,36 +136,42 @@ def collate(rows: List[List[Entry]], length: int, vocabulary: Vocabulary, axes: 
             )
             documents[r, here], private[r, here] = d, sequence.private
             spans[r, here] = np.where(sequence.spans >= 0, sequence.spans + num_spans, -1)
+            if weights is not None and sequence.weights is not None:
+                weights[r, here] = sequence.weights
             for item, values, key in zip(sequence.items, entry.values, entry.keys, strict=True):
-                media = item.media
-                weight = 0.0 if media.times == (0.0, 0.0) else media.weight
                 group = groups.setdefault((item.modality, item.grid), [])
-                group.append((values, r * length + at + item.start, media.times, weight, key))
+                group.append((values, r * length + at + item.start, item.media, key))
             at, num_spans = at + len(sequence), num_spans + len(sequence.items)
+    learned = np.flatnonzero(targets != IGNORE)
     return Batch(
         tokens=torch.from_numpy(tokens),
         targets=torch.from_numpy(targets),
-        learned=torch.from_numpy(np.flatnonzero(targets != IGNORE)),
+        learned=torch.from_numpy(learned),
         positions=torch.from_numpy(positions),
         documents=torch.from_numpy(documents),
         spans=torch.from_numpy(spans),
         private=torch.from_numpy(private),
         media=tuple(_group(modality, grid, items) for (modality, grid), items in sorted(groups.items(), key=lambda g: g[0])),
         names=tuple(entry.name for row in rows for entry in row),
+        weights=None if weights is None else torch.from_numpy(weights.reshape(-1)[learned]),
     )
 
 
-def _group(
-    modality: int, grid: tuple[int, ...], items: list[tuple[Tensor, int, tuple[float, float], float, int]]
-) -> MediaGroup:
-    values, starts, times, weights, keys = zip(*items, strict=True)
+_Placed: TypeAlias = tuple[Tensor, int, Media, int]
+"""Values, first slot in the flattened rows, the item, and its key."""
+
+
+def _group(modality: int, grid: tuple[int, ...], items: list[_Placed]) -> MediaGroup:
+    values, starts, media, keys = zip(*items, strict=True)
     count = int(np.prod(grid, dtype=int))
+    noises = tuple(one.noise for one in media)
     return MediaGroup(
         modality=modality,
         grid=grid,
         values=torch.stack(values),
         slots=torch.tensor(starts)[:, None] + torch.arange(count),
-        times=torch.tensor(times, dtype=torch.float32),
-        weights=torch.tensor(weights, dtype=torch.float32),
+        times=torch.tensor([one.times for one in media], dtype=torch.float32),
+        weights=torch.tensor([one.weight if one.learned else 0.0 for one in media], dtype=torch.float32),
         keys=torch.tensor(keys),
+        noises=None if all(noise is None for noise in noises) else noises,
     )

@@ -6,7 +6,7 @@ Every choice is drawn by the key (seed, epoch, sample, purpose).
 from dataclasses import dataclass, replace
 
 from transfusion import chance
-from transfusion.data.document import CLEAN, Document, Interval, Media, Text, unconditional
+from transfusion.data.document import Document, Interval, Media, Text, unconditional
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,15 @@ class Compose:
         picture_first: share of caption-and-picture pairs in which the picture stands first (the paper: 0.2).
         read_low, read_high: noise that an item may get which a later text or item is learned from. (0, 0.5) is the paper's
             noise limit (its Table 8); (0, 0) is clean and without loss; (0, 1) no limit.
+        dual: give such an item a clean copy that is read, beside the noised one that takes the loss, instead of limiting its
+            noise. It then takes twice its slots, and read_low and read_high are not used.
         drop: dropped captions.
     """
 
     picture_first: float = 0.2
     read_low: float = 0.0
     read_high: float = 0.5
+    dual: bool = False
     drop: Drop = Drop()
 
     def __post_init__(self) -> None:
@@ -75,16 +78,27 @@ class Compose:
                 return self._limit(unconditional(composed, target, text=text, media=media))
         return self._limit(composed)
 
+    def fullest(self, document: Document) -> Document:
+        """The document with every dual copy that some epoch may give it: what must fit in a row."""
+        if not self.dual:
+            return document
+        if self.picture_first > 0 and [type(s) for s in document.segments] == [Text, Media]:
+            document = replace(document, segments=document.segments[::-1])
+        return self._limit(document)
+
     def _limit(self, document: Document) -> Document:
         limit: Interval = (self.read_low, self.read_high)
         segments, read = list(document.segments), False
         for index in reversed(range(len(segments))):
             segment = segments[index]
             if isinstance(segment, Text):
-                read = read or (segment.loss and document.language_loss and len(segment.content) > 0)
+                read = read or (segment.learned and document.language_loss)
             else:
-                if read and limit != (0.0, 1.0):
+                seen = read and not segment.private and not segment.dual  # noised, by what is learned later
+                if seen and self.dual:
+                    segments[index] = replace(segment, dual=True)
+                elif seen and limit != (0.0, 1.0):
                     low, high = max(segment.times[0], limit[0]), min(segment.times[1], limit[1])
                     segments[index] = replace(segment, times=(min(low, high), high))
-                read = read or (segment.weight > 0 and segment.times != CLEAN)
+                read = read or segment.learned
         return replace(document, segments=tuple(segments))

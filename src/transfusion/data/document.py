@@ -1,5 +1,6 @@
 """Documents: what a person writes and what the model returns, a list of text and media segments in any order."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -38,16 +39,37 @@ class Text:
         content: a string, or ids below the tokenizer's size.
         loss: False where its tokens are only context (a prompt, a question).
         wordings: other ways to say the same; training draws one of them or `content`, anew each epoch.
+        weight: factor on the cross-entropy of its tokens; one number, or one a token where `content` is ids. A token of weight
+            0 is only context, as without `loss`: it does not count as a target.
     """
 
     content: str | tuple[int, ...]
     loss: bool = True
     wordings: tuple[str, ...] = ()
+    weight: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
         whole = isinstance(self.content, tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in self.content)
         if not isinstance(self.content, str) and not whole:
             raise ValueError(f"text is a string or a tuple of ids (whole numbers), not {str(self.content)[:60]}")
+        if isinstance(self.weight, tuple):
+            if isinstance(self.content, str) or self.wordings:
+                raise ValueError("a weight a token needs content of token ids and no wordings; a string takes one number")
+            if len(self.weight) != len(self.content):
+                raise ValueError(f"{len(self.weight)} weights for {len(self.content)} token ids: give one each, or one number")
+        for one in self.weight if isinstance(self.weight, tuple) else (self.weight,):
+            _check_weight(one)
+
+    @property
+    def learned(self) -> bool:
+        """Whether any token of it, in some wording, is a target."""
+        weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
+        return self.loss and any(len(content) > 0 for content in (self.content, *self.wordings)) and any(w > 0 for w in weights)
+
+
+def _check_weight(weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"a loss weight is a number, 0 (context only) or more, not {weight!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +83,10 @@ class Media:
         times: noise it may get in training, an interval in [0, 1] (0 clean, 1 noise); (0, 0) is clean and takes no loss.
         weight: factor on its denoising loss; 0: context only.
         private: nothing outside the item may see it (its own begin and end tokens stay visible).
+        dual: in training the item stands twice, `BEGIN [noised, private] [clean, same coordinates] END`: the noised copy takes
+            the loss, what follows sees the clean one. In a prompt it stands once, clean.
+        noise: the noise it gets in training instead of drawn noise, shaped like its values. With `times` (t, t) its noised
+            form is given wholly.
     """
 
     values: Tensor | Stored | None
@@ -69,11 +95,34 @@ class Media:
     times: Interval = ANY_TIME
     weight: float = 1.0
     private: bool = False
+    dual: bool = False
+    noise: Tensor | None = None
 
     def __post_init__(self) -> None:
         low, high = self.times
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"times {self.times} must be an interval inside [0, 1], where 0 is clean and 1 is noise")
+        _check_weight(self.weight)
+        if self.dual and self.private:
+            raise ValueError(
+                "a private item is seen by nothing that follows, so it needs no clean copy: dual or private, not both"
+            )
+        if self.noise is not None:
+            shape = None if self.values is None else tuple(self.values.shape)
+            if shape != tuple(self.noise.shape):
+                raise ValueError(f"noise of shape {tuple(self.noise.shape)} must have the shape of the item's values, {shape}")
+            if not self.noise.is_floating_point() or not torch.isfinite(self.noise).all():
+                raise ValueError("an item's noise must be finite floating-point numbers")
+
+    @property
+    def learned(self) -> bool:
+        """Whether it takes a denoising loss."""
+        return self.weight > 0 and self.times != CLEAN
+
+    @property
+    def doubled(self) -> bool:
+        """Whether it stands twice in training. Without a loss there is nothing that a noised copy would be for."""
+        return self.dual and self.learned
 
     def tensor(self) -> Tensor:
         """The latents, loaded if need be: Float32[channels, *size].

@@ -3,16 +3,20 @@
     BOS  text ...  [SIZE axis0 .. axisN]  BEGIN  slot slot .. slot  END  text ...  EOS
                     where sizes vary             one span of media
 
+An item with a dual copy has two spans, the noised copy (private) and the clean one, both at the same coordinates:
+
+    BEGIN  noised slot .. noised slot  clean slot .. clean slot  END
+
 Targets are the next token, except that nothing is learned at a BEGIN input or under slots (so END is never predicted: the
 decoder writes it), in a text that is context only, and in a document without language loss.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from transfusion.data.document import Document, Media, Text
+from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.vocabulary import Vocabulary
 
 IGNORE = -100
@@ -47,17 +51,24 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class Item:
-    """A media item in its sequence: its slots are [start, start + product of grid)."""
+    """A media item in its sequence: its slots are [start, start + product of grid).
+
+    `index` counts the document's media: both copies of a dual item have the same, and so the same chance. `copy` says which of
+    them this is, "" for an item that stands once. `media` says what this copy is: the noised one private, the clean one clean.
+    """
 
     media: Media
     modality: int
     grid: tuple[int, ...]
     start: int
+    index: int = 0
+    copy: Literal["", "noised", "clean"] = ""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """One document as tokens. All arrays have its length; `positions` is [length, axes]."""
+    """One document as tokens. All arrays have its length; `positions` is [length, axes]. `weights` are those of the targets,
+    None where all are 1."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -67,6 +78,7 @@ class Sequence:
     items: tuple[Item, ...]
     position: float
     """Coordinate of the token that would come next."""
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -76,23 +88,24 @@ def lay_out(document: Document, vocabulary: Vocabulary, coordinates: Coordinates
     """The sequence of a document.
 
     Args:
-        closed: False for a prompt: no EOS, and no END after a last item that is still to be generated.
+        closed: False for a prompt: no EOS, no END after a last item that is still to be generated, and no dual copies.
 
     Raises:
         ValueError: an empty text, an unknown modality, ids out of range, or an item whose size its modality forbids;
             the message names document and segment.
     """
     tokens: list[int] = [vocabulary.bos]
-    learned: list[bool] = [False]
+    learned: list[float] = [0.0]
     spans: list[int] = [-1]
     private: list[bool] = [False]
     pieces: list[np.ndarray] = []
     items: list[Item] = []
     position, flat = 0.0, 0  # `flat`: tokens since the last item, whose coordinates are still to be written
+    num_media = 0
 
-    def write(ids: list[int], learn: bool) -> None:
+    def write(ids: list[int], learn: float | tuple[float, ...]) -> None:
         tokens.extend(ids)
-        learned.extend([learn] * len(ids))
+        learned.extend(learn if isinstance(learn, tuple) else [learn] * len(ids))
         spans.extend([-1] * len(ids))
         private.extend([False] * len(ids))
 
@@ -106,34 +119,40 @@ def lay_out(document: Document, vocabulary: Vocabulary, coordinates: Coordinates
     for index, segment in enumerate(document.segments):
         try:
             if isinstance(segment, Text):
-                write(vocabulary.encode(segment.content), segment.loss)
+                write(vocabulary.encode(segment.content), segment.weight if segment.loss else 0.0)
                 continue
             modality = vocabulary.modality(segment.modality)
             grid = modality.slots(_size(segment, modality.channels, modality.shape))
-            write(vocabulary.frame(modality, grid), True)
+            write(vocabulary.frame(modality, grid), 1.0)
             flush()
             count = int(np.prod(grid, dtype=int))
             where, position = coordinates.place(position, grid)
-            pieces.append(where)
-            items.append(Item(segment, vocabulary.modalities.index(modality), grid, len(tokens)))
-            tokens.extend([vocabulary.pad] * count)
-            learned.extend([False] * count)
-            spans.extend([len(items) - 1] * count)
-            private.extend([segment.private] * count)
+            for media, copy in _copies(segment, closed):
+                pieces.append(where)
+                items.append(Item(media, vocabulary.modalities.index(modality), grid, len(tokens), num_media, copy))
+                tokens.extend([vocabulary.pad] * count)
+                learned.extend([0.0] * count)
+                spans.extend([len(items) - 1] * count)
+                private.extend([media.private] * count)
+            num_media += 1
             flat = len(tokens)
             if closed or index < last or segment.values is not None:
-                write([vocabulary.end(modality.name)], False)
+                write([vocabulary.end(modality.name)], 0.0)
         except ValueError as error:
             raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
     if closed:
-        write([vocabulary.eos], True)
+        write([vocabulary.eos], 1.0)
     flush()
 
     ids = np.array(tokens, dtype=np.int64)
     targets = np.full(len(ids), IGNORE, dtype=np.int64)
+    weights = None
     if document.language_loss:
-        keep = np.array(learned, dtype=bool)
+        factors = np.array(learned, dtype=np.float32)
+        keep = factors > 0
         targets[:-1][keep[1:]] = ids[1:][keep[1:]]
+        if not (factors[keep] == 1).all():
+            weights = np.append(factors[1:], np.float32(0))
     return Sequence(
         tokens=ids,
         targets=targets,
@@ -142,7 +161,16 @@ def lay_out(document: Document, vocabulary: Vocabulary, coordinates: Coordinates
         private=np.array(private, dtype=bool),
         items=tuple(items),
         position=position,
+        weights=weights,
     )
+
+
+def _copies(media: Media, closed: bool) -> tuple[tuple[Media, Literal["", "noised", "clean"]], ...]:
+    """The copies in which an item stands in a sequence, and what each is called."""
+    if not (media.doubled and closed):
+        return ((media, ""),)
+    clean = replace(media, times=CLEAN, weight=0.0, noise=None)
+    return (replace(media, dual=False, private=True), "noised"), (clean, "clean")
 
 
 def longest(document: Document, vocabulary: Vocabulary, known: dict[object, int]) -> int:
@@ -165,7 +193,8 @@ def longest(document: Document, vocabulary: Vocabulary, known: dict[object, int]
                 continue
             modality = vocabulary.modality(segment.modality)
             grid = modality.slots(_size(segment, modality.channels, modality.shape))
-            total += int(np.prod(grid, dtype=int)) + 2 + (len(grid) if modality.varies else 0)
+            slots = int(np.prod(grid, dtype=int)) * (2 if segment.doubled else 1)
+            total += slots + 2 + (len(grid) if modality.varies else 0)
         except ValueError as error:
             raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
     return total

@@ -92,7 +92,7 @@ class Loader:
     def _check_lengths(self) -> None:
         known: dict[object, int] = {}
         for sample, document in enumerate(self.corpus):
-            length = longest(document, self.vocabulary, known)
+            length = longest(self.compose.fullest(document), self.vocabulary, known)
             if length > self.packing.row_length:
                 raise ValueError(
                     f"document {document.name or sample} takes {length} tokens, a row has {self.packing.row_length}: raise "
@@ -118,8 +118,8 @@ class Loader:
                 position = Position(position.epoch + 1)
 
     def _entry(self, epoch: int, sample: int, laid: Laid) -> Entry:
-        keys = tuple(chance.key(self.seed, epoch, sample, item) for item in range(len(laid.items)))
-        return Entry(laid, tuple(item.media.tensor() for item in laid.items), keys, self.corpus[sample].name or str(sample))
+        name = self.corpus[sample].name or str(sample)
+        return Entry.of(laid, lambda item: chance.key(self.seed, epoch, sample, item), name)
 
     def batches(self, position: Position = Position()) -> Iterator[tuple[Batch, ...]]:
         """Steps from a position on: each a tuple of `parts` batches, the last with the position after the step.

@@ -142,12 +142,15 @@ class Network(nn.Module):
         ]
 
     def noise(self, batch: Batch) -> tuple[list[Noised], list[Tensor]]:
-        """A batch's media at times and with noise drawn by their keys, and the noise."""
+        """A batch's media at times and with noise drawn by their keys (or given), and the noise."""
         noised, noises = [], []
         for group in batch.media:
             keys = group.keys.tolist()
             t = times.draw(self.model.diffusion.times, keys, group.times).to(group.values.device)
             eps = chance.normals([chance.key(key, "noise") for key in keys], tuple(group.values.shape[1:])).to(group.values)
+            for item, given in enumerate(group.noises or ()):
+                if given is not None:
+                    eps[item] = given.to(eps)
             latents = self.model.diffusion.corrupt(group.values, eps, t)
             noised.append(Noised(group.modality, group.grid, latents, t, group.slots))
             noises.append(eps)
@@ -160,7 +163,11 @@ class Network(nn.Module):
         h, skips = self.hidden(batch.tokens, batch.positions, media, place=place)
 
         logits = at_least_single(self.head(h[batch.learned]))
-        nats = F.cross_entropy(logits, batch.targets.flatten()[batch.learned], reduction="sum")
+        targets = batch.targets.flatten()[batch.learned]
+        if batch.weights is None:
+            nats = F.cross_entropy(logits, targets, reduction="sum")
+        else:
+            nats = F.cross_entropy(logits, targets, reduction="none") @ batch.weights.to(logits)
         text = Mean(nats, logits.new_tensor(len(batch.learned)))
 
         zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
