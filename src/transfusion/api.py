@@ -6,6 +6,7 @@ A model folder: `config.json`, `tokenizer.json`, `model.safetensors`. No pickle.
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transfusion import chance, config
+from transfusion.codec.modules import Modules
 from transfusion.data.batch import Batch, Entry, collate
 from transfusion.data.compose import Drop
 from transfusion.data.document import Document, Media, Segment, Text, document
@@ -76,14 +78,17 @@ class Transfusion(nn.Module):
     Args:
         settings: model, and sampling defaults.
         vocabulary: tokenizer and control tokens; its modalities must be the model's.
+        modules: patchers of your own, {"image": (encoder, decoder)}; see `ModulesPatcher`. The settings record that they
+            are there.
     """
 
-    def __init__(self, settings: Settings, vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: Settings, vocabulary: Vocabulary, *, modules: Modules | None = None) -> None:
         super().__init__()
         if vocabulary.modalities != settings.model.modalities:
             raise ValueError("the vocabulary was made for other modalities than the model's")
-        self.settings, self.vocabulary = settings, vocabulary
-        self.network = Network(settings.model, len(vocabulary))
+        self.vocabulary = vocabulary
+        self.network = Network(settings.model, len(vocabulary), modules)
+        self.settings = replace(settings, model=self.network.model)
 
     @property
     def device(self) -> torch.device:
@@ -229,6 +234,8 @@ class Transfusion(nn.Module):
         weights = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         if self.settings.model.tied:
             del weights["head.weight"]
+        places = Counter(tensor.data_ptr() for tensor in weights.values())  # modules of the user may share weights
+        weights = {name: w.clone() if places[w.data_ptr()] > 1 else w for name, w in weights.items()}
         aside = folder / "model.safetensors.tmp"
         try:
             save_file(weights, aside, metadata={"format": "pt"})
@@ -238,14 +245,20 @@ class Transfusion(nn.Module):
             raise OSError(f"{folder / 'model.safetensors'} cannot be written: {error}") from error
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "Transfusion":
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", modules: Modules | None = None
+    ) -> "Transfusion":
         """Read a model folder, or the model of a run folder.
 
+        Args:
+            modules: patchers of your own, where the model was made with such; their weights are read from the folder.
+
         Raises:
-            ValueError: no model there, another format, or weights that do not fit; the message names what differs.
+            ValueError: no model there, another format, modules that are missing, or weights that do not fit; the message
+                names what differs.
         """
         folder, settings = find(folder), read_settings(folder)
-        model = cls(settings, Vocabulary.load(folder / "tokenizer.json", settings.model.modalities))
+        model = cls(settings, Vocabulary.load(folder / "tokenizer.json", settings.model.modalities), modules=modules)
         try:
             weights = load_file(folder / "model.safetensors")
         except (OSError, SafetensorError) as error:

@@ -7,6 +7,7 @@ Settings are given as --section.name value; a choice between kinds by its tag, -
 import dataclasses
 import shlex
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -247,12 +248,15 @@ def _names(value: Any, where: str = "") -> list[str]:
 
 
 def _tagged(value: Any, where: str = "") -> dict[str, dict[str, type]]:
-    """Dotted name -> tag -> class, of every choice between kinds."""
+    """Dotted name -> tag -> class, of every choice between kinds; of a list of them, each entry and the one that may come
+    next."""
     found: dict[str, dict[str, type]] = {}
     for name, kind in config.hints(type(value)).items():
         inner, at = getattr(value, name), f"{where}.{name}" if where else name
         if options := config.choices(kind):
             found[at] = options
+        if isinstance(inner, tuple) and (options := config.choices(typing.get_args(kind)[0])):
+            found |= {f"{at}.{i}": options for i in range(len(inner) + 1)}
         if dataclasses.is_dataclass(inner):
             found |= _tagged(inner, at)
     return found
@@ -284,6 +288,10 @@ def _choose_kinds(default: Any, arguments: list[str]) -> tuple[Any, list[str]]:
 
 def _replaced(value: Any, path: list[str], kind: type) -> Any:
     """The configuration with another kind at a path; settings that both kinds have are kept."""
+    if isinstance(value, tuple):  # of kinds: the entry of a number, or the next one
+        index = int(path[0])
+        entry = value[index] if index < len(value) and type(value[index]) is kind else kind()
+        return (*value[:index], entry, *value[index + 1 :])
     inner = getattr(value, path[0])
     if len(path) > 1:
         return dataclasses.replace(value, **{path[0]: _replaced(inner, path[1:], kind)})

@@ -6,7 +6,7 @@ logits <--head--    h  --patcher--> predictions at the slots
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transfusion import chance
-from transfusion.codec.patcher import LinearPatcher, Patcher, Patching, check
+from transfusion.codec.modules import Modules
+from transfusion.codec.patcher import LinearPatcher, Patcher, build, choose
+from transfusion.codec.patching import Patching
 from transfusion.data.batch import Batch
 from transfusion.data.layout import Coordinates
 from transfusion.diffusion import times
@@ -36,6 +38,7 @@ class Model:
         modalities: the continuous media it reads and writes; none: a language model.
         trunk: the transformer.
         patcher: how latents become slots.
+        patchers: the same for the single modalities, in their order; those left over take `patcher`.
         diffusion: how media are noised and what is predicted.
         coordinates: where tokens and slots stand.
         media_weight: lambda, the weight of the media loss beside the text loss.
@@ -48,6 +51,7 @@ class Model:
     modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
     trunk: Trunk = Trunk()
     patcher: Patcher = LinearPatcher()
+    patchers: tuple[Patcher, ...] = ()
     diffusion: Diffusion = Diffusion()
     coordinates: Coordinates = Coordinates()
     media_weight: float = 5.0
@@ -68,21 +72,31 @@ class Noised:
 
 
 class Network(nn.Module):
-    """All weights. What a user holds is `transfusion.Transfusion`, which has one of these."""
+    """All weights. What a user holds is `transfusion.Transfusion`, which has one of these.
 
-    def __init__(self, model: Model, vocabulary_size: int) -> None:
+    Args:
+        modules: patchers of the user's own, by modality (`ModulesPatcher` says what they must be); `Network.model` then
+            records that they are there.
+
+    Raises:
+        ValueError: a patcher that does not give the slots that its modality says; modules that are missing, or for a
+            modality that there is not.
+    """
+
+    def __init__(self, model: Model, vocabulary_size: int, modules: Modules | None = None) -> None:
         super().__init__()
-        self.model = model
+        modules = modules or {}
+        chosen = choose(model.patcher, model.patchers, model.modalities, modules)
+        self.model = replace(model, patchers=chosen) if modules else model
         trunk = model.trunk
         self.embed = nn.Embedding(vocabulary_size, trunk.width)
         self.trunk = Transformer(trunk)
         self.head = Linear(trunk.width, vocabulary_size)
         initialise(self, trunk.depth)
-        self.patchers = nn.ModuleDict({m.name: model.patcher.build(m, trunk.width, trunk.eps) for m in model.modalities})
+        patchings = (build(p, m, trunk.width, trunk.eps, modules) for p, m in zip(chosen, model.modalities, strict=True))
+        self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
         if model.tied:
             self.head.weight = self.embed.weight
-        for modality in model.modalities:
-            check(self.patching(modality), modality, trunk.width)
 
     def patching(self, modality: Modality | int) -> Patching:
         """The patcher of a modality, given itself or its index."""

@@ -1,0 +1,85 @@
+"""The linear patcher: a patch is one slot."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transfusion.codec.patching import Patching, TimeEmbedding
+from transfusion.modality import Modality
+from transfusion.nn.transformer import Norm
+
+
+@dataclass(frozen=True)
+class LinearPatcher:
+    """One linear layer in, one out.
+
+    Args:
+        time: where the embedding of the time is added: "width": to the slot's vector, at the model's width (as BAGEL,
+            arXiv 2505.14683); "patch": to the patch, before the linear layer (the paper's footnote 6).
+        features: sinusoidal features of the time.
+    """
+
+    kind: ClassVar[str] = "linear"
+    time: Literal["width", "patch"] = "width"
+    features: int = 256
+
+    def build(self, modality: Modality, width: int, eps: float) -> "LinearPatching":
+        """The module for one modality."""
+        return LinearPatching(self, modality, width, eps)
+
+
+class LinearPatching(Patching):
+    """Latents <-> slot vectors of one modality, by linear layers. Nothing is kept between the two."""
+
+    def __init__(self, options: LinearPatcher, modality: Modality, width: int, eps: float) -> None:
+        super().__init__()
+        self.modality, self.options = modality, options
+        self.inward = nn.Linear(modality.patch_width, width)
+        self.norm = Norm(width, eps)
+        self.outward = nn.Linear(width, modality.patch_width)
+        self.time = TimeEmbedding(options.features, width if options.time == "width" else modality.patch_width)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier's scale on the way in (as DiT, arXiv 2212.09748): a patch has few numbers, and weights as small as the
+        trunk's would leave slots so faint beside the tokens that reading is learned late (LOG.md has the measurement)."""
+        nn.init.xavier_normal_(self.inward.weight)
+        for layer in (self.outward, self.time.first, self.time.second):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (self.inward, self.outward, self.time.first, self.time.second):
+            nn.init.zeros_(layer.bias)
+
+    def patches(self, latents: Float[Tensor, "item channels ..."]) -> Float[Tensor, "item slot patch"]:
+        """Latents as rows of patches, in raster order."""
+        sizes = self.modality.patch
+        if not sizes:
+            return latents[:, None]
+        axes = " ".join(f"(g{i} p{i})" for i in range(len(sizes)))
+        grid = " ".join(f"g{i}" for i in range(len(sizes)))
+        patch = " ".join(f"p{i}" for i in range(len(sizes)))
+        return rearrange(latents, f"n c {axes} -> n ({grid}) (c {patch})", **{f"p{i}": s for i, s in enumerate(sizes)})
+
+    def latents(self, patches: Float[Tensor, "item slot patch"], grid: tuple[int, ...]) -> Float[Tensor, "item channels ..."]:
+        """The inverse of `patches`."""
+        sizes = self.modality.patch
+        if not sizes:
+            return patches[:, 0]
+        axes = " ".join(f"(g{i} p{i})" for i in range(len(sizes)))
+        names = " ".join(f"g{i}" for i in range(len(sizes)))
+        patch = " ".join(f"p{i}" for i in range(len(sizes)))
+        known = {f"p{i}": s for i, s in enumerate(sizes)} | {f"g{i}": g for i, g in enumerate(grid)}
+        return rearrange(patches, f"n ({names}) (c {patch}) -> n c {axes}", **known)
+
+    def encode(self, latents: Tensor, t: Float[Tensor, " item"]) -> tuple[Float[Tensor, "item slot width"], None]:
+        """Noisy latents [item, channels, *size] at times t -> slot vectors."""
+        patches, time = self.patches(latents.to(self.inward.weight.dtype)), self.time(t)[:, None]
+        if self.options.time == "patch":
+            return self.inward(patches + time), None
+        return self.inward(patches) + time, None
+
+    def decode(self, slots: Float[Tensor, "item slot width"], skip: None, grid: tuple[int, ...]) -> Float[Tensor, "item ..."]:
+        """The trunk's vectors at an item's slots -> the prediction, shaped like the latents."""
+        return self.latents(self.outward(self.norm(slots)), grid)

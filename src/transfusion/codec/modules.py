@@ -1,0 +1,127 @@
+"""A patcher of two modules that the user brings: one makes slots of latents, one latents of slots."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transfusion.codec.patching import REMEDY, Patching, TimeEmbedding, sizes
+from transfusion.modality import Modality
+
+Modules: TypeAlias = Mapping[str, tuple[nn.Module, nn.Module]]
+"""Name of a modality -> (way in, way out)."""
+
+TIMES = {"t", "time", "times", "timestep", "timesteps"}
+"""Names of a parameter by which a module says that it takes the times."""
+
+
+@dataclass(frozen=True)
+class ModulesPatcher:
+    """A pair of modules that are given to the model when it is made: `Transfusion(..., modules={"image": (encoder,
+    decoder)})`. They are trained, saved and loaded with it, but their code is not: who loads the model gives them again.
+
+        encoder(latents, t) or encoder(latents) -> slots, or (slots, skip)
+        decoder(slots) or, where a skip was kept, decoder(slots, skip) -> the prediction, shaped like the latents
+
+    Latents are Float[item, channels, *size], times t Float[item] from 0 (clean) to 1 (noise). Slots are Float[item, slot,
+    width], in raster order, or Float[item, width, *grid]: the decoder is given what the encoder gives. (One axis of as many
+    slots as the model is wide could be either, and is taken for the first.) Their number is what the modality's `patch`
+    declares. An encoder takes the times if it has a parameter called t, time or times, or a second one without default;
+    otherwise the time's embedding is added to its slots. Each item must be treated by itself.
+
+    Args:
+        encoder: class of the way in, a note for readers.
+        decoder: class of the way out.
+        features: sinusoidal features of the time, where the encoder takes none.
+    """
+
+    kind: ClassVar[str] = "modules"
+    encoder: str = ""
+    decoder: str = ""
+    features: int = 256
+
+    def build(self, modality: Modality, width: int, eps: float) -> Patching:
+        """Raises ValueError: this needs the modules."""
+        known = f" ({self.encoder} and {self.decoder})" if self.encoder else ""
+        raise ValueError(
+            f"the patcher of {modality.name!r} is a pair of modules{known} that must be given: "
+            f"Transfusion.from_pretrained(folder, modules={{{modality.name!r}: (encoder, decoder)}}), or the same argument of "
+            "Transfusion"
+        )
+
+
+class ModulesPatching(Patching):
+    """Latents <-> slot vectors of one modality, by a user's modules.
+
+    Raises:
+        ValueError: slots of another number or width than the modality says; modules that mix the items of a batch.
+    """
+
+    def __init__(self, options: ModulesPatcher, modality: Modality, width: int, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.modality, self.width = modality, width
+        self.encoder, self.decoder = encoder, decoder
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in part.modules()):
+                raise ValueError(
+                    f"the {name} of {modality.name!r} norms over the items of a batch, so that a document would depend on what "
+                    "stands beside it: use GroupNorm or LayerNorm"
+                )
+        self.time = None if _takes_times(encoder) else TimeEmbedding(options.features, width)
+        self.spread = self._spread()
+
+    def _spread(self) -> bool:
+        """Whether the encoder's slots are spread over the grid's axes, which a dry run tells."""
+        like = _weight(self.encoder)
+        spread: set[bool] = set()
+        for size in sizes(self.modality):
+            latents = torch.zeros(1, self.modality.channels, *size, device=like.device, dtype=like.dtype)
+            grid = self.modality.slots(size)
+            with torch.no_grad():
+                slots, _ = self._encoded(latents, torch.zeros(1, device=like.device))
+            forms = {False: (1, math.prod(grid), self.width), True: (1, self.width, *grid)}
+            fits = {form for form, shape in forms.items() if shape == tuple(slots.shape)}
+            if not fits:
+                raise ValueError(
+                    f"the encoder of {self.modality.name!r} gives {tuple(slots.shape)} for latents {tuple(latents.shape)}, its "
+                    f"modality says {forms[False]} or {forms[True]}: {REMEDY}"
+                )
+            spread = fits if not spread else spread & fits
+        return spread == {True}
+
+    def _encoded(self, latents: Tensor, t: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        out = self.encoder(latents, t) if self.time is None else self.encoder(latents)
+        return (out[0], tuple(out[1:])) if isinstance(out, tuple | list) else (out, ())
+
+    def encode(
+        self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
+    ) -> tuple[Float[Tensor, "item slot width"], tuple[Any, ...]]:
+        """Noisy latents at times t -> slot vectors, and what else the encoder gave."""
+        dtype = _weight(self.encoder).dtype
+        slots, skip = self._encoded(latents.to(dtype), t.to(torch.promote_types(t.dtype, dtype)))
+        slots = slots.flatten(2).transpose(1, 2) if self.spread and self.modality.shape else slots
+        slots = slots[:, None] if self.spread and not self.modality.shape else slots
+        return (slots if self.time is None else slots + self.time(t)[:, None]), skip
+
+    def decode(
+        self, slots: Float[Tensor, "item slot width"], skip: tuple[Any, ...], grid: tuple[int, ...]
+    ) -> Float[Tensor, "item channels ..."]:
+        """The trunk's vectors at an item's slots, and what the encoder kept -> the prediction, shaped like the latents."""
+        slots = slots.to(_weight(self.decoder).dtype)
+        return self.decoder(slots.transpose(1, 2).reshape(-1, self.width, *grid) if self.spread else slots, *skip)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """The first of a module's weights: what says where and in which precision it computes."""
+    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(()))
+
+
+def _takes_times(encoder: nn.Module) -> bool:
+    found = inspect.signature(encoder.forward).parameters.values()
+    plain = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return any(p.name in TIMES for p in plain[1:]) or len([p for p in plain if p.default is p.empty]) > 1
