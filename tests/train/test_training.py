@@ -22,7 +22,8 @@ from transfusion.recipes.run import Run, build, last_losses, train
 from transfusion.train import checkpoint
 from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.ema import EMA
-from transfusion.train.optim import PAPER, Optim
+from transfusion.train.muon import Muon
+from transfusion.train.optim import PAPER, AdamW, Method, Optim
 from transfusion.train.trainer import Diverged, Train
 
 
@@ -89,8 +90,10 @@ def interrupted(options: Run, at: int, monkeypatch) -> None:
             train(options, corpus(), [], quiet)
 
 
-def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch) -> None:
-    straight, broken = run(tmp_path / "a", 14), run(tmp_path / "b", 14)
+@pytest.mark.parametrize("method", [AdamW(), Muon(rate=2.0)], ids=["adamw", "muon"])
+def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch, method: Method) -> None:
+    optim = Optim(lr=3e-3, warmup=3, method=method)
+    straight, broken = run(tmp_path / "a", 14, optim=optim), run(tmp_path / "b", 14, optim=optim)
     train(straight, corpus(), [], quiet)
     for at in (4, 7, 11):  # after the checkpoints of steps 3, 6 and 9
         interrupted(broken, at, monkeypatch)
@@ -98,6 +101,7 @@ def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch) -
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert one.keys() == other.keys() and any(k.startswith("optimizer/") for k in one)
     assert all(torch.equal(one[k], other[k]) for k in one)
+    assert any(k.endswith("/momentum") for k in one) == (method.kind == "muon")
     assert records(tmp_path / "a") == records(tmp_path / "b") and len(records(tmp_path / "a")) == 14
 
 

@@ -26,6 +26,7 @@ from transfusion.modality import Modality
 from transfusion.model.loss import Losses, Mean, at_least_single
 from transfusion.nn.attention import Form, Place, attention
 from transfusion.nn.cache import Cache, Window
+from transfusion.nn.matrices import matrices
 from transfusion.nn.positions import angles
 from transfusion.nn.transformer import Linear, Transformer, Trunk, initialise
 
@@ -114,6 +115,11 @@ class Network(nn.Module):
     def num_parameters(self) -> int:
         """Trained numbers."""
         return sum(p.numel() for p in self.parameters())
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The trunk's matrices: what Muon is for. Embeddings, head, patchers, norms and biases are not among them."""
+        weights = [m.weight for m in matrices(self.trunk)]
+        return [w for w in weights if isinstance(w, nn.Parameter)]
 
     def hidden(
         self,

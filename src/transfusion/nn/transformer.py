@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from transfusion.nn.attention import Attend
 from transfusion.nn.cache import Window
+from transfusion.nn.matrices import Matrices
 from transfusion.nn.pointwise import rms_norm, rotate, swiglu, then
 
 
@@ -86,10 +87,21 @@ FEW = 32
 class Linear(nn.Linear):
     """A matrix, with a bias only if asked for. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of
     rows @ weight^T: the same numbers, but that product is shared among cores and reads the weights at memory speed (LOG.md
-    has both)."""
+    has both).
 
-    def __init__(self, rows: int, columns: int, bias: bool = False) -> None:
+    Args:
+        fused: outputs of each matrix, where this one is several in one; head: outputs of an attention head.
+    """
+
+    def __init__(
+        self, rows: int, columns: int, bias: bool = False, *, fused: tuple[int, ...] | None = None, head: int = 0
+    ) -> None:
         super().__init__(rows, columns, bias=bias)
+        self._fused, self._head = fused or (columns,), head
+
+    def matrices(self) -> list[Matrices]:
+        """What its weight holds."""
+        return [Matrices(self.weight, self._fused, self._head)]
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., rows] -> [..., columns]"""
@@ -109,7 +121,8 @@ class Attention(nn.Module):
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.dim = trunk.heads, trunk.num_kv_heads, trunk.head_dim
-        self.qkv = Linear(trunk.width, (self.heads + 2 * self.kv_heads) * self.dim, trunk.qkv_bias)
+        parts = (self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim)
+        self.qkv = Linear(trunk.width, sum(parts), trunk.qkv_bias, fused=parts, head=self.dim)
         self.out = Linear(self.heads * self.dim, trunk.width)
         self.q_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
         self.k_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
@@ -135,7 +148,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        self.gate_up = Linear(trunk.width, 2 * trunk.hidden_width)
+        self.gate_up = Linear(trunk.width, 2 * trunk.hidden_width, fused=(trunk.hidden_width, trunk.hidden_width))
         self.down = Linear(trunk.hidden_width, trunk.width)
 
     def forward(self, x: Tensor, norm: Norm) -> Tensor:

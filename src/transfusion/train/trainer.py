@@ -173,7 +173,7 @@ class Trainer:
     def _step(self, batches: tuple[Batch, ...]) -> tuple[Losses, float, int]:
         rate = self.optim.rate(self.step, self.train.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)
         # The counts of all parts are known before the first is run: each part divides by them, so that cutting a step into
         # parts changes nothing.
         texts = sum(len(b.learned) for b in batches)
