@@ -30,6 +30,7 @@ from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Event, Request
 from transfusion.model.loss import Losses
 from transfusion.model.transfusion import Model, Network
+from transfusion.nn.ema import Averaged
 
 FORMAT = 1
 Prompt = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
@@ -118,6 +119,25 @@ class Transfusion(nn.Module):
     def loss(self, documents: Sequence[Prompt], *, seed: int = 0) -> Tensor:
         """text loss + lambda * media loss of documents, a scalar to call `backward` on."""
         return self(self.batch(documents, seed=seed)).total(self.settings.model.media_weight)
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The trunk's matrices, see `train/muon.py`."""
+        return self.network.muon_parameters()
+
+    def create_ema(self, decay: float = 0.999, *, every: int = 1, **unknown: object) -> Averaged:
+        """A copy of this model that averages its weights: call its `update()` after each step of your own loop. It generates
+        and saves as this one does, and its `network` is a teacher for losses that want one.
+
+        Args:
+            decay: share of the old average kept at an update.
+            every: calls of `update` for each one that counts.
+
+        Raises:
+            ValueError: an unknown option, or one that makes no sense.
+        """
+        for name in unknown:
+            raise ValueError(f"create_ema has no option {name!r}{config.nearest(name, ('decay', 'every'))}")
+        return Averaged(self, decay, every=every)
 
     def generate(
         self,

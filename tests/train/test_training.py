@@ -17,11 +17,11 @@ from small import model, picture
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.vocabulary import BPE, Bytes
+from transfusion.nn.ema import EMA
 from transfusion.recipes import digits
 from transfusion.recipes.run import Run, build, last_losses, train
 from transfusion.train import checkpoint
 from transfusion.train.device import pick_device, pick_dtype
-from transfusion.train.ema import EMA
 from transfusion.train.muon import Muon
 from transfusion.train.optim import PAPER, AdamW, Method, Optim
 from transfusion.train.trainer import Diverged, Train

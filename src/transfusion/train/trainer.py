@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transfusion.data.batch import Batch, Position
 from transfusion.data.loader import Loader, ahead
 from transfusion.model.loss import Losses
+from transfusion.nn.ema import EMA
 from transfusion.train import checkpoint
 from transfusion.train.device import keep_memory
-from transfusion.train.ema import EMA
 from transfusion.train.log import Log
 from transfusion.train.optim import Optim
 
