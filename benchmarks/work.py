@@ -89,7 +89,7 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
     from transfusion.diffusion.sampler import Euler
     from transfusion.modality import Modality
     from transfusion.model.transfusion import Model
-    from transfusion.nn.transformer import Trunk
+    from transfusion.nn.trunk import Trunk
     from transfusion.train.device import keep_memory
     from transfusion.train.optim import Optim
 

@@ -19,7 +19,7 @@ from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import Euler
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.nn.trunk import Trunk
 
 IMAGE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2))
 FREE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2), largest=(8, 8))

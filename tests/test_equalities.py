@@ -26,7 +26,7 @@ from transfusion.generate.state import Done, Request
 from transfusion.model.loss import Losses
 from transfusion.model.transfusion import Network
 from transfusion.nn.attention import Place, attention, dense, visible
-from transfusion.nn.transformer import Linear
+from transfusion.nn.layers import Linear
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
@@ -76,7 +76,7 @@ def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, 
 COMPILED = """
 import torch
 from torch import tensor
-from transfusion.nn.transformer import Linear
+from transfusion.nn.layers import Linear
 from transfusion.nn.attention import Place, attention
 torch.manual_seed(0)
 documents = (torch.arange(256) // 100).expand(2, 256).contiguous()
@@ -144,16 +144,19 @@ def test_gradients_of_fast_forms_are_those_of_plain_ones(layout: str, long: int,
         assert (grads[0] - other).abs().max() / scale < (1e-9 if dtype == torch.float64 else 1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_packed_is_alone(dtype: torch.dtype) -> None:
-    """Documents packed into rows, with padding, cost what each costs alone; nobody sees a neighbour."""
-    m = model(double=dtype == torch.float64)
-    found = entries(m, documents())
+def packed_is_alone(m: Transfusion, docs: list[Document], dtype: torch.dtype = torch.float64) -> None:
+    """Five documents packed into rows, with padding, cost what each costs alone; nobody sees a neighbour."""
+    found = entries(m, docs)
     packed = m.network(rows(m, [found[:3], found[3:]], 128))
     alone = sum((numbers(m.network(rows(m, [[one]], len(one.sequence)))) for one in found), torch.zeros(4))
     assert torch.allclose(numbers(packed), alone.to(numbers(packed)), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     other = m.network(rows(m, [[found[3], found[1], found[4]], [found[2], found[0]]], 140))
     assert torch.allclose(numbers(packed), numbers(other), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_packed_is_alone(dtype: torch.dtype) -> None:
+    packed_is_alone(model(double=dtype == torch.float64), documents(), dtype)
 
 
 def test_neighbours_change_nothing_at_all() -> None:
@@ -173,13 +176,9 @@ def test_neighbours_change_nothing_at_all() -> None:
         assert (states[0] - other).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
-@pytest.mark.parametrize("trunk", [{}, {"head_size": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
-def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, trunk: dict) -> None:
+def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = torch.float64) -> None:
     """A document run piece by piece through the cache has the hidden states of the whole document at once."""
-    m = model(coordinates=coordinates, double=dtype == torch.float64, **trunk)
-    for document in documents():
+    for document in docs:
         clean = replace(
             document, segments=tuple(replace(s, times=(0.0, 0.0)) if isinstance(s, Media) else s for s in document.segments)
         )
@@ -220,6 +219,13 @@ def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, trunk: dic
         assert (torch.stack(pieces) - full[ends]).abs().max() < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
+@pytest.mark.parametrize("trunk", [{}, {"head_size": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
+def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, trunk: dict) -> None:
+    cached_is_full(model(coordinates=coordinates, double=dtype == torch.float64, **trunk), documents(), dtype)
+
+
 def requests(sampler: Sampler = Euler(3)) -> list[Request]:
     say = Sample(temperature=1.0)
     both = Guidance(text=3.0, media=2.0)
@@ -252,16 +258,19 @@ def same(one: Document, other: Document, tolerance: float) -> None:
             assert (a.values - b.values).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("sampler", [Euler(3), Heun(3), DDIM(3), DDPM(3)], ids=lambda s: s.kind)
-def test_many_is_one(sampler: Sampler, dtype: torch.dtype) -> None:
+def many_is_one(m: Transfusion, asked: list[Request], dtype: torch.dtype = torch.float64) -> None:
     """A document comes out the same alone and beside others. Measured in float32: 5e-6."""
-    m = model(double=dtype == torch.float64)
-    many = generate(Engine(m.network, m.vocabulary, rows=16), requests(sampler))
-    for request, together in zip(requests(sampler), many, strict=True):
+    many = generate(Engine(m.network, m.vocabulary, rows=16), asked)
+    for request, together in zip(asked, many, strict=True):
         (alone,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
         same(alone, together, 1e-9 if dtype == torch.float64 else 1e-4)
     assert any(d.media for d in many)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("sampler", [Euler(3), Heun(3), DDIM(3), DDPM(3)], ids=lambda s: s.kind)
+def test_many_is_one(sampler: Sampler, dtype: torch.dtype) -> None:
+    many_is_one(model(double=dtype == torch.float64), requests(sampler), dtype)
 
 
 def test_many_is_one_where_sizes_vary() -> None:

@@ -21,4 +21,4 @@ from transfusion.generate.logits import Sample as Sample
 from transfusion.generate.state import Request as Request
 from transfusion.modality import Modality as Modality
 from transfusion.model.transfusion import Model as Model
-from transfusion.nn.transformer import Trunk as Trunk
+from transfusion.nn.trunk import Trunk as Trunk

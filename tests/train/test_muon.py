@@ -12,7 +12,8 @@ from small import documents, model
 from transfusion import config
 from transfusion.cli import settings
 from transfusion.nn.matrices import Matrices, cut, matrices
-from transfusion.nn.transformer import Transformer, Trunk
+from transfusion.nn.transformer import Transformer
+from transfusion.nn.trunk import Trunk
 from transfusion.recipes import digits
 from transfusion.train.muon import Muon, MuonAdamW, orthogonal
 from transfusion.train.optim import Optim

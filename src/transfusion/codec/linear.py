@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transfusion.codec.patching import Patching, TimeEmbedding
 from transfusion.modality import Modality
-from transfusion.nn.transformer import Norm
+from transfusion.nn.layers import Norm
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,12 @@ from transfusion.modality import Modality
 from transfusion.model.loss import Losses, Mean, at_least_single
 from transfusion.nn.attention import Form, Place, attention
 from transfusion.nn.cache import Cache, Window
+from transfusion.nn.kinds import ONE, Kinds
+from transfusion.nn.layers import Linear
 from transfusion.nn.matrices import matrices
 from transfusion.nn.positions import angles
-from transfusion.nn.transformer import Linear, Transformer, Trunk, initialise
+from transfusion.nn.transformer import Transformer, initialise
+from transfusion.nn.trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Network(nn.Module):
         self.model = replace(model, patchers=chosen) if modules else model
         trunk = model.trunk
         self.embed = nn.Embedding(vocabulary_size, trunk.width)
-        self.trunk = Transformer(trunk)
+        self.trunk = Transformer(trunk, len(model.modalities))
         self.head = Linear(trunk.width, vocabulary_size)
         initialise(self, trunk.depth)
         patchings = (build(p, m, trunk.width, trunk.eps, modules) for p, m in zip(chosen, model.modalities, strict=True))
@@ -151,7 +154,10 @@ class Network(nn.Module):
             assert place is not None
             attend = attention(self.model.attention, place, backward=backward)
         turn = angles(positions, trunk.head_dim, trunk.theta)
-        h = self.trunk(x.unflatten(0, tokens.shape), turn, attend, window)
+        kinds = ONE
+        if trunk.weights != "shared":
+            kinds = Kinds.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
+        h = self.trunk(x.unflatten(0, tokens.shape), turn, attend, window, kinds)
         return h.flatten(0, 1), skips
 
     def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[Noised], skips: Sequence[Any]) -> list[Tensor]:

@@ -1,7 +1,12 @@
-"""The trunk: a Llama-type transformer (RMSNorm before each part, SwiGLU, rotary positions) over vectors of any origin."""
+"""The trunk: a Llama-type transformer (RMSNorm before each part, SwiGLU, rotary positions) over vectors of any origin.
+
+Weights may come in sets, one for each kind of token (`Trunk.weights`); what is here says which set a token runs through, and
+`nn/kinds.py` brings it there.
+"""
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -9,110 +14,22 @@ from torch import Tensor, nn
 
 from transfusion.nn.attention import Attend
 from transfusion.nn.cache import Window
-from transfusion.nn.matrices import Matrices
-from transfusion.nn.pointwise import rms_norm, rotate, swiglu, then
+from transfusion.nn.kinds import ONE, Kinds
+from transfusion.nn.layers import FeedForward, Linear, Norm
+from transfusion.nn.pointwise import rms_norm, rotate, then
+from transfusion.nn.trunk import Trunk
 
 
-@dataclass(frozen=True)
-class Trunk:
-    """Sizes and options of the transformer.
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What all layers of one pass are told: angles [row, length, 1, dim], the form of attention, the cache's view if there is
+    one, and the kinds of tokens."""
 
-    Args:
-        width: size of a token's vector.
-        depth: layers.
-        heads: query heads.
-        kv_heads: heads of keys and values, each shared by heads / kv_heads query heads (None: as many as `heads`).
-        head_size: size of a head (None: width / heads).
-        hidden: width inside the feed-forward (None: 8/3 of the width, rounded up to a multiple of `round_hidden`).
-        round_hidden: see `hidden`; Llama takes 256.
-        qk_norm: RMSNorm on queries and keys, per head.
-        qkv_bias: a bias on queries, keys and values (Qwen 2).
-        theta: base of the rotary frequencies.
-        eps: of the norms.
-    """
-
-    width: int = 256
-    depth: int = 6
-    heads: int = 4
-    kv_heads: int | None = None
-    head_size: int | None = None
-    hidden: int | None = None
-    round_hidden: int = 32
-    qk_norm: bool = True
-    qkv_bias: bool = False
-    theta: float = 10000.0
-    eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.depth < 1 or self.heads < 1:
-            raise ValueError(f"depth and heads must be at least 1, not {self.depth} and {self.heads}")
-        if (self.head_size is None and self.width % self.heads) or self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head size, or give a head-size")
-        if self.heads % self.num_kv_heads:
-            raise ValueError(f"heads {self.heads} must be a multiple of kv-heads {self.num_kv_heads}")
-
-    @property
-    def head_dim(self) -> int:
-        """Size of a head."""
-        return self.width // self.heads if self.head_size is None else self.head_size
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.kv_heads or self.heads
-
-    @property
-    def hidden_width(self) -> int:
-        """Width inside the feed-forward."""
-        return self.hidden or math.ceil(self.width * 8 / 3 / self.round_hidden) * self.round_hidden
-
-
-class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): x / rms(x) * weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]"""
-        return rms_norm(x, self.weight, self.eps)
-
-
-FEW = 32
-"""Rows up to which a product is taken the other way round, see `Linear`."""
-
-
-class Linear(nn.Linear):
-    """A matrix, with a bias only if asked for. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of
-    rows @ weight^T: the same numbers, but that product is shared among cores and reads the weights at memory speed (LOG.md
-    has both).
-
-    Args:
-        fused: outputs of each matrix, where this one is several in one; head: outputs of an attention head.
-    """
-
-    def __init__(
-        self, rows: int, columns: int, bias: bool = False, *, fused: tuple[int, ...] | None = None, head: int = 0
-    ) -> None:
-        super().__init__(rows, columns, bias=bias)
-        self._fused, self._head = fused or (columns,), head
-
-    def matrices(self) -> list[Matrices]:
-        """What its weight holds."""
-        return [Matrices(self.weight, self._fused, self._head)]
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., rows] -> [..., columns]"""
-        count = input.numel() // input.shape[-1]
-        if count > FEW or torch.is_grad_enabled() or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return super().forward(input)
-        flat = input.reshape(count, -1)
-        if count == 1:
-            flat = torch.cat([flat, flat])  # a single column would be taken as a matrix-vector product
-        out = (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], -1)
-        return out if self.bias is None else out + self.bias
+    cos: Tensor
+    sin: Tensor
+    attend: Attend
+    window: Window | None
+    kinds: Kinds
 
 
 class Attention(nn.Module):
@@ -127,56 +44,88 @@ class Attention(nn.Module):
         self.q_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
         self.k_norm = Norm(self.dim, trunk.eps) if trunk.qk_norm else None
 
-    def forward(
-        self, x: Tensor, norm: Norm, cos: Tensor, sin: Tensor, attend: Attend, window: Window | None, layer: int
-    ) -> Tensor:
-        """[row, length, width] -> [row, length, width]; `norm` is applied to x first. Angles are [row, length, 1, dim]."""
+    def project(self, x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        """[..., width] -> queries and keys in one [..., heads + kv_heads, dim], before rotation, and values
+        [..., kv_heads, dim]; `norm` is applied to x first."""
         heads, kv_heads = self.heads, self.kv_heads
-        qk, v = then(norm, self.qkv, x).unflatten(-1, (-1, self.dim)).split([heads + kv_heads, kv_heads], 2)
+        qk, v = then(norm, self.qkv, x).unflatten(-1, (-1, self.dim)).split([heads + kv_heads, kv_heads], -2)
         if self.q_norm is not None and self.k_norm is not None:
             weight = torch.cat([self.q_norm.weight.expand(heads, -1), self.k_norm.weight.expand(kv_heads, -1)])
             qk = rms_norm(qk, weight, self.q_norm.eps)
-        q, k = rotate(qk, cos, sin).split([heads, kv_heads], 2)
+        return qk, v
+
+    def look(self, qk: Tensor, v: Tensor, run: Pass, layer: int) -> Tensor:
+        """What `project` gave, for all tokens [row, length, ...] -> [row, length, heads * dim], before `out`."""
+        q, k = rotate(qk, run.cos, run.sin).split([self.heads, self.kv_heads], 2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if window is not None:
-            k, v = window.update(layer, k, v)
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+        if run.window is not None:
+            k, v = run.window.update(layer, k, v)
+        return run.attend(q, k, v).transpose(1, 2).flatten(2)
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, arXiv 2002.05202): down(silu(gate(x)) * up(x)), gate and up in one projection."""
+class Layer(nn.Module):
+    """One kind's weights of a layer: feed-forward and its norm, and if `whole` attention and its norm."""
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, trunk: Trunk, *, whole: bool = True) -> None:
         super().__init__()
-        self.gate_up = Linear(trunk.width, 2 * trunk.hidden_width, fused=(trunk.hidden_width, trunk.hidden_width))
-        self.down = Linear(trunk.hidden_width, trunk.width)
+        if whole:
+            self.attention_norm = Norm(trunk.width, trunk.eps)
+        self.feed_norm = Norm(trunk.width, trunk.eps)
+        if whole:
+            self.attention = Attention(trunk)
+        self.feed_forward = FeedForward(trunk.width, trunk.hidden_width)
 
-    def forward(self, x: Tensor, norm: Norm) -> Tensor:
-        """[..., width] -> [..., width]; `norm` is applied to x first."""
-        return then(swiglu, self.down, then(norm, self.gate_up, x))
 
+class Block(Layer):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    Its own weights are set 0; `media[m]`, where there are sets, is set 1 + m.
+    """
 
-    def __init__(self, trunk: Trunk) -> None:
-        super().__init__()
-        self.attention_norm, self.feed_norm = Norm(trunk.width, trunk.eps), Norm(trunk.width, trunk.eps)
-        self.attention, self.feed_forward = Attention(trunk), FeedForward(trunk)
+    def __init__(self, trunk: Trunk, num_modalities: int) -> None:
+        super().__init__(trunk)
+        self.weights = trunk.weights
+        if trunk.weights != "shared":
+            self.media = nn.ModuleList(Layer(trunk, whole=trunk.weights == "all") for _ in range(num_modalities))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, window: Window | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, run: Pass, layer: int) -> Tensor:
         """[row, length, width] -> [row, length, width]"""
-        x = x + self.attention(x, self.attention_norm, cos, sin, attend, window, layer)
-        return x + self.feed_forward(x, self.feed_norm)
+        x = x + self.look(x, run, layer)
+        return x + self.feed(x, run)
+
+    def look(self, x: Tensor, run: Pass, layer: int) -> Tensor:
+        """Attention's part, [row, length, width] -> [row, length, width]."""
+        kinds = run.kinds if self.weights == "all" else ONE
+        sets = self.sets(kinds)
+        projected = [s.attention.project(piece, s.attention_norm) for s, piece in zip(sets, kinds.split(x), strict=True)]
+        qk, v = (kinds.join(pieces, x.shape) for pieces in zip(*projected, strict=True))
+        seen = self.attention.look(qk, v, run, layer)
+        return kinds.join([s.attention.out(piece) for s, piece in zip(sets, kinds.split(seen), strict=True)], x.shape)
+
+    def feed(self, x: Tensor, run: Pass) -> Tensor:
+        """The feed-forward's part, [row, length, width] -> [row, length, width]."""
+        pieces = zip(self.sets(run.kinds), run.kinds.split(x), strict=True)
+        return run.kinds.join([s.feed_forward(piece, s.feed_norm) for s, piece in pieces], x.shape)
+
+    def sets(self, kinds: Kinds) -> list[Layer]:
+        """The weights of each kind that occurs."""
+        return [self if kind == 0 else cast(Layer, self.media[kind - 1]) for kind in kinds.present]
 
 
 class Transformer(nn.Module):
-    """The blocks and the last norm."""
+    """The blocks and the last norm.
 
-    def __init__(self, trunk: Trunk) -> None:
+    Args:
+        num_modalities: sets of weights beside that of text, where `trunk.weights` asks for sets.
+    """
+
+    def __init__(self, trunk: Trunk, num_modalities: int = 0) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(trunk) for _ in range(trunk.depth))
+        self.blocks = nn.ModuleList(Block(trunk, num_modalities) for _ in range(trunk.depth))
         self.norm = Norm(trunk.width, trunk.eps)
+        self.weights = trunk.weights
+        if trunk.weights == "all":
+            self.media_norms = nn.ModuleList(Norm(trunk.width, trunk.eps) for _ in range(num_modalities))
 
     def forward(
         self,
@@ -184,12 +133,18 @@ class Transformer(nn.Module):
         angles: tuple[Tensor, Tensor],
         attend: Attend,
         window: Window | None = None,
+        kinds: Kinds = ONE,
     ) -> Float[Tensor, "row length width"]:
-        """Run all layers. `angles` come from `positions.angles`; `window` where keys are cached."""
+        """Run all layers. `angles` come from `positions.angles`; `window` where keys are cached; `kinds` where weights come in
+        sets."""
         cos, sin = (a.unsqueeze(2).to(torch.promote_types(x.dtype, torch.float32)) for a in angles)
+        run = Pass(cos, sin, attend, window, kinds)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, attend, window, layer)
-        return self.norm(x)
+            x = block(x, run, layer)
+        if self.weights != "all":
+            return self.norm(x)
+        norms = [self.norm if kind == 0 else self.media_norms[kind - 1] for kind in kinds.present]
+        return kinds.join([norm(piece) for norm, piece in zip(norms, kinds.split(x), strict=True)], x.shape)
 
 
 def initialise(module: nn.Module, depth: int) -> None:

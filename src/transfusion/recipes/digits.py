@@ -18,7 +18,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation.judge import Judge, SmallJudge
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.nn.trunk import Trunk
 from transfusion.recipes.classes import Classes
 from transfusion.recipes.run import Run
 from transfusion.train.optim import Optim

@@ -20,7 +20,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation.judge import ConvolutionalJudge, Judge, JudgeTraining
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.nn.trunk import Trunk
 from transfusion.recipes.classes import Classes, progress
 from transfusion.recipes.run import Report, Run
 from transfusion.train.device import pick_dtype

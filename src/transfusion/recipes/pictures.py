@@ -13,7 +13,7 @@ from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.nn.trunk import Trunk
 from transfusion.recipes.run import Run, Say, train
 from transfusion.train.optim import Optim
 from transfusion.train.trainer import Checkpointing, Train

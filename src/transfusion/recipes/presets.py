@@ -19,7 +19,7 @@ from transfusion.diffusion.schedule import Linear
 from transfusion.diffusion.times import LogitNormal
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.nn.trunk import Trunk
 from transfusion.recipes.run import Run
 from transfusion.train import optim
 

@@ -28,7 +28,7 @@ from transfusion.evaluation.sheet import sheet
 from transfusion.evaluation.suite import How
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.nn.trunk import Trunk
 from transfusion.recipes.classes import progress
 from transfusion.recipes.run import Report, Run, Say, last_losses, train, training_seconds, typed
 from transfusion.train.device import pick_device, pick_dtype
