@@ -39,8 +39,12 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def choices(kind: Any) -> dict[str, type]:
-    """Tag -> class, where a type is a union of tagged dataclasses or one such class; else nothing."""
+    """Tag -> class, where a type is a union of tagged dataclasses or one such class; else nothing. A protocol among them is
+    for objects made in Python: configurations know nothing of it."""
     members = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    members = tuple(m for m in members if not getattr(m, "_is_protocol", False))
+    if not members:
+        return {}
     if all(dataclasses.is_dataclass(m) and hasattr(m, "kind") for m in members):
         return {typing.cast(Any, m).kind: typing.cast(type, m) for m in members}
     return {}
@@ -55,6 +59,8 @@ def to_plain(value: Any) -> Any:
         return [to_plain(v) for v in value]
     if isinstance(value, Path):
         return str(value)
+    if not isinstance(value, str | int | float | dict | types.NoneType):
+        raise ConfigError(f"a {type(value).__name__} made in Python cannot be written into a configuration: {value!r}")
     return value
 
 

@@ -6,14 +6,15 @@ import math
 import pytest
 import torch
 
-from transfusion import chance
+from transfusion import chance, config
 from transfusion.diffusion import times
 from transfusion.diffusion.process import PAPER, Diffusion, Kind
-from transfusion.diffusion.schedule import Cosine, Linear
-from transfusion.diffusion.times import LogitNormal, Uniform
+from transfusion.diffusion.sampler import DDPM
+from transfusion.diffusion.schedule import Cosine, Linear, LinearBetas
+from transfusion.diffusion.times import LogitNormal, Tabulated, Uniform, shifted
 
 KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "velocity")
-SCHEDULES = (Linear(), Cosine())
+SCHEDULES = (Linear(), Cosine(), LinearBetas())
 
 
 def some(count: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -24,11 +25,14 @@ def some(count: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
 def test_time_runs_from_clean_to_noise(schedule) -> None:
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert torch.allclose(schedule.signal(ends), torch.tensor([1.0, 0.0]).double(), atol=1e-4)
-    assert torch.allclose(schedule.noise(ends), torch.tensor([0.0, 1.0]).double(), atol=1e-7)
+    left = 6.36e-3 if schedule.kind == "linear_betas" else 0.0  # of the signal, at the end
+    assert torch.allclose(schedule.signal(ends), torch.tensor([1.0, left]).double(), atol=1e-4)
+    assert torch.allclose(schedule.noise(ends), torch.tensor([0.0, (1 - left**2) ** 0.5]).double(), atol=1e-6)
     x0, eps, _ = some(2)
     noisy = Diffusion(schedule=schedule).corrupt(x0, eps, ends)
-    assert torch.allclose(noisy[0], x0[0]) and torch.allclose(noisy[1], eps[1], atol=1e-3)
+    assert torch.allclose(noisy[0], x0[0]) and torch.allclose(noisy[1], eps[1] + left * x0[1], atol=1e-3)
+    t = torch.linspace(0, 1, 999, dtype=torch.float64)
+    assert (schedule.signal(t).diff() < 0).all() and (schedule.noise(t).diff() > 0).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
@@ -50,6 +54,24 @@ def test_cosine_is_nichol_and_dhariwals() -> None:
     t = torch.arange(1, 1001).double() / 1000
     assert (PAPER.schedule.signal(t) ** 2 - expected).abs().max() < 1e-6
     assert PAPER.schedule.signal(t[-1:]).item() == pytest.approx(math.sqrt(expected[-1].item()), rel=0.02)
+
+
+@pytest.mark.parametrize("betas", [LinearBetas(), LinearBetas(first=1e-3, last=0.05, steps=200)])
+def test_linear_betas_are_ho_et_als(betas: LinearBetas) -> None:
+    """signal^2 against the product over the betas, at every step: within 1e-5 where they end at 0.02 (measured: 8e-6 of its log)."""
+    product = (1 - torch.linspace(betas.first, betas.last, betas.steps, dtype=torch.float64)).log().cumsum(0)
+    t = torch.arange(1, betas.steps + 1).double() / betas.steps
+    assert (2 * betas.signal(t).log() - product).abs().max() < 1e-5 * (betas.last / 0.02) ** 4
+    single = betas.signal(t.float()).double()
+    assert (single - betas.signal(t)).abs().max() < 1e-6
+    assert (betas.signal(t) ** 2 + betas.noise(t) ** 2 - 1).abs().max() < 1e-12
+    assert betas.signal(torch.zeros(())) == 1 and betas.noise(torch.zeros(())) == 0
+
+
+@pytest.mark.parametrize("bad", [{"first": 0.0}, {"last": 0.5}, {"first": 0.03}, {"steps": 1}, {"steps": 50}])
+def test_betas_that_cannot_be_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match="betas must rise"):
+        LinearBetas(**bad)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
@@ -78,7 +100,7 @@ def test_at_both_ends_of_time_what_can_be_known_is_right(schedule, kind: Kind) -
         assert torch.allclose(clean[1], x0[1], atol=1e-6)
     if kind != "x0":  # at t = 0 x0 and x_t are the same
         assert torch.allclose(noise[0], eps[0], atol=1e-6)
-    assert torch.allclose(noise[1], eps[1], atol=1e-3)
+    assert torch.allclose(noise[1], eps[1], atol=1e-3 if schedule.kind != "linear_betas" or kind != "x0" else 1e-9)
 
 
 def test_kinds_are_what_their_papers_say() -> None:
@@ -131,3 +153,62 @@ def test_a_time_belongs_to_its_key() -> None:
     t = times.draw(LogitNormal(), keys, free)
     assert torch.equal(times.draw(LogitNormal(), keys[::-1], free), t.flip(0))
     assert len(set(t.tolist())) == 6
+
+
+def test_shift_moves_times_as_it_moves_a_samplers_steps() -> None:
+    keys, free = [chance.key("t", i) for i in range(4000)], torch.tensor([[0.0, 1.0]]).expand(4000, 2)
+    for plain, moved in (
+        (Uniform(), Uniform(shift=3.0)),
+        (LogitNormal(), LogitNormal(shift=3.0)),
+        (Uniform(10), Uniform(10, 3.0)),
+    ):
+        t, s = times.draw(plain, keys, free), times.draw(moved, keys, free)
+        assert torch.allclose(s, 3 * t / (1 + 2 * t), atol=1e-6) and s.mean() > t.mean() + 0.05
+    higher = times.draw(LogitNormal(0.8 + math.log(3), 0.8), keys, free)
+    assert torch.allclose(times.draw(LogitNormal(0.8, 0.8, shift=3.0), keys, free), higher, atol=1e-6)
+    assert [shifted(t, 5.0) for t in (0.0, 1.0)] == [0.0, 1.0] and shifted(0.3, 1.0) == 0.3
+    assert [DDPM(4, shift=3.0).times()[i] for i in range(5)] == [shifted(1 - i / 4, 3.0) for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Uniform(shift=0.0), "shift must be positive"),
+        (lambda: LogitNormal(shift=math.inf), "shift must be positive"),
+        (lambda: LogitNormal(std=0.0), "std must be positive"),
+        (lambda: Uniform(-1), "steps must be 0"),
+        (lambda: Tabulated((0.5,)), "two or more times"),
+        (lambda: Tabulated((0.5, 0.2)), "never fall"),
+        (lambda: Tabulated((0.5, 1.2)), "never fall"),
+    ],
+)
+def test_times_that_cannot_be_are_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class Late:
+    """Times with the density 2 t."""
+
+    def quantile(self, u: float) -> float:
+        return math.sqrt(u)
+
+
+def test_times_may_be_any_quantile_function() -> None:
+    """An object made in Python, or its table, which a configuration can hold."""
+    keys, free = [chance.key("t", i) for i in range(4000)], torch.tensor([[0.0, 1.0]]).expand(4000, 2)
+    own = Diffusion(times=Late())
+    t = times.draw(own.times, keys, free)
+    assert t.mean().item() == pytest.approx(2 / 3, abs=0.01)
+    table = Tabulated.of(Late().quantile)
+    assert (times.draw(table, keys, free) - t).abs().max() < 0.04 and table.quantile(0.25) == pytest.approx(0.5)
+    assert config.from_plain(Diffusion, config.to_plain(Diffusion(times=table))).times == table
+    with pytest.raises(config.ConfigError, match="Late made in Python cannot be written"):
+        config.to_plain(own)
+
+
+def test_a_configuration_names_schedules_and_times() -> None:
+    chosen = Diffusion(schedule=LinearBetas(steps=500), prediction="eps", loss="eps", times=Uniform(500, shift=2.0))
+    assert config.from_plain(Diffusion, config.to_plain(chosen)) == chosen
+    with pytest.raises(config.ConfigError, match="did you mean 'linear_betas'"):
+        config.from_plain(Diffusion, {"schedule": {"kind": "linear_beta"}})

@@ -1,13 +1,16 @@
-"""Samplers on data whose best prediction is known: a Gaussian. Every one must bring noise to that Gaussian."""
+"""Samplers on data whose best prediction is known: a Gaussian, and two points. Every one must bring noise to them, whatever the
+schedule and whatever the network predicts."""
 
+import itertools
 from itertools import pairwise
 
 import pytest
 import torch
 
 from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.process import Diffusion, Kind
 from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, start
-from transfusion.diffusion.schedule import Cosine, Linear
+from transfusion.diffusion.schedule import Cosine, Linear, LinearBetas
 
 MEAN, STD = 0.7, 0.4
 
@@ -34,12 +37,56 @@ def run(sampler, schedule, count: int = 20_000) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=lambda s: s.kind)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), LinearBetas()], ids=lambda s: s.kind)
 @pytest.mark.parametrize("sampler", [Euler(200), Heun(60), DDIM(100), DDIM(100, eta=0.5), DDPM(250)], ids=lambda s: f"{s.kind}")
 def test_noise_comes_to_the_data(schedule, sampler) -> None:
     x = run(sampler, schedule)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert x.std().item() == pytest.approx(STD, abs=0.02)
+
+
+SHARE, HIGH, LOW, WIDTH = 0.7, 1.0, -0.5, 0.15
+"""Two narrow peaks: HIGH in 70 % of the data, LOW in the rest."""
+COMBINATIONS = [
+    (schedule, prediction, sampler)
+    for schedule, prediction, sampler in itertools.product(
+        (Linear(), Cosine(), LinearBetas()), ("x0", "eps", "v", "velocity"), (Euler(100), Heun(80), DDIM(60), DDPM(250))
+    )
+    if (schedule, prediction) != (Linear(), "eps")  # refused: at t = 1 noise says nothing of the data there
+]
+
+
+@pytest.mark.parametrize(("schedule", "prediction", "sampler"), COMBINATIONS, ids=lambda p: getattr(p, "kind", p))
+def test_every_schedule_prediction_and_sampler_finds_both_peaks(schedule, prediction: Kind, sampler) -> None:
+    """The network's answer, of the kind that it predicts, is the exact expectation: it is split as in generation. DDPM
+    takes 250 of its 1000 steps; fewer do for the others."""
+    diffusion = Diffusion(schedule=schedule, prediction=prediction, loss=prediction)
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = schedule.signal(t)[:, None], schedule.noise(t)[:, None]
+        variance = (a * WIDTH) ** 2 + b**2
+        means = torch.tensor([HIGH, LOW]).double()
+        odds = (-((x - a * means) ** 2) / (2 * variance) + torch.tensor([SHARE, 1 - SHARE]).double().log()).softmax(-1)
+        x0 = (odds * (means + a * WIDTH**2 / variance * (x - a * means))).sum(-1, keepdim=True)
+        answer = diffusion.target(prediction, x0, (x - a * x0) / b.clamp_min(1e-9), t)
+        return diffusion.split(prediction, answer, x, t)
+
+    g, count = torch.Generator().manual_seed(1), 3000
+    x = start(schedule, torch.randn(count, 1, generator=g).double())
+    for now, later in pairwise(sampler.times()):
+        t, s = torch.full((count,), now).double(), torch.full((count,), later).double()
+        x, _ = sampler.step(schedule, predict, lambda: torch.randn(count, 1, generator=g).double(), x, t, s)
+    high = x > (HIGH + LOW) / 2
+    assert high.double().mean().item() == pytest.approx(SHARE, abs=0.03)  # 4 standard errors of the draw
+    for peak, mean in ((x[high], HIGH), (x[~high], LOW)):
+        assert peak.mean().item() == pytest.approx(mean, abs=0.02)
+        assert peak.std().item() == pytest.approx(WIDTH, abs=0.02)
+
+
+def test_steps_of_a_part_are_steps_of_the_whole() -> None:
+    """250 of DDPM's T = 1000: every fourth time."""
+    whole = DDPM(1000).times()
+    assert DDPM(250).times() == pytest.approx(whole[::4], abs=1e-12) and DDPM().num_steps == 250
 
 
 def test_heun_is_of_second_order() -> None:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfusion.diffusion.schedule import Cosine, Linear, Schedule
-from transfusion.diffusion.times import LogitNormal, Times, Uniform
+from transfusion.diffusion.times import LogitNormal, Quantile, Times, Uniform
 
 Kind: TypeAlias = Literal["x0", "eps", "v", "velocity"]
 
@@ -40,7 +40,7 @@ class Diffusion:
         schedule: signal and noise by time.
         prediction: what the network puts out.
         loss: the kind on which the squared error is taken.
-        times: at which times items are trained.
+        times: at which times items are trained. In Python also any object with a `quantile(u)`.
         floor: least |d| of the prediction in the loss, which bounds the weight of nearly clean items. JiT (arXiv
             2511.13720) takes 0.05 for x0 under a velocity loss.
     """
@@ -48,7 +48,7 @@ class Diffusion:
     schedule: Schedule = Linear()
     prediction: Kind = "x0"
     loss: Kind = "velocity"
-    times: Times = LogitNormal()
+    times: Times | Quantile = LogitNormal()
     floor: float = 0.05
 
     def __post_init__(self) -> None:

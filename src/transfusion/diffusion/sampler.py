@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transfusion.diffusion.schedule import Schedule
+from transfusion.diffusion.times import shifted
 
 Predict: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x [item, ...], t [item]) -> (x0, eps), both [item, ...]"""
@@ -41,7 +42,7 @@ class _Steps:
     def times(self) -> list[float]:
         """The times from 1 to 0, num_steps + 1 of them."""
         raw = [1 - i / self.num_steps for i in range(self.num_steps + 1)]
-        return [self.shift * t / (1 + (self.shift - 1) * t) for t in raw]
+        return [shifted(t, self.shift) for t in raw]
 
     def estimate(self, schedule: Schedule, predict: Predict, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) at x and t, with x0 inside `clip` and eps what then follows from x."""

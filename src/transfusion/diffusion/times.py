@@ -1,14 +1,38 @@
-"""Distributions of the time at which an item is trained."""
+"""Distributions of the time at which an item is trained: each the quantile function that a uniform number is put through.
+
+`shift` moves times towards noise by t' = shift t / (1 + (shift - 1) t), as a sampler's shift does (Esser et al. 2024, arXiv
+2403.03206, eq. 23): longer latents need more noise to lose as much.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from transfusion import chance
+
+
+@runtime_checkable
+class Quantile(Protocol):
+    """Any distribution of times, made in Python. A model that is to be saved takes `Tabulated.of` it instead."""
+
+    def quantile(self, u: float) -> float:
+        """Time in [0, 1] of a uniform number u in [0, 1); it never falls as u grows."""
+        ...
+
+
+def shifted(t: float, shift: float) -> float:
+    """shift t / (1 + (shift - 1) t): 0 and 1 stay, above 1 all between moves towards 1."""
+    return t if shift == 1.0 else shift * t / (1 + (shift - 1) * t)
+
+
+def _check_shift(shift: float) -> None:
+    if not (math.isfinite(shift) and shift > 0):
+        raise ValueError(f"shift must be positive, not {shift}")
 
 
 @dataclass(frozen=True)
@@ -17,14 +41,21 @@ class Uniform:
 
     Args:
         steps: T: times are 1/T, 2/T .. 1, the steps of DDPM (Ho et al. 2020). 0: any time in [0, 1].
+        shift: above 1: more noise.
     """
 
     kind: ClassVar[str] = "uniform"
     steps: int = 0
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_shift(self.shift)
+        if self.steps < 0:
+            raise ValueError(f"steps must be 0 (any time) or more, not {self.steps}")
 
     def quantile(self, u: float) -> float:
         """Time of a uniform number u in [0, 1)."""
-        return u if self.steps == 0 else (int(u * self.steps) + 1) / self.steps
+        return shifted(u if self.steps == 0 else (int(u * self.steps) + 1) / self.steps, self.shift)
 
 
 @dataclass(frozen=True)
@@ -34,22 +65,57 @@ class LogitNormal:
     Args:
         mean: above 0: more noise. JiT's -0.8 (arXiv 2511.13720, where t = 1 is data) is +0.8 here.
         std: spread.
+        shift: above 1: more noise. Here it is the same as a mean higher by log(shift).
     """
 
     kind: ClassVar[str] = "logit_normal"
     mean: float = 0.8
     std: float = 0.8
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_shift(self.shift)
+        if self.std <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
 
     def quantile(self, u: float) -> float:
         """Time of a uniform number u in [0, 1)."""
         z = NormalDist(self.mean, self.std).inv_cdf(min(max(u, 1e-9), 1 - 1e-9))
-        return 1 / (1 + math.exp(-z))
+        return shifted(1 / (1 + math.exp(-z)), self.shift)
 
 
-Times: TypeAlias = Uniform | LogitNormal
+@dataclass(frozen=True)
+class Tabulated:
+    """Any distribution, by a table of its quantiles at equal steps of u, linear between them: it can be saved with a model.
+
+    Args:
+        quantiles: times at u = 0, 1/n .. 1, never falling, in [0, 1].
+    """
+
+    kind: ClassVar[str] = "tabulated"
+    quantiles: tuple[float, ...] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        rising = all(a <= b for a, b in zip(self.quantiles, self.quantiles[1:], strict=False))
+        if len(self.quantiles) < 2 or not rising or not 0 <= self.quantiles[0] <= self.quantiles[-1] <= 1:
+            raise ValueError(f"quantiles must be two or more times that never fall, in [0, 1], not {str(self.quantiles)[:80]}")
+
+    @classmethod
+    def of(cls, quantile: Callable[[float], float], steps: int = 256) -> "Tabulated":
+        """The table of a quantile function; it is asked at 0, 1 / steps .. just below 1."""
+        return cls(tuple(quantile(min(i / steps, 1 - 1e-9)) for i in range(steps + 1)))
+
+    def quantile(self, u: float) -> float:
+        """Time of a uniform number u in [0, 1)."""
+        at = u * (len(self.quantiles) - 1)
+        low = min(int(at), len(self.quantiles) - 2)
+        return self.quantiles[low] + (at - low) * (self.quantiles[low + 1] - self.quantiles[low])
 
 
-def draw(times: Times, keys: list[int], intervals: Tensor) -> Tensor:
+Times: TypeAlias = Uniform | LogitNormal | Tabulated
+
+
+def draw(times: Quantile, keys: list[int], intervals: Tensor) -> Tensor:
     """A time for each item, Float32[item]: item i's depends on keys[i] alone, and lies in its interval (low, high)."""
     u = torch.tensor([times.quantile(chance.uniform(key, "time")) for key in keys])
     low, high = intervals.to("cpu", torch.float32).unbind(-1)
