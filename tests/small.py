@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from transfusion.api import Settings, Transfusion
+from transfusion.codec.modules import Modules
+from transfusion.codec.patcher import LinearPatcher, Patcher
 from transfusion.data.compose import Drop
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.layout import Coordinates
@@ -39,6 +41,8 @@ def model(
     diffusion: Diffusion = Diffusion(),
     drop: Drop = Drop(text=0.1, media=0.1, both=0.1),
     guidance: Guidance = Guidance(text=3.0),
+    patcher: Patcher = LinearPatcher(),
+    modules: Modules | None = None,
     **trunk: object,
 ) -> Transfusion:
     """A model whose every weight is random, so that no path agrees with another by being zero."""
@@ -49,13 +53,14 @@ def model(
             coordinates=coordinates,
             context=context,
             diffusion=diffusion,
+            patcher=patcher,
         ),
         drop=drop,
         sampler=Euler(num_steps=3),
         guidance=guidance,
     )
     torch.manual_seed(1)
-    found = Transfusion(settings, vocabulary(*settings.model.modalities)).eval()
+    found = Transfusion(settings, vocabulary(*settings.model.modalities), modules=modules).eval()
     with torch.no_grad():
         for p in found.parameters():
             p.copy_(torch.randn(p.shape) * (0.3 if p.ndim > 1 else 0.5) + (1.0 if p.ndim == 1 else 0.0))

@@ -1,0 +1,317 @@
+"""Patchers: their shapes, choices, and mistakes; each learns; a user's modules are kept with the model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from einops.layers.torch import Rearrange
+from test_patchers_equal import Inward, Outward, plain
+from torch import Tensor, nn
+
+from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
+from transfusion import config
+from transfusion.api import Settings, Transfusion
+from transfusion.cli import settings
+from transfusion.codec.modules import ModulesPatcher
+from transfusion.codec.patcher import LinearPatcher, UNetPatcher, build
+from transfusion.codec.patching import sizes
+from transfusion.codec.unet import UNetPatching
+from transfusion.config import ConfigError
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.layout import Coordinates
+from transfusion.data.vocabulary import Bytes, Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler
+from transfusion.modality import Modality
+from transfusion.model.transfusion import Model, Network
+from transfusion.nn.transformer import Trunk
+from transfusion.nn.unet import stages
+from transfusion.recipes import RECIPES
+from transfusion.recipes.run import Run
+
+WIDTH = 32
+TRUNK = Trunk(width=WIDTH, depth=2, heads=4)
+
+
+def fresh(*modalities: Modality, modules=None, **kw) -> Transfusion:
+    """A model as it begins to train."""
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(Bytes().build([]), modalities)
+    return Transfusion(Settings(Model(modalities=modalities, trunk=TRUNK, **kw)), vocabulary, modules=modules)
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [
+        ((), []),
+        ((1, 1), []),
+        ((2,), [(2,)]),
+        ((4, 4), [(2, 2), (2, 2)]),
+        ((4, 6), [(2, 2), (2, 3)]),
+        ((1, 8), [(1, 2)] * 3),
+        ((5, 1, 2), [(5, 1, 2)]),
+    ],
+)
+def test_a_patch_is_taken_in_steps_of_primes(patch: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
+    assert stages(patch) == expected
+
+
+@pytest.mark.parametrize("attention", [0, 4])
+@pytest.mark.parametrize(
+    ("channels", "shape", "patch", "largest"),
+    [
+        (5, (), (), None),
+        (3, (6,), (2,), (12,)),
+        (3, (5,), (1,), (9,)),
+        (1, (8, 8), (2, 2), (16, 12)),
+        (2, (8, 12), (4, 6), None),
+        (4, (4, 4), (1, 1), None),
+        (2, (2, 6, 4), (1, 3, 2), (4, 9, 8)),
+    ],
+)
+def test_slots_are_the_modalitys_on_any_axes_and_patch(channels, shape, patch, largest, attention: int) -> None:
+    modality = Modality("it", channels, shape, patch, largest)
+    unet = build(UNetPatcher(channels=8, attention=attention), modality, WIDTH, 1e-5, {})
+    for size in sizes(modality):
+        latents, grid = torch.randn(2, channels, *size), modality.slots(size)
+        slots, skip = unet.encode(latents, torch.tensor([0.1, 0.9]))
+        assert slots.shape == (2, torch.Size(grid).numel(), WIDTH)
+        assert unet.decode(slots, skip, grid).shape == latents.shape
+    assert len(sizes(modality)) >= (2 if largest else 1)
+
+
+@pytest.mark.parametrize("patch", [(1, 1), (2, 2), (4, 4)])
+def test_slots_begin_as_loud_as_the_linear_patchers(patch: tuple[int, int]) -> None:
+    """Fainter ones are learned late (LOG.md). Tokens begin at 0.02."""
+    modality = Modality("image", 1, (8, 8), patch)
+    latents, t = torch.randn(64, 1, 8, 8), torch.rand(64)
+    loud = [build(p, modality, 128, 1e-5, {}).encode(latents, t)[0].std() for p in (LinearPatcher(), UNetPatcher())]
+    assert 1 < loud[1] / loud[0] < 8  # measured: 4.9, 3.3 and 2.1
+
+
+@pytest.mark.parametrize("modality", [IMAGE, SOUND, VECTOR], ids=lambda m: m.name)
+def test_every_part_changes_the_prediction(modality: Modality) -> None:
+    """The skip, the trunk's vectors, the time, attention, and the number of blocks."""
+    m = model(modality, patcher=UNetPatcher(channels=8, attention=2))
+    unet = m.network.patching(0)
+    assert isinstance(unet, UNetPatching)
+    latents, grid = torch.randn(1, modality.channels, *modality.shape), modality.slots(modality.shape)
+    t = torch.tensor([0.3])
+    with torch.no_grad():
+        slots, skip = unet.encode(latents, t)
+        out = unet.decode(slots, skip, grid)
+        later, later_skip = unet.encode(latents, t + 0.5)
+        _, other_skip = unet.encode(latents + 0.5, t)
+        assert (later - slots).abs().max() > 1e-3
+        for features, time in ((other_skip[0], skip[1]), (skip[0], later_skip[1])):
+            assert (unet.decode(slots, (features, time), grid) - out).abs().max() > 1e-3
+        assert (unet.decode(torch.randn_like(slots), skip, grid) - out).abs().max() > 1e-3
+        unet.down_attention, unet.up_attention = nn.Identity(), nn.Identity()
+        if modality.shape:
+            assert (unet.encode(latents, t)[0] - slots).abs().max() > 1e-3
+            assert (unet.decode(slots, skip, grid) - out).abs().max() > 1e-3
+
+
+def learned(m: Transfusion, docs: list[Document], steps: int = 40) -> tuple[float, float]:
+    """Media loss before and after some steps on the same few documents and noise."""
+    batch = m.batch(docs)
+    optimizer = torch.optim.Adam(m.parameters(), 3e-3)
+    losses = []
+    for _ in range(steps):
+        losses.append(m(batch))
+        losses[-1].total(5.0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses[0].media.value.item(), losses[-1].media.value.item()
+
+
+@pytest.mark.parametrize("options", [{}, {"attention": 2, "blocks": 2}], ids=["plain", "attention"])
+def test_the_unet_learns(options: dict) -> None:
+    before, after = learned(fresh(IMAGE, patcher=UNetPatcher(channels=8, **options)), documents())
+    assert after < before / 50  # measured: 270 to 370 times; the linear patcher: 28
+
+
+@pytest.mark.parametrize("modality", [SOUND, VECTOR, Modality("video", 2, (2, 4, 4), (1, 2, 2))], ids=lambda m: m.name)
+def test_the_unet_learns_other_media(modality: Modality) -> None:
+    shape = (modality.channels, *modality.shape)
+    docs = [Document((Text("ab"[i]), Media(picture(i, *shape), modality.name))) for i in range(2)]
+    m = fresh(modality, patcher=UNetPatcher(channels=16, attention=2), coordinates=Coordinates(axes=3))
+    before, after = learned(m, docs)
+    assert after < before / 5  # measured: 11 times for the vector, 200 and more for the others
+
+
+def test_modules_learn() -> None:
+    for modules in ((Inward(), Outward()), plain()):
+        before, after = learned(fresh(IMAGE, modules={"image": modules}), documents())
+        assert after < before / 10  # measured: 23 and 98 times
+
+
+# ---- per modality -------------------------------------------------------------------------------------------------------
+
+
+def test_each_modality_has_its_own_patcher() -> None:
+    m = fresh(IMAGE, SOUND, VECTOR, patcher=LinearPatcher(time="patch"), patchers=(UNetPatcher(8), LinearPatcher()))
+    kinds = [type(m.network.patching(i)).__name__ for i in range(3)]
+    assert kinds == ["UNetPatching", "LinearPatching", "LinearPatching"]
+    assert [m.network.patching(i).options.time for i in (1, 2)] == ["width", "patch"]
+    with pytest.raises(ValueError, match=r"2 patchers for 1 modalities \(image\)"):
+        fresh(IMAGE, patchers=(UNetPatcher(), UNetPatcher()))
+
+
+def test_kinds_survive_yaml_json_and_the_command_line(capfd) -> None:
+    run = RECIPES["digits"].run()
+    given = settings(run, ["--model.patcher.kind", "unet", "--model.patcher.channels", "48"], "x")
+    assert given.model.patcher == UNetPatcher(channels=48) and given.model.patchers == ()
+    line = ["--model.patchers.0.kind", "unet", "--model.patchers.0.attention=4", "--model.patchers.1.kind=linear"]
+    listed = settings(run, line, "x")
+    assert listed.model.patchers == (UNetPatcher(attention=4), LinearPatcher()) and listed.model.patcher == LinearPatcher()
+    modules = replace(run, model=replace(run.model, patchers=(ModulesPatcher("A", "B"),)))
+    for one in (given, listed, modules):
+        assert config.from_yaml(Run, config.to_yaml(one)) == one
+        assert config.from_plain(Run, json.loads(json.dumps(config.to_plain(one)))) == one
+    for line, message in (
+        (["--model.patcher.kind", "unit"], "did you mean 'unet'"),
+        (["--model.patchers.1.kind", "unet"], r"no choice 'model.patchers.1'"),
+        (["--model.patchers.0.blocks", "2"], "model.patchers.0.blocks"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            settings(run, line, "x")
+    with pytest.raises(SystemExit):
+        settings(run, ["--model.patcher.kind", "unet", "--model.patcher.blocks", "0"], "x")
+    assert "blocks of at least 1" in capfd.readouterr().err
+
+
+# ---- a user's modules ---------------------------------------------------------------------------------------------------
+
+
+class Keeps(nn.Sequential):
+    """Slots in rows, with the latents' size as a skip."""
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, torch.Size]:  # type: ignore[override]
+        return super().forward(latents), latents.shape
+
+
+class Returns(nn.Linear):
+    def forward(self, slots: Tensor, shape: torch.Size) -> Tensor:  # type: ignore[override]
+        count = shape[-1] // 2
+        return Rearrange("n (h w) (c p q) -> n c (h p) (w q)", w=count, p=2, q=2)(super().forward(slots))
+
+
+def rows() -> tuple[nn.Module, nn.Module]:
+    return Keeps(Rearrange("n c (h p) (w q) -> n (h w) (c p q)", p=2, q=2), nn.Linear(4, WIDTH)), Returns(WIDTH, 4)
+
+
+@pytest.mark.parametrize("form", ["grid", "rows"])
+def test_both_forms_of_slots_stand_in_raster_order(form: str) -> None:
+    """The linear patcher's weights in a user's modules give the linear patcher's numbers."""
+    linear = fresh(FREE)
+    given = fresh(FREE, modules={"image": plain() if form == "grid" else rows()})
+    one, other = linear.network.patching(0), given.network.patching(0)
+    inward, outward = (other.encoder, other.decoder) if form == "grid" else (other.encoder[1], other.decoder)
+    with torch.no_grad():
+        one.norm.weight.fill_(1.0)
+        inward.weight.copy_(one.inward.weight.view_as(inward.weight))
+        inward.bias.zero_()
+        other.time.load_state_dict(one.time.state_dict())
+        weight = one.outward.weight
+        outward.weight.copy_(weight.T.view_as(outward.weight) if form == "grid" else weight)
+        outward.bias.zero_()
+        latents, t = torch.randn(2, 1, 8, 6), torch.rand(2)
+        slots, skip = other.encode(latents, t)
+        assert torch.allclose(slots, one.encode(latents, t)[0], atol=1e-6)
+        assert torch.allclose(other.decode(one.norm(slots), skip, (4, 3)), one.decode(slots, None, (4, 3)), atol=1e-6)
+
+
+def test_modules_may_change_the_number_of_slots() -> None:
+    """As the modality declares: 64 pixels in 4 slots, and sound of 6 in 2."""
+    image, sound = Modality("image", 1, (8, 8), (4, 4)), Modality("sound", 3, (6,), (3,))
+    modules = {
+        "image": (nn.Conv2d(1, WIDTH, 5, 4, 2), nn.ConvTranspose2d(WIDTH, 1, 4, 4)),
+        "sound": (nn.Conv1d(3, WIDTH, 3, 3), nn.ConvTranspose1d(WIDTH, 3, 3, 3)),
+    }
+    m = fresh(image, sound, modules=modules)
+    (drawn,) = m.generate([["a", picture(1, 1, 8, 8)]], force="sound", sampler=Euler(2), guidance=Guidance(text=2.0))
+    assert drawn.media[1].tensor().shape == (3, 6)
+
+
+def test_a_vectors_modules() -> None:
+    pair = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 5)
+    m = fresh(VECTOR, modules={"vector": pair})
+    (drawn,) = m.generate("a", force="vector", sampler=Euler(2))
+    assert drawn.media[0].tensor().shape == (5,)
+
+
+def test_modules_are_saved_with_the_model_and_given_again(tmp_path: Path) -> None:
+    m = model(FREE, SOUND, modules={"image": (Inward(), Outward())})
+    assert m.settings.model.patchers == (ModulesPatcher("Inward", "Outward"), LinearPatcher())
+    m.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"'image' is a pair of modules \(Inward and Outward\).*from_pretrained\(folder, modules="
+    ):
+        Transfusion.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of another architecture"):
+        Transfusion.from_pretrained(tmp_path, modules={"image": plain()})
+    again = Transfusion.from_pretrained(tmp_path, modules={"image": (Inward(), Outward())}).eval()
+    assert again.settings == m.settings
+    asked = {"force": "image", "size": (8, 6), "sampler": Euler(2), "seed": 3}
+    one, other = (x.generate("a", **asked)[0].media[0].tensor() for x in (m, again))
+    assert torch.equal(one, other)
+
+
+def test_modules_that_share_weights_are_saved(tmp_path: Path) -> None:
+    def pair() -> tuple[nn.Module, nn.Module]:
+        inward, outward = plain()
+        assert isinstance(inward, nn.Conv2d) and isinstance(outward, nn.ConvTranspose2d)
+        outward.weight = inward.weight
+        return inward, outward
+
+    m = fresh(IMAGE, modules={"image": pair()})
+    m.save_pretrained(tmp_path)
+    again = Transfusion.from_pretrained(tmp_path, modules={"image": pair()})
+    assert torch.equal(m.loss(documents()), again.loss(documents()))
+
+
+class Sized(nn.Conv2d):
+    """Breaks where pictures are larger than usual."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return super().forward(latents)[..., :2]
+
+
+MISTAKES = {
+    "slots": (
+        lambda: (nn.Conv2d(1, WIDTH, 4, 4), plain()[1]),
+        r"gives \(1, 32, 1, 1\) for latents \(1, 1, 4, 4\).*\(1, 4, 32\)",
+    ),
+    "width": (lambda: (nn.Conv2d(1, 16, 2, 2), plain()[1]), r"gives \(1, 16, 2, 2\).*\(1, 32, 2, 2\).*the model's width"),
+    "larger sizes": (lambda: (Sized(1, WIDTH, 2, 2), plain()[1]), r"gives \(1, 32, 4, 2\) for latents \(1, 1, 8, 8\)"),
+    "way out": (
+        lambda: (plain()[0], nn.ConvTranspose2d(WIDTH, 1, 4, 4)),
+        r"gives back \(1, 1, 8, 8\) for latents \(1, 1, 4, 4\)",
+    ),
+    "channels": (lambda: (plain()[0], nn.ConvTranspose2d(WIDTH, 2, 2, 2)), r"gives back \(1, 2, 4, 4\).*latents' channels"),
+    "batch norm": (lambda: (nn.Sequential(plain()[0], nn.BatchNorm2d(WIDTH)), plain()[1]), "encoder of 'image'.*use GroupNorm"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_modules_that_do_not_fit_are_refused_with_both_shapes(name: str, unchecked) -> None:
+    make, message = MISTAKES[name]
+    with pytest.raises(ValueError, match=message):
+        fresh(FREE, modules={"image": make()})
+
+
+def test_other_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"modules for 'sound', which is no modality.*image"):
+        fresh(IMAGE, modules={"sound": plain()})
+    with pytest.raises(ValueError, match="4 axes, the U-Net knows up to 3"):
+        fresh(Modality("field", 1, (2, 2, 2, 2), (1, 1, 1, 1)), patcher=UNetPatcher())
+    with pytest.raises(ValueError, match="16 channels cannot be shared among 3 heads"):
+        fresh(IMAGE, patcher=UNetPatcher(8, attention=3))
+    for wrong in ({"channels": 0}, {"blocks": 0}, {"attention": -1}, {"features": 1}):
+        with pytest.raises(ValueError, match="a U-Net needs"):
+            UNetPatcher(**wrong)
+    with pytest.raises(ValueError, match="must be given"):
+        Network(Model(modalities=(IMAGE,), trunk=TRUNK, patcher=ModulesPatcher()), 300)
