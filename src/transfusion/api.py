@@ -7,7 +7,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,6 +147,8 @@ class Transfusion(nn.Module):
         seeds: Sequence[int] | None = None,
         force: str | None = None,
         size: tuple[int, ...] | None = None,
+        sizes: Mapping[str, tuple[int, ...]] | None = None,
+        max_length: int | None = None,
         max_tokens: int | None = None,
         max_items: int | None = None,
         sampler: Sampler | None = None,
@@ -164,6 +166,8 @@ class Transfusion(nn.Module):
             seeds: one seed a prompt, instead of that.
             force: a modality of which an item is written at once ("image": draw what the prompt says).
             size: the forced item's size in latent elements.
+            sizes: by name of the modality, the size that all its items get; else, where sizes vary, the model writes them.
+            max_length: tokens of the whole sequence at most, prompt, slots and control tokens included.
             max_tokens: text tokens to write; default 0 with `force`, else 128.
             max_items: media items to write; default: as many as the model likes.
             rows: documents (and their unconditional branches) in work at the same time.
@@ -204,6 +208,8 @@ class Transfusion(nn.Module):
                 max_items=max_items,
                 force=force,
                 size=size,
+                sizes=sizes or {},
+                max_length=max_length,
                 sampler=sampler or self.settings.sampler,
                 guidance=guidance,
                 decoding=decoding,

@@ -8,43 +8,32 @@ of sequence, behind their prefix; a pass that commits makes it part of the prefi
 read the prefix and write over the same slots, until the clean latents pass once, with END, and are committed.
 """
 
-import copy
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from transfusion import chance
 from transfusion.data.document import Document, Media, Text, unconditional
-from transfusion.data.layout import Coordinates, lay_out
 from transfusion.data.layout import Sequence as Laid
-from transfusion.data.vocabulary import Vocabulary
+from transfusion.data.layout import lay_out
+from transfusion.data.vocabulary import Control, Vocabulary
 from transfusion.diffusion.sampler import start
 from transfusion.generate.logits import only
+from transfusion.generate.passes import Passes, Piece
+from transfusion.generate.sizes import Opening, Sizing, Wrong
 from transfusion.generate.state import Branch, Denoising, Done, Event, ItemDone, Request, Row, Span, Token
-from transfusion.modality import Modality
-from transfusion.model.transfusion import Network, Noised
+from transfusion.model.transfusion import Network
 
 
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """What one cache row takes in one pass."""
-
-    row: int
-    tokens: np.ndarray
-    positions: Tensor
-    spans: np.ndarray
-    private: np.ndarray | None = None
-    media: tuple[tuple[int, tuple[int, ...], Tensor, float, int], ...] = ()
-    """(modality, grid, latents, time, first slot) each"""
-
-
-class Engine:
+class Engine(Passes):
     """Generates with a network.
+
+    `fallbacks` counts, by reason, the items that got their modality's own size because what was written could not be used.
 
     Args:
         rows: cache rows. A document holds one, and one more for each unconditional branch that its guidance may need.
@@ -63,22 +52,13 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         readable: bool = True,
     ) -> None:
-        self.readable = readable
-        self.network, self.vocabulary = _in_bf16(network) if dtype == torch.bfloat16 else network, vocabulary
-        self.capacity = min(capacity or network.model.context, network.model.context)
-        self.dtype = dtype
-        weights = next(network.parameters()).dtype
-        self._exact = torch.promote_types(weights, torch.float32)  # of latents: they are never rounded to half precision
-        self._cache = network.cache(rows, self.capacity, dtype if dtype == torch.bfloat16 else weights)
-        self._num_rows = rows
+        capacity = min(capacity or network.model.context, network.model.context)
+        super().__init__(network, vocabulary, rows=rows, capacity=capacity, dtype=dtype)
+        self.readable, self._num_rows = readable, rows
+        self.fallbacks: Counter[Wrong] = Counter()
         self._waiting: deque[tuple[int, Request, Laid]] = deque()
         self._rows: dict[int, Row] = {}
         self._next_id = 0
-
-    @property
-    def coordinates(self) -> Coordinates:
-        """The model's."""
-        return self.network.model.coordinates
 
     @property
     def busy(self) -> bool:
@@ -90,25 +70,28 @@ class Engine:
 
         Raises:
             ValueError: an item of the prompt (or noise to start from) that does not fit its modality, a prompt longer than
-                the context, an unknown modality to force, or a request that needs more cache rows than there are.
+                the context (or its own `max_length`), an unknown modality, a size that its modality forbids, or a request that
+                needs more cache rows than there are.
         """
         laid = lay_out(request.document, self.vocabulary, self.coordinates, closed=False)
         if any(item.media.values is None for item in laid.items):
             raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
         for item in laid.items:
             item.media.tensor()  # whatever is wrong with it shows here, before it is among others
-        needed = len(laid)
+        for name in request.sizes:
+            request.grid(self.vocabulary.modality(name))
+        needed, limit = len(laid), self._limit(request)
         if request.force is not None:
             modality = self.vocabulary.modality(request.force)
-            grid = modality.slots(request.size or modality.shape)
+            grid = request.forced(modality)
             shape = (modality.channels, *modality.shape_of(grid))
             if request.noise is not None and tuple(request.noise.shape) != shape:
                 raise ValueError(f"the noise to start from has shape {tuple(request.noise.shape)}, the item has {shape}")
             needed += len(self.vocabulary.frame(modality, grid)) + math.prod(grid) + 1
-        if needed > self.capacity:
+        if needed > limit:
             raise ValueError(
-                f"the prompt{' and the item to be drawn' if request.force else ''} take {needed} tokens, the context has "
-                f"{self.capacity}: shorten the prompt"
+                f"the prompt{' and the item to be drawn' if request.force else ''} take {needed} tokens, the "
+                f"{'context has' if limit == self.capacity else 'longest sequence asked for is'} {limit}: shorten the prompt"
             )
         if self._held(request) > self._num_rows:
             raise ValueError(f"this request needs {self._held(request)} cache rows, the engine has {self._num_rows}")
@@ -147,55 +130,6 @@ class Engine:
         while self.busy:
             yield from self.step()
 
-    # ---- passes -----------------------------------------------------------------------------------------------------
-
-    def _run(self, pieces: Sequence[_Piece], *, commit: bool) -> tuple[Tensor, list[Tensor], list[list[int]]]:
-        """One pass. Back come the hidden state of each piece's last token, and where media stood: each group's
-        predictions, and the pieces that the group's items belong to, in order."""
-        counts = [len(piece.tokens) for piece in pieces]
-        width, device = max(counts), self.network.device
-        tokens = np.full((len(pieces), width), self.vocabulary.pad)
-        spans = np.full((len(pieces), width), -1)
-        private = np.zeros((len(pieces), width), dtype=bool)
-        positions = torch.zeros(len(pieces), width, self.coordinates.axes)
-        groups: dict[tuple[int, tuple[int, ...]], list[tuple[Tensor, float, int, int]]] = {}
-        for i, piece in enumerate(pieces):
-            tokens[i, : counts[i]], spans[i, : counts[i]] = piece.tokens, piece.spans
-            positions[i, : counts[i]] = piece.positions
-            if piece.private is not None:
-                private[i, : counts[i]] = piece.private
-            for modality, grid, latents, time, first in piece.media:
-                groups.setdefault((modality, grid), []).append((latents, time, i * width + first, i))
-        media = []
-        for (modality, grid), items in groups.items():
-            first = torch.tensor([item[2] for item in items], device=device)
-            media.append(
-                Noised(
-                    modality,
-                    grid,
-                    torch.stack([item[0] for item in items]).to(device),
-                    torch.tensor([item[1] for item in items], device=device),
-                    first[:, None] + torch.arange(math.prod(grid), device=device),
-                )
-            )
-        rows = [piece.row for piece in pieces]
-        window = self._cache.window(rows, counts, torch.from_numpy(spans).to(device), torch.from_numpy(private).to(device))
-        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions.to(device), media, window=window)
-        owners = [[item[3] for item in items] for items in groups.values()]
-        if commit:
-            self._cache.commit(rows, counts)
-            last = torch.tensor([i * width + count - 1 for i, count in enumerate(counts)], device=device)
-            return h[last], [], owners
-        return h[:0], self.network.predict(h, media, skips), owners
-
-    def _prefix(self, row: int, laid: Laid, end: int) -> _Piece:
-        """The first `end` tokens of a sequence, its media clean."""
-        media = tuple(
-            (item.modality, item.grid, item.media.tensor(), 0.0, item.start) for item in laid.items if item.start < end
-        )
-        positions = torch.from_numpy(laid.positions[:end])
-        return _Piece(row, laid.tokens[:end], positions, laid.spans[:end], laid.private[:end], media)
-
     def _logits(self, rows: Sequence[Row], h: Tensor) -> None:
         for row, logits in zip(rows, self.network.head(h).float().cpu(), strict=True):
             row.logits = logits
@@ -222,7 +156,8 @@ class Engine:
         for row in rows:
             if row.request.force is not None:
                 modality = self.vocabulary.modality(row.request.force)
-                self._begin(row, modality, modality.slots(row.request.size or modality.shape))
+                row.logits, row.opening = None, Opening(modality, row.request.forced(modality))
+                row.pending = self.vocabulary.frame(modality, row.opening.grid)
 
     def _release(self, row: Row) -> None:
         for held in (row.row, *row.spare):
@@ -247,7 +182,7 @@ class Engine:
     def _write_tokens(self, events: list[Event]) -> None:
         ready: list[Row] = []
         for row in [r for r in self._rows.values() if r.logits is not None]:
-            if not row.sizing and row.num_tokens >= row.request.max_tokens:
+            if row.sizing is None and row.num_tokens >= row.request.max_tokens:
                 self._finish(row, "tokens", events)
             elif self._room(row) < 1:
                 self._finish(row, "context", events)
@@ -261,32 +196,60 @@ class Engine:
             for row, token in zip(rows, decoding.choose(only(logits, legal), u).tolist(), strict=True):
                 self._accept(row, token, events)
 
+    def _limit(self, request: Request) -> int:
+        return self.capacity if request.max_length is None else min(request.max_length, self.capacity)
+
     def _room(self, row: Row) -> int:
-        return self.capacity - self._cache.lengths[row.row]
+        return self._limit(row.request) - self._cache.lengths[row.row]
 
     def _accept(self, row: Row, token: int, events: list[Event]) -> None:
         row.logits, row.num_draws = None, row.num_draws + 1
-        events.append(Token(row.id, token))
         control = self.vocabulary.control(token)
-        if control is None:
+        if row.sizing is None and (control is None or control.role == "eos"):
+            events.append(Token(row.id, token))
+            if control is not None:
+                self._finish(row, "end", events)
+                return
             row.text.append(token)
             row.num_tokens += 1
             row.pending = [token]
-        elif control.role == "eos":
-            self._finish(row, "end", events)
-        elif control.role == "size":
-            row.sizing = control.modality
-            row.sizes.append(control.extent)
-            row.pending = [token]
         else:
-            modality = self.vocabulary.modality(control.modality)
-            grid = tuple(row.sizes) if modality.varies else modality.slots(modality.shape)
-            row.sizing, row.sizes = "", []
-            row.pending, row.opening = [token], (modality, grid)
+            self._size(row, token, control, events)
 
-    def _begin(self, row: Row, modality: Modality, grid: tuple[int, ...]) -> None:
-        row.logits = None
-        row.pending, row.opening = self.vocabulary.frame(modality, grid), (modality, grid)
+    def _size(self, row: Row, token: int, control: Control | None, events: list[Event]) -> None:
+        """Take a token that opens an item or belongs to its size; when the size is known, open it."""
+        sizing = row.sizing
+        if sizing is None:
+            assert control is not None
+            modality = self.vocabulary.modality(control.modality)
+            sizing = Sizing(modality, self._cache.lengths[row.row], row.position, row.num_draws - 1)
+        modality, wished = sizing.modality, row.request.grid(sizing.modality)
+        said = "complete" if wished is not None else sizing.read(control)
+        if said == "more":
+            row.sizing, row.pending = sizing, [token]
+            return
+        grid = wished or tuple(sizing.grid)
+        wrong: Wrong | None = "malformed" if said == "malformed" else None
+        if wrong is None and not self._fits(row, sizing, grid):
+            wrong = "too large"
+        if wrong is not None:
+            grid = modality.slots(modality.shape)
+            self.fallbacks[wrong] += 1
+        row.sizing, frame = None, self.vocabulary.frame(modality, grid)
+        if wrong is None and wished is None:
+            row.pending = [token]  # the sizes are in the cache
+        else:  # as if these sizes had been written: in the cache, and in what chance is counted by
+            self._cache.shorten(row.row, sizing.length)
+            row.position, row.num_draws, row.pending = sizing.position, sizing.num_draws + len(frame), frame
+        if not self._fits(row, sizing, grid):
+            self._finish(row, "context", events)
+            return
+        events.extend(Token(row.id, one) for one in frame)
+        row.opening = Opening(modality, grid, wrong)
+
+    def _fits(self, row: Row, sizing: Sizing, grid: tuple[int, ...]) -> bool:
+        taken = len(self.vocabulary.frame(sizing.modality, grid)) + math.prod(grid) + 1
+        return sizing.length + taken <= self._limit(row.request)
 
     def _run_pending(self, events: list[Event]) -> None:
         rows = [row for row in self._rows.values() if row.pending]
@@ -296,7 +259,7 @@ class Engine:
         for row in rows:
             count = len(row.pending)
             positions = row.position + torch.arange(count, dtype=torch.float32)[:, None].expand(count, self.coordinates.axes)
-            pieces.append(_Piece(row.row, np.array(row.pending), positions, np.full(count, -1)))
+            pieces.append(Piece(row.row, np.array(row.pending), positions, np.full(count, -1)))
             row.position += count
             row.pending = []
         h, _, _ = self._run(pieces, commit=True)
@@ -307,11 +270,11 @@ class Engine:
 
     def _open(self, rows: Sequence[Row]) -> None:
         """Begin items: their noise, and the prefixes of their unconditional branches."""
-        prefixes: list[_Piece] = []
+        prefixes: list[Piece] = []
         for row in rows:
             assert row.opening is not None
-            modality, grid = row.opening
-            row.opening, row.logits = None, None
+            opening, row.opening, row.logits = row.opening, None, None
+            modality, grid = opening.modality, opening.grid
             index = self.vocabulary.modalities.index(modality)
             where, after = self.coordinates.place(row.position, grid)
             shape = (modality.channels, *modality.shape_of(grid))
@@ -329,9 +292,10 @@ class Engine:
                 prefixes.append(self._prefix(spare, laid, first))
                 branches.append(Branch(spare, other.weight, torch.from_numpy(laid.positions[first:]), len(laid.items) - 1))
             noise = row.request.noise
-            if noise is None or row.request.force is None:
+            if noise is None or row.request.force is None or row.num_items:
                 noise = chance.normals([chance.key(row.request.seed, "item", row.num_items, "noise")], shape)[0]
-            row.span = Span(index, grid, start(self.network.model.diffusion.schedule, noise.to(self._exact)), branches, after)
+            latents = start(self.network.model.diffusion.schedule, noise.to(self._exact))
+            row.span = Span(index, grid, latents, branches, after, fallback=opening.fallback)
         if prefixes:
             self._run(prefixes, commit=True)
 
@@ -367,7 +331,7 @@ class Engine:
 
     def _predict(self, group: Sequence[tuple[Row, Span]], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) of a group's items, guided."""
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         shares: list[tuple[int, float]] = []
         for i, ((row, span), latents, time) in enumerate(zip(group, x, t.tolist(), strict=True)):
             count = math.prod(span.grid)
@@ -375,7 +339,7 @@ class Engine:
             for branch in span.branches if guided else span.branches[:1]:
                 tokens, spans = np.full(count, self.vocabulary.pad), np.full(count, branch.span)
                 media = ((span.modality, span.grid, latents, time, 0),)
-                pieces.append(_Piece(branch.row, tokens, branch.positions, spans, None, media))
+                pieces.append(Piece(branch.row, tokens, branch.positions, spans, None, media))
                 shares.append((i, branch.weight if guided else 1.0))
         _, (predicted,), _ = self._run(pieces, commit=False)
         index = torch.tensor([i for i, _ in shares], device=x.device)
@@ -393,7 +357,7 @@ class Engine:
             row.close_text()
             row.segments.append(media)
             row.span, row.num_items = None, row.num_items + 1
-            events.append(ItemDone(row.id, media))
+            events.append(ItemDone(row.id, media, span.fallback))
             if row.num_tokens >= row.request.max_tokens:
                 self._finish(row, "tokens", events)
                 continue
@@ -402,21 +366,12 @@ class Engine:
             end = torch.full((1, self.coordinates.axes), span.position)
             spans = np.append(np.full(count, branch.span), -1)
             clean = ((span.modality, span.grid, span.latents, 0.0, 0),)
-            pieces.append(_Piece(row.row, tokens, torch.cat([branch.positions, end]), spans, None, clean))
+            pieces.append(Piece(row.row, tokens, torch.cat([branch.positions, end]), spans, None, clean))
             row.position, row.num_spans = span.position + 1, row.num_spans + 1
             rows.append(row)
         if rows:
             h, _, _ = self._run(pieces, commit=True)
             self._logits(rows, h)
-
-
-def _in_bf16(network: Network) -> Network:
-    """A copy with the trunk's matrices and the head in bf16: the numbers that autocast would make of them at every step."""
-    copied = copy.deepcopy(network)
-    for module in (*copied.trunk.modules(), copied.head):
-        if isinstance(module, nn.Linear) and module.weight is not copied.embed.weight:
-            module.weight.data = module.weight.data.bfloat16()
-    return copied
 
 
 def generate(engine: Engine, requests: Sequence[Request], *, each=None) -> list[Document]:

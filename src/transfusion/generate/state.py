@@ -4,6 +4,7 @@ text --SIZE--> sizes --..--> BEGIN --> media (denoise, all slots together) --> E
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from transfusion.data.document import Document, Media, Segment, Text
-from transfusion.data.vocabulary import Control, Vocabulary
+from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.logits import Decoding, Greedy
+from transfusion.generate.sizes import Opening, Sizing, Wrong, openers
 from transfusion.modality import Modality
 
 
@@ -29,8 +31,10 @@ class Request:
         max_items: media items to write at most (None: as many as fit).
         ends: whether the model may end the document; if not, it goes on to `max_tokens` or to the end of the context.
         force: name of a modality of which an item is written at once, before any text.
-        size: the forced item's size in latent elements (None: its modality's own).
-        noise: what forced items start from, Float[channels, *size] (None: drawn by the seed).
+        size: the forced item's size in latent elements (None: what `sizes` says, or its modality's own).
+        sizes: by name of the modality, the size that all its items get, whatever the model would write.
+        max_length: tokens of the whole sequence at most: prompt, text, slots and control tokens (None: the context's).
+        noise: what the forced item starts from, Float[channels, *size] (None: drawn by the seed).
         decoding, sampler, guidance: how.
     """
 
@@ -41,15 +45,27 @@ class Request:
     ends: bool = True
     force: str | None = None
     size: tuple[int, ...] | None = None
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    max_length: int | None = None
     noise: Tensor | None = None
     decoding: Decoding = Greedy()
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
 
+    def grid(self, modality: Modality) -> tuple[int, ...] | None:
+        """The slots that every item of a modality must take; None where the model chooses."""
+        if modality.name in self.sizes:
+            return modality.slots(self.sizes[modality.name])
+        return None if modality.varies else modality.slots(modality.shape)
+
+    def forced(self, modality: Modality) -> tuple[int, ...]:
+        """The slots of the forced item."""
+        return modality.slots(self.size or self.sizes.get(modality.name) or modality.shape)
+
 
 @dataclass(frozen=True)
 class Token:
-    """A token was written."""
+    """A token was written. Those of an item's size are told when the size is complete, as they stand in the sequence."""
 
     id: int
     token: int
@@ -67,10 +83,11 @@ class Denoising:
 
 @dataclass(frozen=True, eq=False)
 class ItemDone:
-    """An item is finished."""
+    """An item is finished. `fallback`: why it has its modality's own size and not the one that was written, if so."""
 
     id: int
     media: Media
+    fallback: Wrong | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +123,7 @@ class Span:
     position: float
     """Coordinate after the item."""
     step: int = 0
+    fallback: Wrong | None = None
 
 
 @dataclass(eq=False)
@@ -124,11 +142,10 @@ class Row:
     num_items: int = 0
     segments: list[Segment] = field(default_factory=list)
     text: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    sizing: str = ""
+    sizing: Sizing | None = None
     pending: list[int] = field(default_factory=list)
     logits: Tensor | None = None
-    opening: tuple[Modality, tuple[int, ...]] | None = None
+    opening: Opening | None = None
     span: Span | None = None
 
     def close_text(self) -> None:
@@ -144,34 +161,20 @@ class Row:
 
     def may_begin(self, modality: Modality, room: int) -> bool:
         """Whether an item's smallest form still fits, and one more is wanted."""
-        limit = self.request.max_items
-        slots = 1 if modality.varies else math.prod(modality.slots(modality.shape))
+        limit, grid = self.request.max_items, self.request.grid(modality)
+        slots = 1 if grid is None else math.prod(grid)
         frame = len(modality.patch) * modality.varies + 2
         return room >= slots + frame and (limit is None or self.num_items < limit)
 
     def legal(self, vocabulary: Vocabulary, room: int) -> Tensor:
-        """Bool[id]: ids that may come next, with `room` tokens of context left."""
+        """Bool[id]: ids that may come next, with `room` tokens of context left. Where a size is being written, all: whatever
+        comes is read."""
+        if self.sizing is not None:
+            return torch.ones(len(vocabulary), dtype=torch.bool)
         legal = torch.zeros(len(vocabulary), dtype=torch.bool)
-        if self.sizing:
-            modality = vocabulary.modality(self.sizing)
-            axis = len(self.sizes)
-            if axis == len(modality.extents):
-                legal[vocabulary.begin(modality.name)] = True
-                return legal
-            # what is left for slots when the other sizes, BEGIN and END are written
-            left = (room - (len(modality.extents) - axis) - 2) // math.prod(self.sizes)
-            for extent in range(1, modality.extents[axis] + 1):
-                if extent == 1 or extent <= left:
-                    legal[vocabulary.id(Control("size", modality.name, axis, extent))] = True
-            return legal
         legal[: vocabulary.num_text] = True
         legal[vocabulary.eos] = self.request.ends
         for modality in vocabulary.modalities:
             if self.may_begin(modality, room):
-                if modality.varies:
-                    for extent in range(1, modality.extents[0] + 1):
-                        if extent <= room - len(modality.extents) - 2:
-                            legal[vocabulary.id(Control("size", modality.name, 0, extent))] = True
-                else:
-                    legal[vocabulary.begin(modality.name)] = True
+                legal[openers(vocabulary, modality)] = True
         return legal

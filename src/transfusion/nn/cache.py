@@ -51,6 +51,11 @@ class Cache:
         """Free a row."""
         self._free.append(row)
 
+    def shorten(self, row: int, length: int) -> None:
+        """Take back what was committed of a row beyond `length` tokens: what comes next is written in its place."""
+        assert 0 <= length <= self.lengths[row]
+        self.lengths[row] = length
+
     def window(self, rows: Sequence[int], counts: Sequence[int], spans: Tensor, private: Tensor) -> "Window":
         """A view for one pass that writes `counts[i]` tokens behind the prefix of `rows[i]`.
 
