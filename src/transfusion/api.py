@@ -22,7 +22,7 @@ from transfusion.data.batch import Batch, Entry, collate
 from transfusion.data.compose import Drop
 from transfusion.data.document import Document, Media, Segment, Text, document
 from transfusion.data.layout import lay_out
-from transfusion.data.vocabulary import Vocabulary
+from transfusion.data.vocabulary import TextIds, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.engine import Engine, generate
@@ -44,6 +44,7 @@ class Settings:
         model: the network's configuration.
         drop: how often captions were dropped in training; where text was never dropped, guidance has no meaning.
         sampler, guidance: defaults of `generate`.
+        language: the language model that the text ids come from, if any.
         format: version of the folder's form.
     """
 
@@ -51,6 +52,7 @@ class Settings:
     drop: Drop = Drop()
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
+    language: TextIds | None = None
     format: int = FORMAT
 
 
@@ -87,6 +89,8 @@ class Transfusion(nn.Module):
         super().__init__()
         if vocabulary.modalities != settings.model.modalities:
             raise ValueError("the vocabulary was made for other modalities than the model's")
+        if vocabulary.ids != settings.language:
+            raise ValueError("vocabulary and settings name different language models: settings.language must be vocabulary.ids")
         self.vocabulary = vocabulary
         self.network = Network(settings.model, len(vocabulary), modules)
         self.settings = replace(settings, model=self.network.model)
@@ -284,7 +288,8 @@ class Transfusion(nn.Module):
                 names what differs.
         """
         folder, settings = find(folder), read_settings(folder)
-        model = cls(settings, Vocabulary.load(folder / "tokenizer.json", settings.model.modalities), modules=modules)
+        vocabulary = Vocabulary.load(folder / "tokenizer.json", settings.model.modalities, settings.language)
+        model = cls(settings, vocabulary, modules=modules)
         try:
             weights = load_file(folder / "model.safetensors")
         except (OSError, SafetensorError) as error:

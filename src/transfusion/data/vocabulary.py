@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 import tokenizers
+import torch
+from jaxtyping import Bool
 from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from transfusion.modality import Modality
 
@@ -89,7 +92,50 @@ class TokenizerFile:
         return _read(Path(self.path))
 
 
-Tokenizer: TypeAlias = Bytes | BPE | TokenizerFile
+@dataclass(frozen=True)
+class Ids:
+    """No text, ids alone: for sequences that some other tokenizer made. A text is a tuple of ids; written out, an id is its
+    number, and blanks stand between them.
+
+    Args:
+        count: ids; 0 for a model of media alone.
+    """
+
+    kind: ClassVar[str] = "ids"
+    count: int = 256
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"the count of ids must be 0 or more, not {self.count}")
+
+    def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
+        """A tokenizer that reads and writes numbers; `texts` are not needed."""
+        tokenizer = tokenizers.Tokenizer(models.WordLevel({str(i): i for i in range(self.count)}))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+        return tokenizer
+
+
+Tokenizer: TypeAlias = Bytes | BPE | TokenizerFile | Ids
+
+
+@dataclass(frozen=True)
+class TextIds:
+    """The ids of a language model, where a vocabulary goes on from one.
+
+    Args:
+        count: rows of its embedding; its tokenizer may know fewer.
+        bos: the id that it opens a document with (None: it has none, and the vocabulary's own control token does).
+        eos: the ids that end one; the first is what ours end with (none: the vocabulary's own control token does).
+    """
+
+    count: int
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
+            if not 0 <= token < self.count:
+                raise ValueError(f"BOS {self.bos} and EOS {self.eos} must be ids of the language model, below {self.count}")
 
 
 def _read(path: Path) -> tokenizers.Tokenizer:
@@ -106,8 +152,11 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _controls(modalities: Sequence[Modality]) -> list[Control]:
-    table = [Control("pad"), Control("bos"), Control("eos")]
+def _controls(modalities: Sequence[Modality], ids: TextIds | None) -> list[Control]:
+    if ids is None:
+        table = [Control("pad"), Control("bos"), Control("eos")]
+    else:  # BOS stands before every text: next to the language model's rows, because it is frozen with them
+        table = [Control("bos")] * (ids.bos is None) + [Control("pad")] + [Control("eos")] * (not ids.eos)
     for modality in modalities:
         table += [Control("begin", modality.name), Control("end", modality.name)]
         if modality.varies:
@@ -117,24 +166,74 @@ def _controls(modalities: Sequence[Modality]) -> list[Control]:
 
 
 class Vocabulary:
-    """All ids of a model: text ids first, then the control tokens."""
+    """All ids of a model: text ids first, then the control tokens.
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, modalities: Sequence[Modality]) -> None:
+    Args:
+        tokenizer: text <-> ids.
+        modalities: the media that have control tokens.
+        ids: the language model whose ids the text ids are (None: they are the tokenizer's, all of them text).
+
+    Raises:
+        ValueError: two modalities of one name, or a tokenizer with ids that the language model does not have.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, modalities: Sequence[Modality], ids: TextIds | None = None) -> None:
         names = [modality.name for modality in modalities]
         if len(set(names)) < len(names):
             raise ValueError(f"modalities need different names, not {names}")
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.ids = tokenizer, ids
         self.modalities = tuple(modalities)
         self.num_text = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)  # ids may have gaps
-        self.controls = _controls(modalities)
+        if ids is not None and self.num_text > ids.count:
+            raise ValueError(
+                f"the tokenizer has ids up to {self.num_text - 1}, the language model has {ids.count}: they do not belong "
+                "together"
+            )
+        self.num_text = self.num_text if ids is None else ids.count
+        self.controls = _controls(modalities, ids)
         self._ids = {control: self.num_text + i for i, control in enumerate(self.controls)}
+        self._by_id = {token: control for control, token in self._ids.items()}
+        if ids is not None:
+            if ids.bos is not None:
+                self._ids[Control("bos")], self._by_id[ids.bos] = ids.bos, Control("bos")
+            if ids.eos:
+                self._ids[Control("eos")] = ids.eos[0]
+                self._by_id |= dict.fromkeys(ids.eos, Control("eos"))  # after BOS: one id may be both, and then ends a document
+        self.ends = (self.id(Control("eos")),) if ids is None or not ids.eos else ids.eos  # each ends a document
         self.pad, self.bos, self.eos = (self.id(Control(role)) for role in ("pad", "bos", "eos"))
 
     def __len__(self) -> int:
         return self.num_text + len(self.controls)
+
+    @property
+    def num_language(self) -> int:
+        """How many ids, from the first, belong to the language model: its own and, if it has none, our BOS. 0 where the
+        vocabulary goes on from no language model."""
+        return 0 if self.ids is None else self.num_text + (self.ids.bos is None)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """Ids of a language model that no text may spell."""
+        if self.ids is None:
+            return frozenset()
+        named = {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        return frozenset(named | {*self.ids.eos, self.bos})
+
+    @cached_property
+    def writable(self) -> Bool[Tensor, " id"]:
+        """Ids that may be written as text, or to end a document. Of a language model's: not its BOS, nor its other special
+        tokens, nor rows that its tokenizer does not know."""
+        writable = torch.zeros(len(self), dtype=torch.bool)
+        if self.ids is None:
+            writable[: self.num_text] = True
+        else:
+            writable[list(self.tokenizer.get_vocab(with_added_tokens=True).values())] = True
+            writable[list(self._special)] = False
+        writable[list(self.ends)] = True
+        return writable
 
     def id(self, control: Control) -> int:
         """Id of a control token. Raises ValueError if this vocabulary has no such token."""
@@ -144,7 +243,7 @@ class Vocabulary:
 
     def control(self, token: int) -> Control | None:
         """The control token of an id; None for text."""
-        return self.controls[token - self.num_text] if self.num_text <= token < len(self) else None
+        return self._by_id.get(token)
 
     def begin(self, modality: str) -> int:
         """Id that opens an item."""
@@ -167,21 +266,32 @@ class Vocabulary:
         return [self.id(size) for size in sizes] + [self.begin(modality.name)]
 
     def encode(self, text: str | tuple[int, ...]) -> list[int]:
-        """Ids of a text; never a control id, whatever the text spells.
+        """Ids of a text; never a control id, whatever the text spells. Ids are taken as they are.
 
         Raises:
-            ValueError: ids that are no text ids.
+            ValueError: ids that are no text ids, or words that the tokenizer does not know and cannot spell.
         """
         if isinstance(text, str):
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            try:
+                ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            except Exception as error:  # the library raises nothing more special
+                raise ValueError(
+                    f"the tokenizer cannot write {text[:60]!r} as ids ({error}); where a model has ids and no text, give ids"
+                ) from error
+            if not self._special.isdisjoint(ids):
+                raise ValueError(f"{text[:60]!r} spells a special token of this tokenizer, which cannot read it as plain text")
+            return ids
         for token in text:
             if not 0 <= token < self.num_text:
+                if not self.num_text:
+                    raise ValueError(f"token id {token} is no text id: this model has none, it reads and writes media alone")
                 raise ValueError(f"token id {token} is no text id: they run from 0 to {self.num_text - 1}")
         return list(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the text ids among these; control tokens are left out."""
-        return self.tokenizer.decode([i for i in ids if 0 <= i < self.num_text], skip_special_tokens=False)
+        texts = [i for i in ids if 0 <= i < self.num_text and i not in self._by_id]
+        return self.tokenizer.decode(texts, skip_special_tokens=False)
 
     @cached_property
     def names(self) -> list[str]:
@@ -190,10 +300,10 @@ class Vocabulary:
         return [f"unused:{i}" if t is None else f"text:{t}" for i, t in enumerate(texts)] + [c.name for c in self.controls]
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer; the control table follows from the modalities."""
+        """Write the tokenizer; the control table follows from the modalities and the language model's ids."""
         path.write_text(self.tokenizer.to_str(), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path, modalities: Sequence[Modality]) -> "Vocabulary":
-        """Read what `save` wrote."""
-        return cls(_read(path), modalities)
+    def load(cls, path: Path, modalities: Sequence[Modality], ids: TextIds | None = None) -> "Vocabulary":
+        """Read what `save` wrote. Raises ValueError where it is damaged, or does not belong to `ids`."""
+        return cls(_read(path), modalities, ids)

@@ -171,9 +171,8 @@ class Row:
         comes is read."""
         if self.sizing is not None:
             return torch.ones(len(vocabulary), dtype=torch.bool)
-        legal = torch.zeros(len(vocabulary), dtype=torch.bool)
-        legal[: vocabulary.num_text] = True
-        legal[vocabulary.eos] = self.request.ends
+        legal = vocabulary.writable.clone()
+        legal[list(vocabulary.ends)] = self.request.ends
         for modality in vocabulary.modalities:
             if self.may_begin(modality, room):
                 legal[openers(vocabulary, modality)] = True
