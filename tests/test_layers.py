@@ -12,6 +12,7 @@ LAYERS = [
     {"codec"},
     {"model"},
     {"generate"},
+    {"quick"},
     {"api"},
     {"train", "evaluation"},
     {"recipes"},

@@ -22,3 +22,7 @@ from transfusion.generate.state import Request as Request
 from transfusion.modality import Modality as Modality
 from transfusion.model.transfusion import Model as Model
 from transfusion.nn.trunk import Trunk as Trunk
+from transfusion.quick.losses import Breakdown as Breakdown
+from transfusion.quick.losses import create_dataloader as create_dataloader
+from transfusion.quick.parts import Item as Item
+from transfusion.quick.parts import print_modality_sample as print_modality_sample

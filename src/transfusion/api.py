@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,20 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transfusion import chance, config
+from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.modules import Modules
-from transfusion.data.batch import Batch, Entry, collate
+from transfusion.data.batch import Batch
 from transfusion.data.compose import Drop
 from transfusion.data.document import Document, Media, Segment, Text, document
-from transfusion.data.layout import lay_out
 from transfusion.data.vocabulary import TextIds, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.engine import Engine, generate
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Event, Request
-from transfusion.model.loss import Losses
 from transfusion.model.transfusion import Model, Network
 from transfusion.nn.ema import Averaged
+from transfusion.quick.arguments import configure, known
+from transfusion.quick.losses import Learns
+from transfusion.quick.parts import Quick
+from transfusion.quick.samples import Samples, evaluating
 
 FORMAT = 1
 Prompt = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
@@ -45,6 +49,7 @@ class Settings:
         drop: how often captions were dropped in training; where text was never dropped, guidance has no meaning.
         sampler, guidance: defaults of `generate`.
         language: the language model that the text ids come from, if any.
+        quick: how lists of tensors are read.
         format: version of the folder's form.
     """
 
@@ -53,6 +58,7 @@ class Settings:
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
     language: TextIds | None = None
+    quick: Quick = Quick()
     format: int = FORMAT
 
 
@@ -75,18 +81,40 @@ class Taken:
         )
 
 
-class Transfusion(nn.Module):
+class Transfusion(Learns, Samples):
     """One transformer that reads and writes documents of text and media.
+
+    Built in one of two ways: from settings and a vocabulary, or from the words of the quick face, for documents that are
+    lists of tensors: `Transfusion(num_text_tokens=256, dim_latent=384, modality_default_shape=(4,), transformer=dict(dim=512,
+    depth=8))`.
 
     Args:
         settings: model, and sampling defaults.
         vocabulary: tokenizer and control tokens; its modalities must be the model's.
         modules: patchers of your own, {"image": (encoder, decoder)}; see `ModulesPatcher`. The settings record that they
             are there.
+        words: see `transfusion.quick.arguments.configure`.
     """
 
-    def __init__(self, settings: Settings, vocabulary: Vocabulary, *, modules: Modules | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        vocabulary: Vocabulary | None = None,
+        *,
+        modules: Modules | None = None,
+        **words: Any,
+    ) -> None:
         super().__init__()
+        coded: dict[str, Autoencoder] = {}
+        if settings is None or vocabulary is None:
+            if settings is not None or vocabulary is not None:
+                raise ValueError("settings and vocabulary belong together: give both, or the words of the quick face")
+            known(words)
+            made = configure(**words)
+            settings = Settings(made.model, made.drop, made.sampler, made.guidance, quick=made.quick)
+            vocabulary, coded, modules = made.vocabulary, made.autoencoders, {**made.modules, **(modules or {})} or None
+        elif words:
+            raise ValueError(f"{', '.join(words)}: settings say all of it; change them, or leave them and the vocabulary out")
         if vocabulary.modalities != settings.model.modalities:
             raise ValueError("the vocabulary was made for other modalities than the model's")
         if vocabulary.ids != settings.language:
@@ -94,31 +122,50 @@ class Transfusion(nn.Module):
         self.vocabulary = vocabulary
         self.network = Network(settings.model, len(vocabulary), modules)
         self.settings = replace(settings, model=self.network.model)
+        self.autoencoders = nn.ModuleDict(coded)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.network.device
 
-    def forward(self, batch: Batch) -> Losses:
-        """Losses of packed rows."""
-        return self.network(batch)
+    @property
+    def quick(self) -> Quick:
+        """How lists of tensors are read."""
+        return self.settings.quick
+
+    @property
+    def drop(self) -> Drop:
+        """How often an item loses its context in training."""
+        return self.settings.drop
+
+    @property
+    def sampler(self) -> Sampler:
+        """How items are drawn, if nothing else is said."""
+        return self.settings.sampler
+
+    def attach(self, modality: str, encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
+        """Give a modality an encoder and a decoder between raw items and latents; they are used and never trained, and not
+        saved with the model. Raises ValueError for a modality that the model does not have."""
+        self.vocabulary.modality(modality)
+        self.autoencoders[modality] = Autoencoder(encoder, decoder)
 
     def batch(self, documents: Sequence[Prompt], *, seed: int = 0) -> Batch:
         """Documents as a batch, one behind the other in one row, so that nothing is padding. Noise and times are drawn by
-        (seed, index of the document, item)."""
+        (seed, index of the document, item).
+
+        Raises:
+            ValueError: no documents, an empty one, or what is wrong with which document and segment.
+        """
         if isinstance(documents, str | Tensor | Document | Media | Text):
             raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
-        entries = []
+        read = []
         for index, one in enumerate(documents):
-            laid = lay_out(document(one), self.vocabulary, self.settings.model.coordinates)
-            if len(laid) > self.settings.model.context:
-                raise ValueError(f"document {index} takes {len(laid)} tokens, the context has {self.settings.model.context}")
-            entries.append(Entry.of(laid, lambda item, index=index: chance.key(seed, index, item), str(index)))
-        if not entries:
-            raise ValueError("no documents: give at least one")
-        length = sum(len(entry.sequence) for entry in entries)
-        return collate([entries], length, self.vocabulary, self.settings.model.coordinates.axes).to(self.device)
+            try:
+                read.append(document(one))
+            except ValueError as error:
+                raise ValueError(f"document {index}: {error}") from error
+        return self.collate(self.entries(read, seed=seed))
 
     def loss(self, documents: Sequence[Prompt], *, seed: int = 0) -> Tensor:
         """text loss + lambda * media loss of documents, a scalar to call `backward` on."""
@@ -221,8 +268,9 @@ class Transfusion(nn.Module):
             for prompt, one in zip(prompts, seeds, strict=True)
         ]
         held = 1 + (guidance.most_branches if max_items != 0 or force else 0)
-        engine = Engine(self.network, self.vocabulary, rows=max(held, min(rows, held * len(requests))), dtype=dtype)
-        return generate(engine, requests, each=each)
+        with evaluating(self):
+            engine = Engine(self.network, self.vocabulary, rows=max(held, min(rows, held * len(requests))), dtype=dtype)
+            return generate(engine, requests, each=each)
 
     def take_weights(self, source: "Transfusion") -> "Taken":
         """Start from another model's weights: all that have the same name and shape, and the rows of the tokens that both

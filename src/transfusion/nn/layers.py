@@ -48,10 +48,10 @@ class Linear(nn.Linear):
         count = input.numel() // input.shape[-1]
         if count > FEW or torch.is_grad_enabled() or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        flat = input.reshape(count, -1)
+        flat = input.reshape(count, input.shape[-1])
         if count == 1:
             flat = torch.cat([flat, flat])  # a single column would be taken as a matrix-vector product
-        out = (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], -1)
+        out = (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
 

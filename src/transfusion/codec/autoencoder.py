@@ -1,0 +1,58 @@
+"""Autoencoders: raw items (pixels, samples) <-> latents, by two modules that are used and never trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Autoencoder(nn.Module):
+    """A pair of modules, frozen: their parameters take no gradient, and they run in eval mode whatever mode the model is in.
+
+    Args:
+        encoder: [item, *raw] -> [item, *latents]; None: items are latents already.
+        decoder: the way back; None: latents come out as they are.
+    """
+
+    def __init__(self, encoder: nn.Module | None, decoder: nn.Module | None) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Autoencoder":
+        """Leaves both modules in eval mode, so that no running statistics move."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def encode(self, items: Tensor) -> Tensor:
+        """Latents of raw items of one shape, without gradient."""
+        if self.encoder is None:
+            return items
+        with _resting(self.encoder):
+            return self.encoder(items)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Raw items of latents of one shape, without gradient."""
+        return self.reconstruct(latents)
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """The same as `decode`, with a gradient for the latents (for a reconstruction loss)."""
+        if self.decoder is None:
+            return latents
+        with _resting(self.decoder):
+            return self.decoder(latents)
+
+
+@contextmanager
+def _resting(module: nn.Module) -> Iterator[None]:
+    """In eval mode, and back to the mode that each part was in: the modules may be in use elsewhere."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

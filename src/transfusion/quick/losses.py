@@ -1,0 +1,310 @@
+"""What the quick face learns from: `model(lists)` gives a loss, and what else is asked for."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from transfusion import chance
+from transfusion.codec.autoencoder import Autoencoder
+from transfusion.data.batch import Batch, Entry, collate
+from transfusion.data.compose import Compose, Drop
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.layout import lay_out
+from transfusion.diffusion import times as time_laws
+from transfusion.diffusion.times import Uniform
+from transfusion.model.loss import Losses
+from transfusion.model.transfusion import Network, Noised
+from transfusion.nn.attention import Place
+from transfusion.quick.parts import Held
+
+log = logging.getLogger("transfusion")
+DEBUG = "TRANSFUSION_DEBUG"
+
+
+class Breakdown(NamedTuple):
+    """The parts of a loss, each its own mean and not yet weighted; `flow` has one entry a modality, by its index."""
+
+    total: Tensor
+    text: Tensor
+    flow: tuple[Tensor, ...]
+    velocity: Tensor
+    reconstruction: Tensor
+    representation: Tensor
+
+
+class Learns(Held):
+    """The methods that train."""
+
+    def forward(
+        self,
+        batch: Batch | Tensor | Sequence[Any],
+        *,
+        modality_type: int | None = None,
+        times: Any = None,
+        noise: Sequence[Any] | None = None,
+        num_modalities_to_times_fn: Callable[[Tensor], Tensor] | None = None,
+        velocity_consistency_ema_model: Any = None,
+        prob_uncond: float | None = None,
+        seed: int | None = None,
+        noised: bool = False,
+        return_loss: bool = True,
+        return_breakdown: bool = False,
+        return_times: bool = False,
+        return_predictions: bool = False,
+        debug: bool | None = None,
+    ) -> Any:
+        """The losses of a `Batch`; or the loss of documents given as lists of tensors, a scalar.
+
+        Args:
+            batch: a Batch (then `Losses` come back and nothing else may be given); a list of lists of items; ids
+                Int[document, length], to train on language; or latents Float[item, ...], to train one modality alone.
+            modality_type: modality of latents alone.
+            times: when each item is trained, in this project's sense: 0 clean, 1 noise. A list of numbers for each document, a
+                tensor [document, item], or a function of the number of items. Whole numbers are steps of the diffusion's T.
+            noise: what each item is noised with, a list of tensors for each document.
+            num_modalities_to_times_fn: from the numbers of items, Int[document], to times, Float[document, most items].
+            velocity_consistency_ema_model: the averaged model that auxiliary losses look to.
+            prob_uncond: instead of the model's own: how often an item loses the text before it (in training mode only).
+            seed: names noise, times and dropped text; None: drawn from torch's generator.
+            noised: the latents are noised already, to `times`; then there is no loss, only predictions.
+            return_loss: False: predictions alone come back.
+            return_breakdown: also a `Breakdown`.
+            return_times: also the time of each item, a list of lists.
+            return_predictions: also what the network says: a list for each document, an entry for each of its segments: for
+                text the logits of what follows each token, [length, ids]; for an item its prediction, shaped like its latents.
+            debug: name every fault of every item at once, and log how each document is laid out (None: if the environment
+                variable TRANSFUSION_DEBUG is 1).
+
+        Raises:
+            ValueError: what is wrong with which item of which document, before anything is computed.
+        """
+        if isinstance(batch, Batch):
+            return self.network(batch)
+        if debug is None:
+            debug = os.environ.get(DEBUG, "") not in ("", "0")
+        parts = self.parts
+        if debug and not isinstance(batch, Tensor) and isinstance(batch, Sequence):
+            problems = parts.problems(batch)
+            if problems:
+                raise ValueError("\n".join([f"{len(problems)} items cannot be taken:", *problems]))
+        documents, closed = self._documents(batch, modality_type)
+        if times is not None or num_modalities_to_times_fn is not None:
+            documents = self._timed(documents, times, num_modalities_to_times_fn)
+        elif noised:
+            raise ValueError("noised latents need the times at which they stand: give times")
+        if noise is not None:
+            if len(noise) != len(documents):
+                raise ValueError(
+                    f"noise has {len(noise)} entries for {len(documents)} documents: give a list of tensors for each"
+                )
+            documents = parts.noises(noise, documents)
+        if seed is None:
+            seed = int(torch.randint(1 << 62, ()))
+        drop = self.drop if prob_uncond is None else Drop(text=prob_uncond)
+        if self.training and not noised:
+            limit = 1.0 if times is not None or num_modalities_to_times_fn is not None else 0.5
+            compose = Compose(picture_first=0.0, read_high=limit, drop=drop)
+            documents = [compose(one, seed, 0, i) for i, one in enumerate(documents)]
+        entries = self.entries(documents, seed=seed, closed=closed)
+        if debug:
+            _show(documents, entries)
+        rows = self.collate(entries)
+        wanted: list[Any] = []
+        if return_loss and not noised:
+            losses = self._losses(rows, velocity_consistency_ema_model)
+            total = losses.total(self.network.model.media_weight) * self.quick.text_weight
+            wanted.append(total)
+            if return_breakdown:
+                wanted.append(_breakdown(total, losses))
+        if return_times:
+            wanted.append(self._times(rows, entries))
+        if return_predictions or not return_loss or noised:
+            said = self._predictions(rows, documents, entries, noised)
+            wanted.append(said if not isinstance(batch, Tensor) else torch.stack([one[0] for one in said]))
+        return wanted[0] if len(wanted) == 1 else tuple(wanted)
+
+    def _losses(self, batch: Batch, ema: Any) -> Losses:
+        teacher = None if ema is None else getattr(ema, "network", ema)
+        if teacher is not None and not isinstance(teacher, Network):
+            raise ValueError("the EMA model must be a Transfusion, or what its create_ema gives")
+        {n: a.reconstruct for n, a in self.autoencoders.items() if isinstance(a, Autoencoder) and a.decoder is not None}
+        return self.network(batch)
+
+    def _documents(self, batch: Any, modality_type: int | None) -> tuple[list[Document], bool]:
+        """Documents, and whether each is whole (a row of ids is a piece of a longer text, without an end)."""
+        if not isinstance(batch, Tensor):
+            if modality_type is not None:
+                raise ValueError("modality_type is for a tensor of latents; in a list, write (index, tensor)")
+            return self.parts.documents(batch), True
+        if not batch.numel():
+            raise ValueError(f"a tensor of shape {tuple(batch.shape)} holds nothing")
+        if batch.is_floating_point():
+            if modality_type is None and len(self.vocabulary.modalities) > 1:
+                raise ValueError("this model has several modalities: say which with modality_type")
+            found = self.parts.documents([[(modality_type or 0, one)] for one in batch])
+            return [replace(one, language_loss=False) for one in found], True
+        if batch.ndim != 2:
+            raise ValueError(f"ids are [document, length], not of shape {tuple(batch.shape)}; put one text in a list: [[ids]]")
+        return self.parts.documents([[one] for one in batch]), False
+
+    def _timed(self, documents: Sequence[Document], times: Any, function: Any) -> list[Document]:
+        counts = [len(one.media) for one in documents]
+        if function is not None:
+            if times is not None:
+                raise ValueError("give times or num_modalities_to_times_fn, not both")
+            times = function(torch.tensor(counts))
+        if callable(times):
+            times = [times(count) for count in counts]
+        if isinstance(times, Tensor) and times.ndim == 1 and len(times) == len(documents):
+            times = times[:, None]
+        if len(times) != len(documents):
+            raise ValueError(f"times has {len(times)} rows for {len(documents)} documents")
+        law = self.network.model.diffusion.times
+        steps = law.steps if isinstance(law, Uniform) and law.steps else 1000
+        found = []
+        for index, (document, row) in enumerate(zip(documents, times, strict=True)):
+            row = row.tolist() if isinstance(row, Tensor) else list(row)
+            if len(row) < counts[index]:
+                raise ValueError(f"document {index} has {counts[index]} items and {len(row)} times: give one an item")
+            row = iter([float(t) / steps if isinstance(t, int) and not isinstance(t, bool) else float(t) for t in row])
+            segments = []
+            for segment in document.segments:
+                if isinstance(segment, Media):
+                    t = next(row)
+                    if not 0 <= t <= 1:
+                        raise ValueError(f"document {index}: time {t} is outside [0, 1] (whole numbers are steps of {steps})")
+                    segment = replace(segment, times=(t, t))
+                segments.append(segment)
+            found.append(replace(document, segments=tuple(segments)))
+        return found
+
+    def entries(self, documents: Sequence[Document], *, seed: int, closed: bool = True) -> list[Entry]:
+        """Documents laid out, with their latents, and keys made of (seed, index of the document, item).
+
+        Raises:
+            ValueError: what is wrong with which document.
+        """
+        found = []
+        for index, one in enumerate(documents):
+            if not one.segments:
+                raise ValueError(f"document {index} is empty: leave it out")
+            named = one if one.name else replace(one, name=str(index))
+            laid = lay_out(named, self.vocabulary, self.network.model.coordinates, closed=closed)
+            if len(laid) > self.network.model.context:
+                raise ValueError(f"document {index} takes {len(laid)} tokens, the context has {self.network.model.context}")
+            try:
+                found.append(Entry.of(laid, lambda item, index=index: chance.key(seed, index, item), named.name))
+            except ValueError as error:
+                raise ValueError(f"document {index}: {error}") from error
+        if not found:
+            raise ValueError("no documents: give at least one")
+        return found
+
+    def collate(self, entries: Sequence[Entry]) -> Batch:
+        """Entries one behind the other in one row, so that nothing is padding."""
+        length = sum(len(entry.sequence) for entry in entries)
+        return collate([list(entries)], length, self.vocabulary, self.network.model.coordinates.axes).to(self.network.device)
+
+    def _by_slot(self, batch: Batch, values: Sequence[Tensor | list[float]]) -> dict[int, Any]:
+        """First slot -> what belongs to that item, for values by group."""
+        return {
+            int(slot): one
+            for group, some in zip(batch.media, values, strict=True)
+            for slot, one in zip(group.slots[:, 0], some, strict=True)
+        }
+
+    def _times(self, batch: Batch, entries: Sequence[Entry]) -> list[list[float]]:
+        law = self.network.model.diffusion.times
+        drawn = self._by_slot(batch, [time_laws.draw(law, g.keys.tolist(), g.times).tolist() for g in batch.media])
+        found, at = [], 0
+        for entry in entries:
+            found.append([drawn[at + item.start] for item in entry.sequence.items])
+            at += len(entry.sequence)
+        return found
+
+    def _predictions(
+        self, batch: Batch, documents: Sequence[Document], entries: Sequence[Entry], noised: bool
+    ) -> list[list[Tensor]]:
+        if noised:
+            law = self.network.model.diffusion.times
+            drawn = [time_laws.draw(law, g.keys.tolist(), g.times).to(g.values.device) for g in batch.media]
+            media = [Noised(g.modality, g.grid, g.values, t, g.slots) for g, t in zip(batch.media, drawn, strict=True)]
+        else:
+            media, _ = self.network.noise(batch)
+        place = Place.of_rows(batch.documents, batch.spans, batch.private)
+        h, skips = self.network.hidden(batch.tokens, batch.positions, media, place=place)
+        said = self._by_slot(batch, [list(p) for p in self.network.predict(h, media, skips)])
+        found, at = [], 0
+        for document, entry in zip(documents, entries, strict=True):
+            out, here, items = [], at + 1, list(entry.sequence.items)
+            for segment in document.segments:
+                if isinstance(segment, Text):
+                    count = len(self.vocabulary.encode(segment.content))
+                    out.append(self.network.head(h[here : here + count]))
+                    here += count
+                    continue
+                item = items.pop(0)
+                out.append(self.parts.outward(said[at + item.start], item.modality))
+                while items and items[0].index == item.index:
+                    item = items.pop(0)
+                here = at + item.start + math.prod(item.grid) + 1
+            found.append(out)
+            at += len(entry.sequence)
+        return found
+
+    # ---- what surrounds a loop of one's own -------------------------------------------------------------------------
+
+    def parameters_without_encoder_decoder(self) -> list[nn.Parameter]:
+        """What is to be trained: everything but the autoencoders."""
+        return list(self.network.parameters())
+
+    def create_dataloader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        """A `DataLoader` over lists of items, see `create_dataloader`."""
+        return create_dataloader(dataset, **options)
+
+
+def create_dataloader(dataset: Any, **options: Any) -> DataLoader[Any]:
+    """A `DataLoader` that leaves lists of items as they are: a batch is a list of the dataset's entries.
+
+    Raises:
+        ValueError: a `collate_fn` among the options.
+    """
+    if "collate_fn" in options:
+        raise ValueError("create_dataloader brings its own collate_fn; with another, use torch's DataLoader")
+    return DataLoader(dataset, collate_fn=list, **options)
+
+
+def _breakdown(total: Tensor, losses: Losses) -> Breakdown:
+    extra = {one.name: one.mean.value for one in getattr(losses, "extras", ())}
+    zero = torch.zeros_like(total)
+    return Breakdown(
+        total,
+        losses.text.value,
+        tuple(mean.value for mean in losses.by_modality),
+        *(extra.get(name, zero) for name in ("velocity", "reconstruction", "representation")),
+    )
+
+
+def _show(documents: Sequence[Document], entries: Sequence[Entry]) -> None:
+    """Log how documents were read."""
+    for index, (document, entry) in enumerate(zip(documents, entries, strict=True)):
+        items = iter(entry.sequence.items)
+        lines = []
+        for at, segment in enumerate(document.segments):
+            if isinstance(segment, Text):
+                lines.append(
+                    f"item {at}: text, {len(segment.content)}{' ids' if isinstance(segment.content, tuple) else ' letters'}"
+                )
+                continue
+            item = next(items)
+            assert segment.values is not None
+            shape, slots = tuple(segment.values.shape), " x ".join(map(str, item.grid)) or "1"
+            lines.append(f"item {at}: {segment.modality}, latents {shape}, slots {slots} at token {item.start}")
+        log.info("document %d: %d tokens\n  %s", index, len(entry.sequence), "\n  ".join(lines))

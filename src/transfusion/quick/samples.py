@@ -1,0 +1,224 @@
+"""What the quick face draws and writes: `sample`, `sample_many`, and text or items alone."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from transfusion import chance
+from transfusion.data.document import Document, Text
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Sampler
+from transfusion.generate.engine import Engine, generate
+from transfusion.generate.logits import Decoding, Greedy, Sample
+from transfusion.generate.state import Request
+from transfusion.quick.parts import Held, Item
+
+
+class Samples(Held):
+    """The methods that generate."""
+
+    # ---- samples ----------------------------------------------------------------------------------------------------
+
+    def sample(self, prompt: Any = None, max_length: int = 2048, **options: Any) -> list[Tensor | Item]:
+        """One document, continued: a list of text ids and `Item`s. See `sample_many`."""
+        return self.sample_many([prompt], max_length, **options)[0]
+
+    def sample_many(
+        self,
+        prompts: Sequence[Any],
+        max_length: int = 2048,
+        text_temperature: float = 1.0,
+        text_min_p: float = 0.1,
+        *,
+        cache_kv: bool = True,
+        fixed_modality_shape: tuple[int, ...] | None = None,
+        force_modality_at_start: int | tuple[int, tuple[int, ...]] | None = None,
+        init_modality_noise: Tensor | None = None,
+        modality_steps: int = 16,
+        sampler: Sampler | None = None,
+        return_unprocessed_modalities: bool = False,
+        return_without_prompt: bool = False,
+        cfg_scale: float = 3.0,
+        seed: int | None = None,
+    ) -> list[list[Tensor | Item]]:
+        """Continue many documents together; each comes out as it would alone.
+
+        Args:
+            prompts: one entry a document: None, a text, an item, or a list of them. Raw items go through their encoder.
+            max_length: tokens at most, prompt and slots included.
+            text_temperature, text_min_p: how text is drawn; temperature 0 takes the most likely token.
+            cache_kv: keys and values are always cached; the word is taken for those who write it.
+            fixed_modality_shape: size of every item, whatever the model writes.
+            force_modality_at_start: index of a modality of which an item is drawn at once, or (index, size).
+            init_modality_noise: what the first forced item starts from, shaped like its latents, or [slots, channels].
+            modality_steps: steps of the sampler.
+            sampler: instead of the model's own.
+            return_unprocessed_modalities: latents instead of what the decoder makes of them.
+            return_without_prompt: only what was written.
+            cfg_scale: guidance by the text before an item; 1: none.
+            seed: names all chance; None: drawn from torch's generator.
+
+        Raises:
+            ValueError: what is wrong with which prompt.
+        """
+        del cache_kv
+        parts = self.parts
+        documents = parts.documents(prompts, prompts=True)
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"max_length is the number of tokens that a document may have, not {max_length!r}")
+        force, size = self._forced(force_modality_at_start)
+        if not self.vocabulary.num_text and force is None:
+            force = self.vocabulary.modalities[0].name
+        sizes = self._sizes(fixed_modality_shape, force)
+        noise = None if init_modality_noise is None else self._start(init_modality_noise, force, size or fixed_modality_shape)
+        name = seed if seed is not None else int(torch.randint(1 << 62, ()))
+        requests = [
+            Request(
+                one,
+                seed=chance.key(name, index),
+                max_tokens=max_length if self.vocabulary.num_text else 0,
+                force=force,
+                size=size,
+                sizes=sizes,
+                noise=noise,
+                decoding=_decoding(text_temperature, text_min_p),
+                sampler=replace(self.sampler, num_steps=modality_steps) if sampler is None else sampler,
+                guidance=Guidance(text=cfg_scale if self.drop.text + self.drop.both > 0 else 1.0),
+            )
+            for index, one in enumerate(documents)
+        ]
+        done = self._generate(requests, capacity=max_length)
+        found = []
+        for prompt, one in zip(documents, done, strict=True):
+            if return_without_prompt:
+                one = replace(one, segments=one.segments[len(prompt.segments) :])
+            found.append(parts.sample(one, decode=not return_unprocessed_modalities))
+        return found
+
+    def _generate(self, requests: Sequence[Request], capacity: int) -> list[Document]:
+        held = 1 + max(request.guidance.most_branches for request in requests)
+        with evaluating(self):
+            engine = Engine(
+                self.network, self.vocabulary, rows=min(128, held * len(requests)), capacity=capacity, readable=False
+            )
+            return generate(engine, requests)
+
+    def _forced(self, asked: Any) -> tuple[str | None, tuple[int, ...] | None]:
+        if asked is None:
+            return None, None
+        index, size = asked if isinstance(asked, tuple) else (asked, None)
+        count = len(self.vocabulary.modalities)
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
+            raise ValueError(f"force_modality_at_start: no modality {index!r}; they run from 0 to {count - 1}")
+        return self.vocabulary.modalities[index].name, None if size is None else tuple(size)
+
+    def _sizes(self, fixed: Any, force: str | None) -> dict[str, tuple[int, ...]]:
+        """The size that every item has, by name of its modality: of those that have as many axes."""
+        if fixed is None:
+            return {}
+        fixed = tuple(fixed)
+        found = {m.name: fixed for m in self.vocabulary.modalities if len(m.patch) == len(fixed)}
+        if not found or (force is not None and force not in found):
+            axes = sorted({len(m.patch) for m in self.vocabulary.modalities if force in (None, m.name)})
+            raise ValueError(f"fixed_modality_shape {fixed} has {len(fixed)} axes, items have {' or '.join(map(str, axes))}")
+        for name, size in found.items():
+            self.vocabulary.modality(name).slots(size)
+        return found
+
+    def _start(self, noise: Tensor, force: str | None, size: tuple[int, ...] | None) -> Tensor:
+        if force is None:
+            raise ValueError("init_modality_noise is for an item that is forced: give force_modality_at_start")
+        modality = self.vocabulary.modality(force)
+        size = modality.shape if size is None else tuple(size)
+        if noise.shape == (math.prod(size), modality.channels):
+            return noise.T.reshape(modality.channels, *size)
+        return self.parts.latents(noise, self.vocabulary.modalities.index(modality))
+
+    def generate_text_only(
+        self,
+        prompt: Int[Tensor, "document length"],
+        length: int,
+        temperature: float = 1.0,
+        min_p: float = 0.1,
+        cache_kv: bool = True,
+        seed: int | None = None,
+    ) -> Int[Tensor, "document new"]:
+        """Exactly `length` ids of text that follow each prompt; no control token and no end among them.
+
+        Raises:
+            ValueError: a prompt that is no Int[document, length], or a length below 1.
+        """
+        del cache_kv
+        if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
+            raise ValueError("prompt is a tensor of ids [document, length]; one text is text[None]")
+        if length < 1:
+            raise ValueError(f"length is the number of ids to write, at least 1, not {length}")
+        name = seed if seed is not None else int(torch.randint(1 << 62, ()))
+        documents = self.parts.documents([[one] if len(one) else None for one in prompt], prompts=True)
+        decoding = _decoding(temperature, min_p)
+        requests = [
+            Request(one, chance.key(name, i), length, max_items=0, ends=False, decoding=decoding)
+            for i, one in enumerate(documents)
+        ]
+        done = self._generate(requests, capacity=prompt.shape[1] + length + 2)
+        ids = [[i for s in d.segments for i in self.vocabulary.encode(s.content) if isinstance(s, Text)] for d in done]
+        return torch.tensor(ids, device=prompt.device)[:, prompt.shape[1] :]
+
+    def generate_modality_only(
+        self,
+        batch_size: int = 1,
+        modality_type: int | None = None,
+        fixed_modality_shape: tuple[int, ...] | None = None,
+        modality_steps: int = 16,
+        return_unprocessed_modalities: bool = False,
+        sampler: Sampler | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Items of one modality that follow nothing: [item, ...], decoded where there is a decoder.
+
+        Raises:
+            ValueError: several modalities and none named, or a size that it does not take.
+        """
+        if modality_type is None and len(self.vocabulary.modalities) > 1:
+            raise ValueError("this model has several modalities: say which with modality_type")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, not {batch_size}")
+        force, _ = self._forced(modality_type or 0)
+        size = None if fixed_modality_shape is None else tuple(fixed_modality_shape)
+        name = seed if seed is not None else int(torch.randint(1 << 62, ()))
+        chosen = replace(self.sampler, num_steps=modality_steps) if sampler is None else sampler
+        requests = [
+            Request(Document(()), chance.key(name, i), 0, force=force, size=size, sampler=chosen, guidance=Guidance(1.0))
+            for i in range(batch_size)
+        ]
+        assert force is not None
+        modality = self.vocabulary.modality(force)
+        grid = modality.slots(size or modality.shape)
+        done = self._generate(requests, capacity=math.prod(grid) + len(grid) + 3)
+        latents = torch.stack([one.media[0].tensor() for one in done])
+        index = modality_type or 0
+        if return_unprocessed_modalities:
+            return self.parts.outward(latents, index)
+        return self.parts.decoded(latents, index)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In eval mode, and then back to the mode that each part was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _decoding(temperature: float, min_p: float) -> Decoding:
+    return Greedy() if temperature == 0 else Sample(temperature=temperature, min_p=min_p)

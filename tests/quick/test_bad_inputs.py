@@ -1,0 +1,191 @@
+# ruff: noqa: C408
+"""Bad input, call by call: a ValueError that names the document, the item and the remedy, before anything is computed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn, randn
+
+from transfusion import Document, Media, Text, Transfusion
+
+WORDS = dict(num_text_tokens=16, dim_latent=8, modality_default_shape=(4,), transformer=dict(dim=32, depth=1, dim_head=16))
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(unchecked) -> None:
+    """As a user runs it."""
+
+
+@pytest.fixture(scope="module")
+def model() -> Transfusion:
+    return Transfusion(**WORDS)
+
+
+def ids(*numbers: int) -> torch.Tensor:
+    return torch.tensor(numbers)
+
+
+NAN = torch.full((4, 8), float("nan"))
+LISTS: dict[str, tuple[object, str]] = {
+    "no documents": ([], "no documents: give at least one"),
+    "an empty document": ([[ids(1)], []], "document 1 is empty"),
+    "an empty text": ([[ids(1), torch.zeros(0, dtype=torch.long)]], "document 0, item 1: text is .* at least 1 long"),
+    "an empty item": ([[ids(1), randn(0, 8)]], "document 0, item 1: an item of shape .0, 8. holds nothing"),
+    "the id of BOS": ([[ids(1, 16)]], "document 0, item 0: token id 16 is no text id: they run from 0 to 15"),
+    "a large id": ([[ids(1000)]], "document 0, item 0: token id 1000"),
+    "a negative id": ([[randn(4, 8), ids(-1)]], "document 0, item 1: token id -1"),
+    "NaN": ([[ids(1), NAN]], "document 0, item 1: the item holds NaN or infinity"),
+    "infinity": ([[ids(1), NAN.nan_to_num(float("inf"))]], "document 0, item 1: the item holds NaN or infinity"),
+    "channels": ([[ids(1)], [ids(2), randn(4, 7)]], r"document 1, item 1: latents of modality 0 have 8 channels, .*not 7"),
+    "channels first": ([[randn(8, 4)]], r"document 0, item 0: .* 8 channels.*see channel_first_latent"),
+    "axes": (
+        [[randn(2, 4, 8)]],
+        r"document 0, item 0: latents of modality 0 have 2 axes.*not 3.*without an axis for the batch",
+    ),
+    "too few axes": ([[randn(8)]], "document 0, item 0: latents of modality 0 have 2 axes"),
+    "too large": ([[randn(5000, 8)]], "document 0, item 0: .*exceeds the largest"),
+    "uint8": (
+        [[torch.zeros(4, 8, dtype=torch.uint8)]],
+        r"document 0, item 0: a tensor of torch.uint8 .* scale pictures to \[-1, 1\]",
+    ),
+    "int16 text": ([[ids(1).short()]], r"document 0, item 0: a tensor of torch.int16 .*\.long\(\)"),
+    "bool text": ([[ids(1).bool()]], "document 0, item 0: a tensor of torch.bool"),
+    "text of two axes": ([[torch.ones(2, 3).long()]], "document 0, item 0: text is a tensor of ids of one axis"),
+    "modality 3": ([[(3, randn(4, 8))]], "document 0, item 0: no modality 3: they run from 0 to 0"),
+    "modality -1": ([[(-1, randn(4, 8))]], "document 0, item 0: no modality -1"),
+    "text with a modality": ([[(0, ids(1))]], "document 0, item 0: an item of modality 0 must be a float tensor"),
+    "a list of numbers": ([[[1, 2, 3]]], "document 0, item 0: list .* is no item"),
+    "None": ([[None]], "document 0, item 0: NoneType .* is no item"),
+    "numpy": ([[np.zeros((4, 8))]], "document 0, item 0: ndarray .* torch.from_numpy"),
+    "letters": ([["abc"]], "document 0, item 0: "),
+    "a forgotten list": ([ids(1), randn(4, 8)], "document 0 is a torch.int64 tensor .*not a list of items"),
+    "a forgotten list of pairs": ([(0, randn(4, 8))], "document 0 is tuple .*not a list of items"),
+    "one string": ("abc", "a list with one entry a document is wanted"),
+    "a number": (7, "a list with one entry a document is wanted"),
+    "a triple": ([[(0, 1, 2)]], "document 0, item 0: tuple .* is neither"),
+    "a weight": ([[(ids(1), "a")]], "document 0, item 0: a weight is a number"),
+    "a negative weight": ([[(0, randn(4, 8), -1.0)]], "document 0, item 0: the weight of an item is a number from 0 up"),
+    "weights of another length": ([[(ids(1, 2, 3), [1.0, 0.0])]], "document 0, item 0: 2 weights for 3 tokens"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists(model: Transfusion, name: str) -> None:
+    batch, message = LISTS[name]
+    with pytest.raises(ValueError, match=message):
+        model(batch)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in LISTS if n not in ("an empty document", "a forgotten list", "a forgotten list of pairs", "letters")]
+)
+def test_prompts(model: Transfusion, name: str) -> None:
+    batch, message = LISTS[name]
+    with pytest.raises(ValueError, match=message):
+        model.sample_many(batch, max_length=8)  # type: ignore[arg-type]
+
+
+CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
+    "latents of other channels": (lambda m: m(randn(2, 4, 7)), "document 0, item 0: .*8 channels"),
+    "latents without a batch": (lambda m: m(randn(4, 8)), "document 0, item 0: latents of modality 0 have 2 axes"),
+    "no latents": (lambda m: m(randn(0, 4, 8)), "holds nothing"),
+    "ids of one axis": (lambda m: m(ids(1, 2)), "ids are .document, length."),
+    "ids too large": (lambda m: m(ids(1, 99)[None]), "document 0, item 0: token id 99"),
+    "modality_type with lists": (lambda m: m([[ids(1)]], modality_type=0), "write .index, tensor."),
+    "modality_type 4": (lambda m: m(randn(2, 4, 8), modality_type=4), "no modality 4"),
+    "missing times": (lambda m: m([[randn(4, 8), randn(2, 8)]], times=[[0.5]]), "document 0 has 2 items and 1 times"),
+    "rows of times": (lambda m: m([[randn(4, 8)]], times=[[0.5], [0.5]]), "times has 2 rows for 1 documents"),
+    "times beyond": (lambda m: m([[randn(4, 8)]], times=[[5.0]]), r"document 0: time 5.0 is outside \[0, 1\]"),
+    "NaN times": (lambda m: m([[randn(4, 8)]], times=[[float("nan")]]), "document 0: time nan is outside"),
+    "noised without times": (lambda m: m([[randn(4, 8)]], noised=True), "need the times"),
+    "noise of another shape": (lambda m: m([[randn(4, 8)]], noise=[[randn(3, 8)]]), "noise"),
+    "rows of noise": (lambda m: m([[randn(4, 8)]], noise=[]), "noise has 0 entries for 1 documents"),
+    "prob_uncond": (lambda m: m([[ids(1)]], prob_uncond=5.0), "shares that sum to 1"),
+    "an EMA that is none": (lambda m: m([[ids(1)]], velocity_consistency_ema_model=nn.Linear(1, 1)), "EMA model must be"),
+    "loss of a bare string": (lambda m: m.loss("abc"), "put it in a list"),
+    "loss of an empty document": (lambda m: m.loss([Document(())]), "document 0 is empty"),
+    "loss of NaN": (lambda m: m.loss([Document((Media(NAN.T, "modality0"),))]), "document 0: .*NaN"),
+    "loss of an unknown modality": (
+        lambda m: m.loss([Document((Media(randn(8, 4), "sound"),))]),
+        "document 0, segment 0: no modality 'sound'",
+    ),
+    "a text of the wrong ids": (lambda m: m.loss([[Text((1, 99))]]), "document 0, segment 0: token id 99"),
+    "prompts as a string": (lambda m: m.sample_many("abc"), "put it in a list"),
+    "sample of a bad prompt": (lambda m: m.sample([ids(1), randn(4, 7)]), "document 0, item 1: .*8 channels"),
+    "a prompt too long": (lambda m: m.sample(ids(*[1] * 20), max_length=8), "take 21 tokens, the context has 8"),
+    "max_length": (lambda m: m.sample(max_length=0), "max_length"),
+    "force": (lambda m: m.sample(force_modality_at_start=2), "no modality 2"),
+    "force -1": (lambda m: m.sample(force_modality_at_start=-1), "no modality -1"),
+    "forced size": (lambda m: m.sample(force_modality_at_start=(0, (2, 2))), "2 axes"),
+    "forced size 0": (lambda m: m.sample(force_modality_at_start=(0, (0,))), "positive"),
+    "fixed size": (lambda m: m.sample(force_modality_at_start=0, fixed_modality_shape=(2, 2)), "2 axes"),
+    "steps": (lambda m: m.sample(modality_steps=0), "at least 1 step"),
+    "temperature": (lambda m: m.sample(text_temperature=-1.0), "temperature must be above 0"),
+    "min_p": (lambda m: m.sample(text_min_p=2.0), "min-p"),
+    "noise without force": (lambda m: m.sample(init_modality_noise=randn(4, 8)), "give force_modality_at_start"),
+    "noise of another size": (
+        lambda m: m.sample(force_modality_at_start=0, init_modality_noise=randn(3, 8)),
+        "noise to start from",
+    ),
+    "a prompt of one axis": (lambda m: m.generate_text_only(ids(1, 2), 4), r"\[document, length\]"),
+    "a prompt of floats": (lambda m: m.generate_text_only(randn(1, 2), 4), r"\[document, length\]"),
+    "length": (lambda m: m.generate_text_only(ids(1)[None], 0), "at least 1"),
+    "batch_size": (lambda m: m.generate_modality_only(0), "batch_size"),
+    "size of items": (lambda m: m.generate_modality_only(1, fixed_modality_shape=(2, 2)), "2 axes"),
+    "a Media's dtype": (lambda m: m.loss([[Media(torch.zeros(8, 4, dtype=torch.uint8), "modality0")]]), "floating point"),
+    "a Text of floats": (lambda m: Text((0.5,)), "whole numbers"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls(model: Transfusion, name: str) -> None:
+    call, message = CALLS[name]
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+BUILDS: dict[str, tuple[dict[str, object], str]] = {
+    "no transformer": ({"transformer": None}, "transformer"),
+    "depth 0": ({"transformer": dict(dim=32, depth=0)}, "depth"),
+    "no depth": ({"transformer": dict(dim=32)}, "needs dim and depth"),
+    "an odd head": ({"transformer": dict(dim=32, depth=1, dim_head=7)}, "even head size"),
+    "an unknown option": ({"transformer": dict(dim=32, depth=1, qk_rmsnrm=True)}, "did you mean 'qk_rmsnorm'"),
+    "an unknown word": ({"dim_latents": 4}, "did you mean 'dim_latent'"),
+    "tokens below 0": ({"num_text_tokens": -5}, "num_text_tokens"),
+    "latents of 0 channels": ({"dim_latent": 0}, "dim_latent"),
+    "prob_uncond 5": ({"prob_uncond": 5.0}, "prob_uncond is a share"),
+    "a shape of 0": ({"modality_default_shape": (0,)}, "positive"),
+    "a shape too many": ({"modality_default_shape": ((4,), (2,))}, "2 shapes for 1 modalities"),
+    "two latents, one encoder a list": (
+        {"dim_latent": (8, 4), "modality_encoder": (nn.Identity(),)},
+        "1 entries for 2 modalities",
+    ),
+    "axes that contradict": ({"modality_num_dim": 2}, "modality_num_dim says 2"),
+    "four axes": ({"modality_default_shape": (2, 2, 2, 2)}, "3 at most"),
+    "a largest below the default": ({"modality_max_shape": (2,)}, "exceeds|largest"),
+    "a softcap of 0": ({"transformer": dict(dim=32, depth=1, softcap_value=0.0)}, "soft"),
+    "a weight of NaN": ({"flow_loss_weight": float("nan")}, "flow_loss_weight"),
+    "ignore_index": ({"ignore_index": -100}, "weights"),
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_building(name: str) -> None:
+    words, message = BUILDS[name]
+    with pytest.raises(ValueError, match=message):
+        Transfusion(**(WORDS | words))
+
+
+def test_what_is_odd_and_right() -> None:
+    """Half and double precision, integers of 32 bits, one id without an axis: taken, not refused."""
+    model = Transfusion(**WORDS).eval()
+    a = randn(4, 8)
+    once = model([[ids(1), a]], seed=1)
+    assert torch.allclose(model([[ids(1).int(), a.double()]], seed=1), once)
+    assert torch.isfinite(model([[ids(1), a.half()]], seed=1)) and torch.isfinite(model([[ids(1), a.bfloat16()]], seed=1))
+    assert torch.equal(model([[torch.tensor(1), a]], seed=1), once)
+    assert torch.equal(model(((ids(1), a),), seed=1), once)
+    assert model.sample(modality_steps=1, max_length=20, force_modality_at_start=0)[0].tensor.shape == (4, 8)
+    assert model.generate_text_only(torch.zeros(2, 0, dtype=torch.long), 3).shape == (2, 3)
