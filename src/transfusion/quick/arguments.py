@@ -18,7 +18,6 @@ from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import Heun, Sampler
 from transfusion.modality import Modality
-from transfusion.model.auxiliary import Auxiliary
 from transfusion.model.transfusion import Model
 from transfusion.nn.trunk import Trunk
 from transfusion.quick.parts import Quick
@@ -67,7 +66,6 @@ def configure(
     prob_uncond: float = 0.1,
     diffusion: Diffusion | None = None,
     patcher: Any = None,
-    auxiliary: Auxiliary | None = None,
 ) -> Configured:
     """A configuration from the words that users of transfusion-pytorch know, and a few more.
 
@@ -152,14 +150,6 @@ def configure(
         media_weight=flow_loss_weight / text_loss_weight,
         context=CONTEXT,
         **extra,
-    )
-    _ = (
-        auxiliary
-        or Auxiliary(
-            velocity=velocity_consistency_loss_weight / text_loss_weight,
-            delta=velocity_consistency_delta_time,
-            reconstruction=reconstruction_loss_weight / text_loss_weight,
-        ),
     )
     encoders, decoders = (
         each(n, v) for n, v in (("modality_encoder", modality_encoder), ("modality_decoder", modality_decoder))
