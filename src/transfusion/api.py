@@ -29,6 +29,7 @@ from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.engine import Engine, generate
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Event, Request
+from transfusion.model.auxiliary import Decoders
 from transfusion.model.transfusion import Model, Network
 from transfusion.nn.ema import Averaged
 from transfusion.quick.arguments import configure, known
@@ -167,9 +168,18 @@ class Transfusion(Learns, Samples):
                 raise ValueError(f"document {index}: {error}") from error
         return self.collate(self.entries(read, seed=seed))
 
-    def loss(self, documents: Sequence[Prompt], *, seed: int = 0) -> Tensor:
-        """text loss + lambda * media loss of documents, a scalar to call `backward` on."""
-        return self(self.batch(documents, seed=seed)).total(self.settings.model.media_weight)
+    def loss(
+        self,
+        documents: Sequence[Prompt],
+        *,
+        seed: int = 0,
+        teacher: "Transfusion | Averaged | Network | None" = None,
+        decoders: Decoders | None = None,
+    ) -> Tensor:
+        """text loss + lambda * media loss of documents (+ auxiliary losses that are on), a scalar to call `backward` on.
+        `teacher` and `decoders` as in `forward`."""
+        losses = self(self.batch(documents, seed=seed), teacher=teacher, decoders=decoders)
+        return losses.total(self.settings.model.media_weight)
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The trunk's matrices, see `train/muon.py`."""

@@ -112,6 +112,14 @@ class Diffusion:
         d = self.determinant(self.prediction, t).abs().clamp_min(self.floor)
         return (self.determinant(self.loss, t) / d) ** 2
 
+    def trust(self, kind: Kind, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
+        """Share of a squared error of `kind`, made from a prediction, that is counted: (|d| / max(|d|, floor))^2 of the
+        prediction, as `floor` bounds the loss; all of it where the prediction is of that kind."""
+        if kind == self.prediction:
+            return torch.ones_like(t)
+        d = self.determinant(self.prediction, t).abs()
+        return (d / d.clamp_min(self.floor)) ** 2
+
 
 PAPER = Diffusion(schedule=Cosine(), prediction="eps", loss="eps", times=Uniform(steps=1000))
 """The paper's: DDPM, cosine schedule, noise prediction, T = 1000."""

@@ -23,7 +23,9 @@ from transfusion.data.layout import Coordinates
 from transfusion.diffusion import times
 from transfusion.diffusion.process import Diffusion
 from transfusion.modality import Modality
+from transfusion.model.auxiliary import Auxiliary, Decoders, Passed, Representation, terms
 from transfusion.model.loss import Losses, Mean, at_least_single
+from transfusion.model.noised import Noised
 from transfusion.nn.attention import Form, Place, attention
 from transfusion.nn.cache import Cache, Window
 from transfusion.nn.kinds import ONE, Kinds
@@ -50,6 +52,7 @@ class Model:
         attention: form of attention over whole rows; "auto" takes what the machine does best. From a cache it is sdpa, or dense
             where that is asked for.
         context: tokens at most in a sequence.
+        auxiliary: losses beside the two; off by default.
     """
 
     modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
@@ -62,17 +65,7 @@ class Model:
     tied: bool = False
     attention: Form = "auto"
     context: int = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Noised:
-    """Items of one modality and grid on their way through the network: latents at times, and the slots they fill."""
-
-    modality: int
-    grid: tuple[int, ...]
-    latents: Float[Tensor, "item channels ..."]
-    times: Float[Tensor, " item"]
-    slots: Int[Tensor, "item patch"]
+    auxiliary: Auxiliary = Auxiliary()
 
 
 class Network(nn.Module):
@@ -101,6 +94,7 @@ class Network(nn.Module):
         self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
         if model.tied:
             self.head.weight = self.embed.weight
+        self.representation = Representation(trunk.width) if model.auxiliary.representation > 0 else None
 
     def patching(self, modality: Modality | int) -> Patching:
         """The patcher of a modality, given itself or its index."""
@@ -132,18 +126,22 @@ class Network(nn.Module):
         *,
         place: Place | None = None,
         window: Window | None = None,
+        layers: list[Tensor] | None = None,
     ) -> tuple[Float[Tensor, "row_length width"], list[Any]]:
         """The trunk's output, flat over (row, length), and what each media group's patcher keeps for its way out.
 
         Args:
             place: where the tokens stand, for whole rows; or
             window: a cache's view, for rows that go on.
+            layers: takes what each layer gives, [row, length, width].
         """
         trunk = self.model.trunk
         x = self.embed(tokens).flatten(0, 1)
         skips: list[Any] = []
         for group in media:
             vectors, skip = self.patching(group.modality).encode(group.latents, group.times)
+            if group.unseen is not None and self.representation is not None:
+                vectors = torch.where(group.unseen.unsqueeze(-1), self.representation.blank.to(vectors), vectors)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
             skips.append(skip)
         backward = torch.is_grad_enabled() and x.requires_grad
@@ -157,7 +155,7 @@ class Network(nn.Module):
         kinds = ONE
         if trunk.weights != "shared":
             kinds = Kinds.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
-        h = self.trunk(x.unflatten(0, tokens.shape), turn, attend, window, kinds)
+        h = self.trunk(x.unflatten(0, tokens.shape), turn, attend, window, kinds, layers=layers)
         return h.flatten(0, 1), skips
 
     def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[Noised], skips: Sequence[Any]) -> list[Tensor]:
@@ -182,8 +180,22 @@ class Network(nn.Module):
             noises.append(eps)
         return noised, noises
 
-    def forward(self, batch: Batch) -> Losses:
-        """The losses of a batch."""
+    def forward(self, batch: Batch, *, teacher: "Network | None" = None, decoders: Decoders | None = None) -> Losses:
+        """The losses of a batch.
+
+        Args:
+            teacher: the network under averaged weights, for auxiliary losses that compare with it. It runs without gradient.
+            decoders: by modality, for the reconstruction loss.
+
+        Raises:
+            ValueError: no teacher in training, where a loss is on that needs one.
+        """
+        auxiliary = self.model.auxiliary
+        if auxiliary.needs_teacher and teacher is None and self.training:
+            raise ValueError(
+                "the consistency and representation losses need a teacher, the model under averaged weights: give one "
+                "(teacher=model.create_ema() in a loop of your own), or set their weights in model.auxiliary to 0"
+            )
         media, noises = self.noise(batch)
         place = Place.of_rows(batch.documents, batch.spans, batch.private)
         h, skips = self.hidden(batch.tokens, batch.positions, media, place=place)
@@ -199,13 +211,27 @@ class Network(nn.Module):
         zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
         by_modality = [zero for _ in self.model.modalities]
         diffusion = self.model.diffusion
-        for group, noisy, eps, prediction in zip(batch.media, media, noises, self.predict(h, media, skips), strict=True):
+        predictions = self.predict(h, media, skips)
+        for group, noisy, eps, prediction in zip(batch.media, media, noises, predictions, strict=True):
             truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
             error = (at_least_single(prediction) - at_least_single(truth)).square().flatten(1).mean(1)
             weight = group.weights * diffusion.loss_weight(noisy.times)
             mean = Mean((error * weight).sum(), (group.weights > 0).sum().to(error))
             by_modality[group.modality] = by_modality[group.modality] + mean
-        return Losses(text, sum(by_modality, zero), tuple(by_modality))
+        losses = Losses(text, sum(by_modality, zero), tuple(by_modality))
+        if not auxiliary.active:
+            return losses
+        further = terms(
+            auxiliary,
+            diffusion,
+            Passed(batch, place, media, noises, predictions),
+            names=[modality.name for modality in self.model.modalities],
+            network=self,
+            representation=self.representation,
+            teacher=teacher,
+            decoders=decoders,
+        )
+        return replace(losses, auxiliary=further)
 
     def cache(self, rows: int, capacity: int, dtype: torch.dtype) -> Cache:
         """An empty cache for this network."""

@@ -48,6 +48,14 @@ class EMA:
         for name, shadow in self.shadows.items():
             shadow.copy_(shadows[name])
 
+    def module(self, module: nn.Module) -> nn.Module:
+        """A copy of the followed module that runs under the average as it stands at any time: its weights are the shadows' own
+        memory, its buffers the module's. Without gradients, in evaluation mode."""
+        shared: dict[int, Any] = {id(b): b for b in module.buffers()}
+        for name, p in self._live.items():
+            shared[id(p)] = nn.Parameter(self.shadows[name], requires_grad=False)
+        return copy.deepcopy(module, shared).eval()
+
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """Within this block the module has the averaged weights."""

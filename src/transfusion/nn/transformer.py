@@ -134,13 +134,16 @@ class Transformer(nn.Module):
         attend: Attend,
         window: Window | None = None,
         kinds: Kinds = ONE,
+        layers: list[Tensor] | None = None,
     ) -> Float[Tensor, "row length width"]:
         """Run all layers. `angles` come from `positions.angles`; `window` where keys are cached; `kinds` where weights come in
-        sets."""
+        sets; `layers` takes what each layer gives."""
         cos, sin = (a.unsqueeze(2).to(torch.promote_types(x.dtype, torch.float32)) for a in angles)
         run = Pass(cos, sin, attend, window, kinds)
         for layer, block in enumerate(self.blocks):
             x = block(x, run, layer)
+            if layers is not None:
+                layers.append(x)
         if self.weights != "all":
             return self.norm(x)
         norms = [self.norm if kind == 0 else self.media_norms[kind - 1] for kind in kinds.present]

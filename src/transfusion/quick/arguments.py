@@ -18,6 +18,7 @@ from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import Heun, Sampler
 from transfusion.modality import Modality
+from transfusion.model.auxiliary import Auxiliary
 from transfusion.model.transfusion import Model
 from transfusion.nn.trunk import Trunk
 from transfusion.quick.parts import Quick
@@ -61,11 +62,12 @@ def configure(
     flow_loss_weight: float = 5.0,
     text_loss_weight: float = 1.0,
     velocity_consistency_loss_weight: float = 0.0,
-    velocity_consistency_delta_time: float = 1e-3,
+    velocity_consistency_delta_time: float = 0.01,
     reconstruction_loss_weight: float = 0.0,
     prob_uncond: float = 0.1,
     diffusion: Diffusion | None = None,
     patcher: Any = None,
+    auxiliary: Auxiliary | None = None,
 ) -> Configured:
     """A configuration from the words that users of transfusion-pytorch know, and a few more.
 
@@ -149,6 +151,12 @@ def configure(
         coordinates=Coordinates("grid", axes=max(1, *(len(m.shape) for m in modalities)) if modalities else 1),
         media_weight=flow_loss_weight / text_loss_weight,
         context=CONTEXT,
+        auxiliary=auxiliary
+        or Auxiliary(
+            consistency=velocity_consistency_loss_weight / text_loss_weight,
+            delta=velocity_consistency_delta_time,
+            reconstruction=reconstruction_loss_weight / text_loss_weight,
+        ),
         **extra,
     )
     encoders, decoders = (

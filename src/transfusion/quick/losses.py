@@ -19,8 +19,10 @@ from transfusion.data.document import Document, Media, Text
 from transfusion.data.layout import lay_out
 from transfusion.diffusion import times as time_laws
 from transfusion.diffusion.times import Uniform
+from transfusion.model.auxiliary import Decoders
 from transfusion.model.loss import Losses
-from transfusion.model.transfusion import Network, Noised
+from transfusion.model.noised import Noised
+from transfusion.model.transfusion import Network
 from transfusion.nn.attention import Place
 from transfusion.quick.parts import Held
 
@@ -34,7 +36,7 @@ class Breakdown(NamedTuple):
     total: Tensor
     text: Tensor
     flow: tuple[Tensor, ...]
-    velocity: Tensor
+    consistency: Tensor
     reconstruction: Tensor
     representation: Tensor
 
@@ -50,7 +52,9 @@ class Learns(Held):
         times: Any = None,
         noise: Sequence[Any] | None = None,
         num_modalities_to_times_fn: Callable[[Tensor], Tensor] | None = None,
+        teacher: Any = None,
         velocity_consistency_ema_model: Any = None,
+        decoders: Decoders | None = None,
         prob_uncond: float | None = None,
         seed: int | None = None,
         noised: bool = False,
@@ -63,14 +67,17 @@ class Learns(Held):
         """The losses of a `Batch`; or the loss of documents given as lists of tensors, a scalar.
 
         Args:
-            batch: a Batch (then `Losses` come back and nothing else may be given); a list of lists of items; ids
-                Int[document, length], to train on language; or latents Float[item, ...], to train one modality alone.
+            batch: a Batch (then `Losses` come back, and only `teacher` and `decoders` may be given); a list of lists of items;
+                ids Int[document, length], to train on language; or latents Float[item, ...], to train one modality alone.
             modality_type: modality of latents alone.
             times: when each item is trained, in this project's sense: 0 clean, 1 noise. A list of numbers for each document, a
                 tensor [document, item], or a function of the number of items. Whole numbers are steps of the diffusion's T.
             noise: what each item is noised with, a list of tensors for each document.
             num_modalities_to_times_fn: from the numbers of items, Int[document], to times, Float[document, most items].
-            velocity_consistency_ema_model: the averaged model that auxiliary losses look to.
+            teacher: this model under averaged weights (`create_ema`), for auxiliary losses that compare with it. The peer's
+                name for it, velocity_consistency_ema_model, is taken too.
+            decoders: modality name -> latents [item, channels, *size] to pixels or the like, for the reconstruction loss (None:
+                the model's own, where it has some).
             prob_uncond: instead of the model's own: how often an item loses the text before it (in training mode only).
             seed: names noise, times and dropped text; None: drawn from torch's generator.
             noised: the latents are noised already, to `times`; then there is no loss, only predictions.
@@ -85,8 +92,9 @@ class Learns(Held):
         Raises:
             ValueError: what is wrong with which item of which document, before anything is computed.
         """
+        teacher = teacher if velocity_consistency_ema_model is None else velocity_consistency_ema_model
         if isinstance(batch, Batch):
-            return self.network(batch)
+            return self._losses(batch, teacher, decoders)
         if debug is None:
             debug = os.environ.get(DEBUG, "") not in ("", "0")
         parts = self.parts
@@ -118,7 +126,7 @@ class Learns(Held):
         rows = self.collate(entries)
         wanted: list[Any] = []
         if return_loss and not noised:
-            losses = self._losses(rows, velocity_consistency_ema_model)
+            losses = self._losses(rows, teacher, decoders)
             total = losses.total(self.network.model.media_weight) * self.quick.text_weight
             wanted.append(total)
             if return_breakdown:
@@ -130,12 +138,22 @@ class Learns(Held):
             wanted.append(said if not isinstance(batch, Tensor) else torch.stack([one[0] for one in said]))
         return wanted[0] if len(wanted) == 1 else tuple(wanted)
 
-    def _losses(self, batch: Batch, ema: Any) -> Losses:
-        teacher = None if ema is None else getattr(ema, "network", ema)
+    def _losses(self, batch: Batch, teacher: Any, decoders: Decoders | None) -> Losses:
+        teacher = getattr(teacher, "network", teacher)
         if teacher is not None and not isinstance(teacher, Network):
             raise ValueError("the EMA model must be a Transfusion, or what its create_ema gives")
-        {n: a.reconstruct for n, a in self.autoencoders.items() if isinstance(a, Autoencoder) and a.decoder is not None}
-        return self.network(batch)
+        if teacher is not None and not self.network.model.auxiliary.needs_teacher:
+            raise ValueError(
+                "no loss is on that looks to an EMA model: give Transfusion velocity_consistency_loss_weight=0.1, or auxiliary="
+            )
+        return self.network(batch, teacher=teacher, decoders=self._decoders() if decoders is None else decoders)
+
+    def _decoders(self) -> Decoders:
+        """Latents [item, channels, *size] -> raw items, with gradient, by name of the modality."""
+        parts = self.parts
+        found = {n: a for n, a in parts.autoencoders.items() if a.decoder is not None}
+        index = {m.name: i for i, m in enumerate(self.vocabulary.modalities)}
+        return {n: lambda x, n=n, a=a: a.reconstruct(parts.outward(x, index[n])) for n, a in found.items()}
 
     def _documents(self, batch: Any, modality_type: int | None) -> tuple[list[Document], bool]:
         """Documents, and whether each is whole (a row of ids is a piece of a longer text, without an end)."""
@@ -282,13 +300,13 @@ def create_dataloader(dataset: Any, **options: Any) -> DataLoader[Any]:
 
 
 def _breakdown(total: Tensor, losses: Losses) -> Breakdown:
-    extra = {one.name: one.mean.value for one in getattr(losses, "extras", ())}
+    extra = {term.name: term.mean.value for term in losses.auxiliary}
     zero = torch.zeros_like(total)
     return Breakdown(
         total,
         losses.text.value,
         tuple(mean.value for mean in losses.by_modality),
-        *(extra.get(name, zero) for name in ("velocity", "reconstruction", "representation")),
+        *(extra.get(name, zero) for name in ("consistency", "reconstruction", "representation")),
     )
 
 

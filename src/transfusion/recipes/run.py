@@ -246,6 +246,7 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
         device=device,
         dtype=dtype,
         hooks=hooks,
+        taught=run.model.auxiliary.needs_teacher,
     )
     if trainer.resume(say):
         say(f"going on from step {trainer.step}")

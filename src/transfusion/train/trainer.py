@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from transfusion.data.batch import Batch, Position
 from transfusion.data.loader import Loader, ahead
+from transfusion.model.auxiliary import Decoders
 from transfusion.model.loss import Losses
 from transfusion.nn.ema import EMA
 from transfusion.train import checkpoint
@@ -82,6 +83,8 @@ class Trainer:
         folder: the run's; checkpoints and metrics go there.
         digest: names the configuration; a checkpoint of another one is refused.
         hooks: (every N steps, function) pairs.
+        taught: whether the model's auxiliary losses compare with its average: it is then called with a `teacher`.
+        decoders: by modality, for its reconstruction loss: it is then called with `decoders`.
     """
 
     def __init__(
@@ -98,6 +101,8 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         hooks: Sequence[tuple[int, Hook]] = (),
+        taught: bool = False,
+        decoders: Decoders | None = None,
     ) -> None:
         self.model, self.loader = model, loader
         self.train, self.optim, self.checkpointing = train, optim, checkpointing
@@ -105,11 +110,15 @@ class Trainer:
         self.device, self.dtype, self.hooks = device, dtype, hooks
         self.optimizer = optim.build(model)
         self.ema = EMA(model, train.ema)
+        self.teacher = self.ema.module(model) if taught else None
+        self.decoders = decoders
         self.step, self.position, self.skipped = 0, Position(), 0
 
     def losses(self, batch: Batch) -> Losses:
         """The losses of a batch: the one method to replace."""
-        return self.model(batch)
+        if self.teacher is None and self.decoders is None:
+            return self.model(batch)
+        return self.model(batch, teacher=self.teacher, decoders=self.decoders)
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class Trainer:
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                 losses = self.losses(batch.to(self.device))
-            (losses.text.sum / max(texts, 1) + self.media_weight * losses.media.sum / max(items, 1)).backward()
+            losses.over(self.media_weight, max(texts, 1), max(items, 1)).backward()
             losses = losses.detached()
             total = losses if total is None else total + losses
         assert total is not None
@@ -198,6 +207,7 @@ class Trainer:
         return {
             "text_loss": losses.text.value.item(),
             "media_loss": losses.media.value.item(),
+            **{f"{term.name}_loss": term.mean.value.item() for term in losses.auxiliary},
             "grad_norm": norm,
             "lr": self.optimizer.param_groups[0]["lr"],
             "tokens_per_second": tokens / max(seconds, 1e-9),

@@ -1,0 +1,268 @@
+"""Losses beside the method's two, each with a weight of its own and all off by default: nothing is computed then.
+
+consistency      the velocity here against a teacher's a little nearer to the data, on the same noise
+reconstruction   the clean estimate against the clean latents, both decoded, with gradient through the decoder
+representation   hidden states of an early layer, some slots unseen, against those of a teacher's later layer
+
+The teacher is the model under averaged weights. Like the denoising loss each is a mean over the items that take a loss, of each
+item's own mean, times the item's weight.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transfusion import chance
+from transfusion.data.batch import Batch, MediaGroup
+from transfusion.diffusion.process import Diffusion
+from transfusion.model.loss import Mean, Term, at_least_single
+from transfusion.model.noised import Noised
+from transfusion.nn.attention import Place
+
+Decoders: TypeAlias = Mapping[str, Callable[[Tensor], Tensor]]
+"""Modality name -> what turns latents [item, channels, *size] into something to compare, such as pixels."""
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """Weights of the further losses, 0: off, and their settings.
+
+    Args:
+        consistency: velocity consistency with the averaged model (the velocity term of Consistency Flow Matching, Yang et al.
+            2024, arXiv 2407.02398). One more pass, of the teacher.
+        delta: how much nearer to the data the teacher looks, in time.
+        reconstruction: error of the decoded clean estimate; of the latents themselves where a modality has no decoder.
+        representation: 1 - cosine between what an early layer sees, through a small network, and what a later layer of the
+            averaged model sees of the same noise at the same times (after Self-Flow, arXiv 2603.06507). Two more passes.
+        student_depth, teacher_depth: the two layers, as shares of the trunk's depth.
+        unseen: share of an item's slots that are hidden from the early layer in its pass, and not from the teacher.
+    """
+
+    consistency: float = 0.0
+    delta: float = 0.01
+    reconstruction: float = 0.0
+    representation: float = 0.0
+    student_depth: float = 0.3
+    teacher_depth: float = 0.7
+    unseen: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("consistency", "reconstruction", "representation"):
+            weight = getattr(self, name)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} is a weight, 0 (off) or more, not {weight}")
+        if not 0 <= self.delta < 1:
+            raise ValueError(f"delta is a difference of times, in [0, 1), not {self.delta}")
+        if not 0 < self.student_depth <= self.teacher_depth <= 1:
+            raise ValueError(
+                f"student-depth and teacher-depth are shares of the trunk in (0, 1], the teacher's no less than the student's; "
+                f"not {self.student_depth} and {self.teacher_depth}"
+            )
+        if not 0 <= self.unseen < 1:
+            raise ValueError(f"unseen is a share of the slots, in [0, 1), not {self.unseen}")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is on."""
+        return self.needs_teacher or self.reconstruction > 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss is on that compares with the averaged model."""
+        return self.consistency > 0 or self.representation > 0
+
+
+class Representation(nn.Module):
+    """What the representation loss trains beside the network: the projector, and the vector that stands in unseen slots. It is
+    there only if that loss is on."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.blank = nn.Parameter(torch.randn(width) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]"""
+        return self.second(F.silu(self.first(x)))
+
+
+@runtime_checkable
+class Runs(Protocol):
+    """What student and teacher do here: `Network`'s two passes."""
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        media: Sequence[Noised],
+        *,
+        place: Place | None = None,
+        layers: list[Tensor] | None = None,
+    ) -> tuple[Tensor, list[Any]]:
+        """The trunk's output; each layer's is added to `layers`."""
+        ...
+
+    def predict(self, h: Tensor, media: Sequence[Noised], skips: Sequence[Any]) -> list[Tensor]:
+        """Each group's prediction."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """A batch that went through the network: its media as they were noised, with what noise, and what was predicted."""
+
+    batch: Batch
+    place: Place
+    media: Sequence[Noised]
+    noises: Sequence[Tensor]
+    predictions: Sequence[Tensor]
+
+
+def terms(
+    auxiliary: Auxiliary,
+    diffusion: Diffusion,
+    passed: Passed,
+    *,
+    names: Sequence[str],
+    network: Runs,
+    representation: Representation | None,
+    teacher: Runs | None,
+    decoders: Decoders | None,
+) -> tuple[Term, ...]:
+    """The losses that are on. Those that need a teacher are left out where there is none.
+
+    Args:
+        names: of the modalities.
+    """
+    found: list[Term] = []
+    if auxiliary.consistency > 0 and teacher is not None:
+        found.append(Term("consistency", auxiliary.consistency, consistency(auxiliary.delta, diffusion, passed, teacher)))
+    if auxiliary.reconstruction > 0:
+        mean = reconstruction(diffusion, passed, [(decoders or {}).get(name) for name in names])
+        found.append(Term("reconstruction", auxiliary.reconstruction, mean))
+    if auxiliary.representation > 0 and teacher is not None:
+        assert representation is not None
+        mean = agreement(auxiliary, passed, network, representation, teacher)
+        found.append(Term("representation", auxiliary.representation, mean))
+    return tuple(found)
+
+
+def _mean(errors: Sequence[Tensor], groups: Sequence[MediaGroup], like: Tensor) -> Mean:
+    """Errors [item] of each group, as the mean over the items that take a loss."""
+    total = Mean(at_least_single(like.new_zeros(())), at_least_single(like.new_zeros(())))
+    for error, group in zip(errors, groups, strict=True):
+        total = total + Mean((error * group.weights).sum(), (group.weights > 0).sum().to(error))
+    return total
+
+
+def consistency(delta: float, diffusion: Diffusion, passed: Passed, teacher: Runs) -> Mean:
+    """The velocity at (x_t, t) against the teacher's at (x_s, s), s = t - delta or 0, where x_s has the same noise.
+
+    A prediction that is no velocity is made one, and where that would divide by less than `diffusion.floor` the error counts as
+    much less as in the denoising loss.
+    """
+    batch, kind = passed.batch, diffusion.prediction
+    earlier: list[Noised] = []
+    for group, noisy, eps in zip(batch.media, passed.media, passed.noises, strict=True):
+        s = (noisy.times - delta).clamp_min(0)
+        earlier.append(replace(noisy, times=s, latents=diffusion.corrupt(group.values, eps, s)))
+    with torch.no_grad():
+        h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, place=passed.place)
+        taught = teacher.predict(h, earlier, skips)
+    errors = []
+    for now, prediction, before, target in zip(passed.media, passed.predictions, earlier, taught, strict=True):
+        here = diffusion.convert(at_least_single(prediction), kind, "velocity", at_least_single(now.latents), now.times)
+        there = diffusion.convert(at_least_single(target), kind, "velocity", at_least_single(before.latents), before.times)
+        share = torch.minimum(diffusion.trust("velocity", now.times), diffusion.trust("velocity", before.times))
+        errors.append((here - there).square().flatten(1).mean(1) * share)
+    return _mean(errors, batch.media, batch.positions)
+
+
+def reconstruction(diffusion: Diffusion, passed: Passed, decoders: Sequence[Callable[[Tensor], Tensor] | None]) -> Mean:
+    """decoder(clean estimate) against decoder(clean latents), one decoder or none a modality. Its gradient reaches the network
+    through the decoder, and not the decoder's own weights.
+
+    Raises:
+        ValueError: a decoder without gradient.
+    """
+    errors = []
+    for group, noisy, prediction in zip(passed.batch.media, passed.media, passed.predictions, strict=True):
+        latents, decoder = at_least_single(noisy.latents), decoders[group.modality]
+        estimate, _ = diffusion.split(diffusion.prediction, at_least_single(prediction), latents, noisy.times)
+        clean = at_least_single(group.values).to(estimate)
+        chosen = (group.weights > 0).nonzero().squeeze(1)
+        error = estimate.new_zeros(len(clean))
+        if decoder is None:
+            error = (estimate - clean).square().flatten(1).mean(1)
+        elif len(chosen):  # a decoder is costly: what takes no loss is not decoded
+            with torch.no_grad():
+                target = decoder(clean[chosen])
+            with frozen(decoder):
+                decoded = decoder(estimate[chosen])
+            if estimate.requires_grad and not decoded.requires_grad:
+                raise ValueError("this decoder stops gradients (torch.no_grad inside?), which the reconstruction loss needs")
+            found = (at_least_single(decoded) - at_least_single(target)).square().flatten(1).mean(1)
+            error = error.index_copy(0, chosen, found.to(error))
+        errors.append(error * diffusion.trust("x0", noisy.times))
+    return _mean(errors, passed.batch.media, passed.batch.positions)
+
+
+@contextmanager
+def frozen(function: Callable[..., Any]) -> Iterator[None]:
+    """Within this block the weights of a module (given itself, or one of its methods) take no gradient; what flows through it
+    does."""
+    module = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    weights = [p for p in module.parameters() if p.requires_grad] if isinstance(module, nn.Module) else []
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representation: Representation, teacher: Runs) -> Mean:
+    """1 - cosine between the projected hidden states of the student's layer and the teacher's, mean over an item's slots.
+
+    Both see the same noise at the same times; of each item that takes a loss a share of the slots, drawn by the item's key, is
+    unseen by the student. The student has a pass of its own, so that the other losses are what they are without this one.
+    """
+    batch = passed.batch
+    partly = [
+        replace(noisy, unseen=unseen(group, auxiliary.unseen)) for group, noisy in zip(batch.media, passed.media, strict=True)
+    ]
+    early: list[Tensor] = []
+    network.hidden(batch.tokens, batch.positions, partly, place=passed.place, layers=early)
+    late: list[Tensor] = []
+    with torch.no_grad():
+        teacher.hidden(batch.tokens, batch.positions, passed.media, place=passed.place, layers=late)
+    student = early[layer(auxiliary.student_depth, len(early))].flatten(0, 1)
+    taught = late[layer(auxiliary.teacher_depth, len(late))].flatten(0, 1)
+    errors = []
+    for noisy in passed.media:
+        projected = at_least_single(representation(student[noisy.slots]))
+        errors.append((1 - F.cosine_similarity(projected, at_least_single(taught[noisy.slots]), dim=-1)).mean(1))
+    return _mean(errors, batch.media, batch.positions)
+
+
+def layer(depth: float, count: int) -> int:
+    """Index of the layer behind which a share of a trunk of `count` layers is done."""
+    return max(1, round(depth * count)) - 1
+
+
+def unseen(group: MediaGroup, share: float) -> Tensor:
+    """Which slots are hidden, Bool[item, slot]: as near to the share as whole slots allow, drawn by each item's key; none of an
+    item that takes no loss."""
+    count = group.slots.shape[1]
+    hidden = torch.zeros(group.slots.shape, dtype=torch.bool)
+    for row, key in zip(hidden, group.keys.tolist(), strict=True):
+        order = chance.generator(chance.key(key, "unseen")).permutation(count)
+        row[torch.from_numpy(order[: round(share * count)])] = True
+    return hidden.to(group.slots.device) & (group.weights > 0)[:, None]

@@ -1,0 +1,19 @@
+"""What goes through the network in the place of media: latents at times."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Noised:
+    """Items of one modality and grid on their way through the network: latents at times, and the slots they fill. Slots that
+    are `unseen` show the trunk a learned vector instead of their latents."""
+
+    modality: int
+    grid: tuple[int, ...]
+    latents: Float[Tensor, "item channels ..."]
+    times: Float[Tensor, " item"]
+    slots: Int[Tensor, "item patch"]
+    unseen: Bool[Tensor, "item patch"] | None = None
