@@ -114,23 +114,26 @@ def test_every_part_changes_the_prediction(modality: Modality) -> None:
             assert (unet.decode(slots, skip, grid) - out).abs().max() > 1e-3
 
 
-def learned(m: Transfusion, docs: list[Document], steps: int = 40) -> tuple[float, float]:
-    """Media loss before and after some steps on the same few documents and noise."""
+PICTURES = [documents()[0], documents()[4]]
+
+
+def learned(m: Transfusion, docs: list[Document], steps: int = 25) -> float:
+    """How many times smaller the media loss is after some steps on the same few documents and noise."""
     batch = m.batch(docs)
-    optimizer = torch.optim.Adam(m.parameters(), 3e-3)
-    losses = []
+    optimizer = torch.optim.Adam(m.parameters(), 5e-3)
+    found = []
     for _ in range(steps):
-        losses.append(m(batch))
-        losses[-1].total(5.0).backward()
+        losses = m(batch)
+        losses.total(5.0).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return losses[0].media.value.item(), losses[-1].media.value.item()
+        found.append(losses.media.value.item())
+    return found[0] / found[-1]
 
 
 @pytest.mark.parametrize("options", [{}, {"attention": 2, "blocks": 2}], ids=["plain", "attention"])
 def test_the_unet_learns(options: dict) -> None:
-    before, after = learned(fresh(IMAGE, patcher=UNetPatcher(channels=8, **options)), documents())
-    assert after < before / 50  # measured: 270 to 370 times; the linear patcher: 28
+    assert learned(fresh(IMAGE, patcher=UNetPatcher(channels=8, **options)), PICTURES) > 30  # 167 and 96; linear: 46
 
 
 @pytest.mark.parametrize("modality", [SOUND, VECTOR, Modality("video", 2, (2, 4, 4), (1, 2, 2))], ids=lambda m: m.name)
@@ -138,14 +141,12 @@ def test_the_unet_learns_other_media(modality: Modality) -> None:
     shape = (modality.channels, *modality.shape)
     docs = [Document((Text("ab"[i]), Media(picture(i, *shape), modality.name))) for i in range(2)]
     m = fresh(modality, patcher=UNetPatcher(channels=16, attention=2), coordinates=Coordinates(axes=3))
-    before, after = learned(m, docs)
-    assert after < before / 5  # measured: 11 times for the vector, 200 and more for the others
+    assert learned(m, docs) > 5  # measured: sound 102, the vector 11, video 331
 
 
 def test_modules_learn() -> None:
     for modules in ((Inward(), Outward()), plain()):
-        before, after = learned(fresh(IMAGE, modules={"image": modules}), documents())
-        assert after < before / 10  # measured: 23 and 98 times
+        assert learned(fresh(IMAGE, modules={"image": modules}), PICTURES) > 7  # measured: 15 and 50
 
 
 # ---- per modality -------------------------------------------------------------------------------------------------------

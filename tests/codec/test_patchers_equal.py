@@ -84,15 +84,21 @@ def test_cached_is_full(made) -> None:
     test_equalities.test_cached_is_full(torch.float64, Coordinates("grid"), {})
 
 
-@several
-@pytest.mark.parametrize("sampler", [Heun(2), DDIM(2), DDPM(2)], ids=lambda s: s.kind)
+SAMPLERS = [("unet with attention", Heun(2)), ("unet", DDIM(2)), ("unet with attention", DDPM(2)), ("modules", Heun(2))]
+
+
+@pytest.mark.parametrize(("made", "sampler"), SAMPLERS, indirect=["made"], ids=lambda v: getattr(v, "kind", v))
 def test_many_is_one_under_any_sampler(made, sampler: Sampler) -> None:
     test_equalities.test_many_is_one(sampler, torch.float64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_many_is_one(made, dtype: torch.dtype) -> None:
-    test_equalities.test_many_is_one(Euler(2), dtype)
+def test_many_is_one(made) -> None:
+    test_equalities.test_many_is_one(Euler(2), torch.float64)
+
+
+@pytest.mark.parametrize("made", ["unet with attention"], indirect=True)
+def test_many_is_one_in_single_precision(made) -> None:
+    test_equalities.test_many_is_one(Euler(2), torch.float32)
 
 
 def test_many_is_one_where_sizes_vary(made) -> None:
