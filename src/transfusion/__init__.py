@@ -2,6 +2,9 @@
 
 from transfusion.api import Settings as Settings
 from transfusion.api import Transfusion as Transfusion
+from transfusion.codec.patcher import LinearPatcher as LinearPatcher
+from transfusion.codec.patcher import ModulesPatcher as ModulesPatcher
+from transfusion.codec.patcher import UNetPatcher as UNetPatcher
 from transfusion.data.document import Document as Document
 from transfusion.data.document import Media as Media
 from transfusion.data.document import Text as Text

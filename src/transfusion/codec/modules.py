@@ -72,7 +72,8 @@ class ModulesPatching(Patching):
                     f"the {name} of {modality.name!r} norms over the items of a batch, so that a document would depend on what "
                     "stands beside it: use GroupNorm or LayerNorm"
                 )
-        self.time = None if _takes_times(encoder) else TimeEmbedding(options.features, width)
+        where = _weight(encoder).device
+        self.time = None if _takes_times(encoder) else TimeEmbedding(options.features, width).to(where)
         self.spread = self._spread()
 
     def _spread(self) -> bool:

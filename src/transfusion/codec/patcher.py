@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from transfusion.codec.linear import LinearPatcher as LinearPatcher
-from transfusion.codec.modules import Modules, ModulesPatcher, ModulesPatching
+from transfusion.codec.modules import Modules, ModulesPatching
+from transfusion.codec.modules import ModulesPatcher as ModulesPatcher
 from transfusion.codec.patching import Patching, check
 from transfusion.codec.unet import UNetPatcher as UNetPatcher
 from transfusion.modality import Modality
