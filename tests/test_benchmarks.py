@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import sizes
 import work
 
 
@@ -25,3 +26,17 @@ def test_counts_of_the_documents() -> None:
     texts = [part.numel() for doc in ragged for part in doc if not part.is_floating_point()]
     assert len(ragged) == 16 and min(texts) == 16 and max(texts) == 512
     assert sum(len(doc) == 2 for doc in ragged) == 8 and {doc[1].shape[-1] for doc in ragged if len(doc) == 2} == {4, 8, 16}
+
+
+def test_captions_of_sized_digits_say_their_sizes() -> None:
+    found = sizes.documents()
+    assert len(found) == 2 * 1437
+    shapes = set()
+    for one in found[:300]:
+        high, wide = one.media[0].tensor().shape[1:]
+        assert f"{wide} wide and {high} high" in one.text and (high, wide) == sizes.drawn_size(
+            "train", *map(int, one.name[6:].split("."))
+        )
+        shapes.add((high, wide))
+    assert len(shapes) == 16
+    assert sizes.run("x", 1).model.modalities[0].slots((20, 8)) == (5, 2)
