@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from transfusion import chance
-from transfusion.codec.autoencoder import Autoencoder
 from transfusion.data.batch import Batch, Entry, collate
 from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document, Media, Text
