@@ -43,6 +43,7 @@ def model(
     guidance: Guidance = Guidance(text=3.0),
     patcher: Patcher = LinearPatcher(),
     modules: Modules | None = None,
+    axial: bool = False,
     **trunk: object,
 ) -> Transfusion:
     """A model whose every weight is random, so that no path agrees with another by being zero."""
@@ -51,6 +52,7 @@ def model(
             modalities=modalities or (IMAGE,),
             trunk=Trunk(**({"width": 32, "depth": 2, "heads": 4, "kv_heads": 2} | trunk)),  # type: ignore[arg-type]
             coordinates=coordinates,
+            axial=axial,
             context=context,
             diffusion=diffusion,
             patcher=patcher,

@@ -18,12 +18,13 @@ class LinearPatcher:
 
     Args:
         time: where the embedding of the time is added: "width": to the slot's vector, at the model's width (as BAGEL,
-            arXiv 2505.14683); "patch": to the patch, before the linear layer (the paper's footnote 6).
+            arXiv 2505.14683); "patch": to the patch, before the linear layer (the paper's footnote 6); "none": not here, but
+            in every layer of a trunk with `adaln`.
         features: sinusoidal features of the time.
     """
 
     kind: ClassVar[str] = "linear"
-    time: Literal["width", "patch"] = "width"
+    time: Literal["width", "patch", "none"] = "width"
     features: int = 256
 
     def build(self, modality: Modality, width: int, eps: float) -> "LinearPatching":
@@ -40,16 +41,18 @@ class LinearPatching(Patching):
         self.inward = nn.Linear(modality.patch_width, width)
         self.norm = Norm(width, eps)
         self.outward = nn.Linear(width, modality.patch_width)
-        self.time = TimeEmbedding(options.features, width if options.time == "width" else modality.patch_width)
+        at = {"width": width, "patch": modality.patch_width, "none": None}[options.time]
+        self.time = None if at is None else TimeEmbedding(options.features, at)
         self.initialise()
 
     def initialise(self) -> None:
         """Xavier's scale on the way in (as DiT, arXiv 2212.09748): a patch has few numbers, and weights as small as the
         trunk's would leave slots so faint beside the tokens that reading is learned late (LOG.md has the measurement)."""
         nn.init.xavier_normal_(self.inward.weight)
-        for layer in (self.outward, self.time.first, self.time.second):
+        timed = () if self.time is None else (self.time.first, self.time.second)
+        for layer in (self.outward, *timed):
             nn.init.normal_(layer.weight, std=0.02)
-        for layer in (self.inward, self.outward, self.time.first, self.time.second):
+        for layer in (self.inward, self.outward, *timed):
             nn.init.zeros_(layer.bias)
 
     def patches(self, latents: Float[Tensor, "item channels ..."]) -> Float[Tensor, "item slot patch"]:
@@ -75,7 +78,10 @@ class LinearPatching(Patching):
 
     def encode(self, latents: Tensor, t: Float[Tensor, " item"]) -> tuple[Float[Tensor, "item slot width"], None]:
         """Noisy latents [item, channels, *size] at times t -> slot vectors."""
-        patches, time = self.patches(latents.to(self.inward.weight.dtype)), self.time(t)[:, None]
+        patches = self.patches(latents.to(self.inward.weight.dtype))
+        if self.time is None:
+            return self.inward(patches), None
+        time = self.time(t)[:, None]
         if self.options.time == "patch":
             return self.inward(patches + time), None
         return self.inward(patches) + time, None

@@ -30,10 +30,12 @@ class Coordinates:
     Args:
         order: "grid": a slot stands at (start + its offset) on each axis of its grid, and the sequence goes on after the
             item's largest extent. "raster" (the paper's): slots count on in reading order, as if they were text.
+            "shared": all slots of an item stand at one coordinate, as one token would; where they stand in the item only the
+            patcher or `model.axial` can say.
         axes: rotary axes; at least as many as the grid with most axes.
     """
 
-    order: Literal["grid", "raster"] = "grid"
+    order: Literal["grid", "raster", "shared"] = "grid"
     axes: int = 2
 
     def place(self, start: float, grid: tuple[int, ...]) -> tuple[np.ndarray, float]:
@@ -41,6 +43,8 @@ class Coordinates:
         count = int(np.prod(grid, dtype=int))
         if self.order == "raster":
             return np.repeat(start + np.arange(count, dtype=np.float32)[:, None], self.axes, axis=1), start + count
+        if self.order == "shared":
+            return np.full((count, self.axes), start, dtype=np.float32), start + 1
         if len(grid) > self.axes:
             raise ValueError(f"a grid of {len(grid)} axes needs as many rotary axes, this model has {self.axes}: set axes")
         offsets = np.zeros((count, self.axes), dtype=np.float32)

@@ -82,8 +82,10 @@ class Passes:
                 )
             )
         rows = [piece.row for piece in pieces]
-        window = self._cache.window(rows, counts, torch.from_numpy(spans).to(device), torch.from_numpy(private).to(device))
-        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions.to(device), media, window=window)
+        positions = positions.to(device)
+        stand = torch.from_numpy(spans).to(device), torch.from_numpy(private).to(device)
+        window = self._cache.window(rows, counts, *stand, positions)
+        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions, media, window=window)
         owners = [[item[3] for item in items] for items in groups.values()]
         if commit:
             self._cache.commit(rows, counts)

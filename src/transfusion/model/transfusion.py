@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transfusion import chance
 from transfusion.codec.modules import Modules
 from transfusion.codec.patcher import LinearPatcher, Patcher, build, choose
-from transfusion.codec.patching import Patching
+from transfusion.codec.patching import Patching, TimeEmbedding
 from transfusion.data.batch import Batch
 from transfusion.data.layout import Coordinates
 from transfusion.diffusion import times
@@ -27,11 +27,14 @@ from transfusion.model.auxiliary import Auxiliary, Decoders, Passed, Representat
 from transfusion.model.loss import Losses, Mean, at_least_single
 from transfusion.model.noised import Noised
 from transfusion.nn.attention import Form, Place, attention
+from transfusion.nn.axial import AxialPositions
 from transfusion.nn.cache import Cache, Window
 from transfusion.nn.kinds import ONE, Kinds
 from transfusion.nn.layers import Linear
 from transfusion.nn.matrices import matrices
+from transfusion.nn.modulation import Condition
 from transfusion.nn.positions import angles
+from transfusion.nn.scores import Scores
 from transfusion.nn.transformer import Transformer, initialise
 from transfusion.nn.trunk import Trunk
 
@@ -47,6 +50,7 @@ class Model:
         patchers: the same for the single modalities, in their order; those left over take `patcher`.
         diffusion: how media are noised and what is predicted.
         coordinates: where tokens and slots stand.
+        axial: positions within an item are also added to its slots, by small networks of their coordinates (`nn/axial.py`).
         media_weight: lambda, the weight of the media loss beside the text loss.
         tied: one matrix for embedding tokens and for predicting them.
         attention: form of attention over whole rows; "auto" takes what the machine does best. From a cache it is sdpa, or dense
@@ -61,11 +65,16 @@ class Model:
     patchers: tuple[Patcher, ...] = ()
     diffusion: Diffusion = Diffusion()
     coordinates: Coordinates = Coordinates()
+    axial: bool = False
     media_weight: float = 5.0
     tied: bool = False
     attention: Form = "auto"
     context: int = 1024
     auxiliary: Auxiliary = Auxiliary()
+
+
+TIME_FEATURES = 256
+"""Sinusoids of the time that adaLN begins with."""
 
 
 class Network(nn.Module):
@@ -89,6 +98,11 @@ class Network(nn.Module):
         self.embed = nn.Embedding(vocabulary_size, trunk.width)
         self.trunk = Transformer(trunk, len(model.modalities))
         self.head = Linear(trunk.width, vocabulary_size)
+        self.time = TimeEmbedding(TIME_FEATURES, trunk.width) if trunk.adaln else None
+        self.axial: nn.ModuleDict | None = None
+        if model.axial:
+            gridded = (m for m in model.modalities if m.shape)
+            self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, trunk.width) for m in gridded})
         initialise(self, trunk.depth)
         patchings = (build(p, m, trunk.width, trunk.eps, modules) for p, m in zip(chosen, model.modalities, strict=True))
         self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
@@ -142,21 +156,49 @@ class Network(nn.Module):
             vectors, skip = self.patching(group.modality).encode(group.latents, group.times)
             if group.unseen is not None and self.representation is not None:
                 vectors = torch.where(group.unseen.unsqueeze(-1), self.representation.blank.to(vectors), vectors)
+            if self.axial is not None and group.grid:
+                vectors = vectors + self.axial[self.model.modalities[group.modality].name](group.grid)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
             skips.append(skip)
         backward = torch.is_grad_enabled() and x.requires_grad
+        scores = Scores(trunk.attention.soft_cap, trunk.attention.alibi, trunk.heads)
         if window is not None:
-            form = "sdpa" if self.model.attention in ("flex", "document") else self.model.attention
-            attend = attention(form, window.query, window.key, backward=backward)
+            form = "auto" if self.model.attention in ("flex", "document") else self.model.attention
+            attend = attention(form, window.query, window.key, backward=backward, scores=scores)
         else:
             assert place is not None
-            attend = attention(self.model.attention, place, backward=backward)
-        turn = angles(positions, trunk.head_dim, trunk.theta)
-        kinds = ONE
-        if trunk.weights != "shared":
-            kinds = Kinds.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
-        h = self.trunk(x.unflatten(0, tokens.shape), turn, attend, window, kinds, layers=layers)
+            place = replace(place, coordinates=positions) if scores.alibi else place
+            attend = attention(self.model.attention, place, backward=backward, scores=scores)
+        h = self.trunk(
+            x.unflatten(0, tokens.shape),
+            angles(positions, trunk.head_dim, trunk.theta),
+            attend,
+            window,
+            kinds=self._kinds(tokens, media),
+            condition=self._condition(tokens, media),
+            layers=layers,
+            real=place.documents >= 0 if trunk.experts.number and place is not None else None,
+        )
         return h.flatten(0, 1), skips
+
+    def _kinds(self, tokens: Tensor, media: Sequence[Noised]) -> Kinds:
+        """Which tokens run through which set of the trunk's weights."""
+        if self.model.trunk.weights == "shared":
+            return ONE
+        return Kinds.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
+
+    def _condition(self, tokens: Tensor, media: Sequence[Noised]) -> Condition | None:
+        """The times of all items and whose slots are where, for a trunk that wants them."""
+        if self.time is None or not media:
+            return None
+        t = torch.cat([group.times for group in media])
+        owner = torch.full((tokens.numel(),), len(t), device=tokens.device)
+        first = 0
+        for group in media:
+            items = torch.arange(first, first + len(group.slots), device=tokens.device)
+            owner[group.slots] = items[:, None].expand_as(group.slots)
+            first += len(group.slots)
+        return Condition(self.time(t), owner)
 
     def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[Noised], skips: Sequence[Any]) -> list[Tensor]:
         """Each media group's prediction (of the kind that `diffusion.prediction` names), shaped like its latents."""
@@ -244,4 +286,5 @@ class Network(nn.Module):
             capacity=capacity,
             device=self.device,
             dtype=dtype,
+            axes=self.model.coordinates.axes if trunk.attention.alibi else 0,
         )

@@ -2,14 +2,15 @@
 
     visible(query, key) = same document and (same media span, or key not after query and key not private)
 
-| form     | memory             | grouped queries | cached keys | backward     | where                              |
-|----------|--------------------|-----------------|-------------|--------------|------------------------------------|
-| dense    | scores of rows     | yes             | yes         | yes          | everywhere; the reference          |
-| sdpa     | mask of rows       | yes             | yes         | yes          | everywhere; default with a cache   |
-| document | masks of documents | yes             | no          | yes          | everywhere; default where no CUDA  |
-| flex     | block mask         | yes             | no          | on CUDA only | CUDA by default, CPU if asked      |
+| form     | memory             | cached keys | backward     | soft cap | ALiBi             | where                           |
+|----------|--------------------|-------------|--------------|----------|-------------------|---------------------------------|
+| dense    | scores of rows     | yes         | yes          | yes      | bias of rows      | everywhere; the reference       |
+| sdpa     | mask of rows       | yes         | yes          | no       | in the mask       | everywhere; default with a cache |
+| document | masks of documents | no          | yes          | as dense | bias of documents | everywhere; default without CUDA |
+| flex     | block mask         | no          | on CUDA only | yes      | yes               | CUDA by default, CPU if asked   |
 
-`choose` refuses a form that lacks an option that is asked for; nothing is ignored silently.
+All take grouped queries. What is done to scores is stated once, too, in `nn/scores.py`. With a soft cap, `auto` from a cache
+is dense. `choose` refuses a form that lacks an option that is asked for; nothing is ignored silently.
 """
 
 import math
@@ -22,6 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from transfusion.nn.scores import PLAIN, Scores
+
 Form: TypeAlias = Literal["auto", "dense", "sdpa", "document", "flex"]
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [row head query dim], keys [row kv_head key dim], values) -> [row head query dim]"""
@@ -29,12 +32,14 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where tokens stand, all that the rule needs: document, media span (-1: text), privacy, and order within the row."""
+    """Where tokens stand, all that the rule needs: document, media span (-1: text), privacy, and order within the row; and
+    their coordinates, where scores depend on them."""
 
     documents: Int[Tensor, "row length"]
     spans: Int[Tensor, "row length"]
     private: Bool[Tensor, "row length"]
     index: Int[Tensor, "row length"]
+    coordinates: Float[Tensor, "row length axes"] | None = None
 
     @classmethod
     def of_rows(cls, documents: Tensor, spans: Tensor, private: Tensor) -> "Place":
@@ -60,24 +65,36 @@ def visible(query: Place, key: Place) -> Bool[Tensor, "row query key"]:
     return rule(fields(query, 2), fields(key, 1))
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Float[Tensor, "row head query dim"]:
-    """Softmax over visible keys, written out: the reference."""
+def dense(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None, scores: Scores = PLAIN
+) -> Float[Tensor, "row head query dim"]:
+    """Softmax over visible keys, written out: the reference. `bias` is what `scores.bias` gave."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    scores = q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+    found = scores.capped(q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2) / math.sqrt(q.shape[-1]))
+    if bias is not None:
+        found = found + bias
+    return found.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Float[Tensor, "row head query dim"]:
-    """The same by PyTorch's fused attention; mask None: every key is visible, or if `causal` those not after the query."""
+    """The same by PyTorch's fused attention; mask None: every key is visible, or if `causal` those not after the query. A mask
+    of numbers is added to the scores."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     # On CPU the bf16 backward takes 3 times as long as fp32's (12.3 against 4.4 ms at 16 rows x 128 tokens x 4 heads of 32).
     dtype = torch.float32 if v.device.type == "cpu" and q.requires_grad and v.dtype == torch.bfloat16 else v.dtype
     with torch.autocast(v.device.type, enabled=False):
+        mask = mask.to(dtype) if mask is not None and mask.dtype != torch.bool else mask
         out = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), attn_mask=mask, is_causal=causal)
     return out.to(v.dtype)
+
+
+def _known(place: Place) -> Tensor:
+    if place.coordinates is None:
+        raise ValueError("ALiBi needs the coordinates of queries and keys: give their places coordinates")
+    return place.coordinates
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,9 +151,10 @@ def buckets(place: Place, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor,
     return found, back
 
 
-def document(place: Place) -> Attend:
+def document(place: Place, scores: Scores = PLAIN) -> Attend:
     """The same by fused attention within each document: nothing is spent on what stands in other documents."""
     found, back = buckets(place)
+    within = [_within(place, bucket, scores) for bucket in found]
     if not found:
         return lambda q, k, v: torch.zeros_like(q, dtype=v.dtype)
     there = torch.cat([bucket.index.flatten() for bucket in found])
@@ -148,9 +166,9 @@ def document(place: Place) -> Attend:
         flat = [t.transpose(1, 2).reshape(rows * length, t.shape[1], dim) for t in (q, k, v)]
         pieces = [(t if whole else t.index_select(0, there)).split(sizes) for t in flat]
         outs = []
-        for bucket, shape, *piece in zip(found, inner, *pieces, strict=True):
+        for inside, shape, *piece in zip(within, inner, *pieces, strict=True):
             q, k, v = (t.unflatten(0, shape).transpose(1, 2) for t in piece)
-            out = sdpa(q, k, v, None if bucket.mask is None else bucket.mask[:, None], causal=bucket.mask is None)
+            out = inside(q, k, v)
             outs.append(out.transpose(1, 2).flatten(0, 1))
         out = torch.cat(outs) if len(outs) > 1 else outs[0]
         out = out if whole else out.index_select(0, back)
@@ -159,7 +177,25 @@ def document(place: Place) -> Attend:
     return attend
 
 
-def flex(place: Place) -> Attend:
+def _within(place: Place, bucket: Bucket, scores: Scores) -> Attend:
+    """Attention among the documents of a bucket."""
+    mask = None if bucket.mask is None else bucket.mask[:, None]
+    if scores.plain:
+        return lambda q, k, v: sdpa(q, k, v, mask, causal=mask is None)
+    bias = None
+    if scores.alibi:
+        here = _known(place).flatten(0, 1)[bucket.index]
+        bias = scores.bias(here, here)
+    length = bucket.index.shape[1]
+    seen = torch.ones(length, length, dtype=torch.bool, device=bucket.index.device).tril() if mask is None else mask
+    if scores.soft_cap:
+        return lambda q, k, v: dense(q, k, v, seen, bias, scores)
+    assert bias is not None
+    added = bias.masked_fill(~seen, float("-inf"))
+    return lambda q, k, v: sdpa(q, k, v, added)
+
+
+def flex(place: Place, scores: Scores = PLAIN) -> Attend:
     """The same by flex attention over whole rows, with a block mask made from the rule."""
     # Imported here: it brings a compiler along, 2 seconds that most programs never need.
     from torch.nn.attention.flex_attention import create_block_mask
@@ -175,13 +211,32 @@ def flex(place: Place) -> Attend:
         device=place.documents.device,
     )
     run = _compiled_flex()
+    change = None if scores.plain else _change(place, scores)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = run(q.to(v.dtype), k.to(v.dtype), v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+        grouped = q.shape[1] != k.shape[1]
+        out = run(q.to(v.dtype), k.to(v.dtype), v, score_mod=change, block_mask=blocks, enable_gqa=grouped)
         assert isinstance(out, Tensor)
         return out
 
     return attend
+
+
+def _change(place: Place, scores: Scores) -> Callable[..., Tensor]:
+    """`scores` on one score, as flex attention wants it."""
+    if not scores.alibi:
+        return lambda score, row, head, query, key: scores.soft_cap * (score / scores.soft_cap).tanh()
+    where = _known(place)
+    axes, slopes = where.unbind(-1), scores.slopes(where.device) / where.shape[-1]
+
+    def change(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        score = scores.soft_cap * (score / scores.soft_cap).tanh() if scores.soft_cap else score
+        distance = (axes[0][row, query] - axes[0][row, key]).abs()
+        for axis in axes[1:]:
+            distance = distance + (axis[row, query] - axis[row, key]).abs()
+        return score - slopes[head] * distance
+
+    return change
 
 
 def _compiled_flex() -> Callable[..., object]:
@@ -196,16 +251,20 @@ def _compiled_flex() -> Callable[..., object]:
 _FLEX: Callable[..., object] | None = None
 
 
-def choose(form: Form, *, device: torch.device, backward: bool, cached: bool) -> Literal["dense", "sdpa", "document", "flex"]:
+def choose(
+    form: Form, *, device: torch.device, backward: bool, cached: bool, capped: bool = False
+) -> Literal["dense", "sdpa", "document", "flex"]:
     """The form that will run.
 
     Raises:
         ValueError: the form that is asked for lacks an option; the message names one that has it.
     """
     if form == "auto":
-        return "sdpa" if cached else "flex" if device.type == "cuda" else "document"
+        return ("dense" if capped else "sdpa") if cached else "flex" if device.type == "cuda" else "document"
     if form not in ("dense", "sdpa", "document", "flex"):
         raise ValueError(f"no attention form {form!r}: there are auto, dense, sdpa, document and flex")
+    if form == "sdpa" and capped:
+        raise ValueError("sdpa attention here has no soft cap; use dense, document or flex (or auto)")
     if form in ("document", "flex") and cached:
         raise ValueError(f"{form} attention here has no cached keys; use sdpa (or auto)")
     if form == "flex" and backward and device.type != "cuda":
@@ -213,20 +272,27 @@ def choose(form: Form, *, device: torch.device, backward: bool, cached: bool) ->
     return form
 
 
-def attention(form: Form, query: Place, key: Place | None = None, *, backward: bool = False) -> Attend:
+def attention(form: Form, query: Place, key: Place | None = None, *, backward: bool = False, scores: Scores = PLAIN) -> Attend:
     """Attention for these places, ready for every layer: the mask is made once.
 
     Args:
         key: where the keys stand, if they are not the queries themselves (a cache).
+        scores: what is done to scores; where it has a bias by distance, the places must have coordinates.
     """
-    chosen = choose(form, device=query.documents.device, backward=backward, cached=key is not None)
+    device, capped = query.documents.device, bool(scores.soft_cap)
+    chosen = choose(form, device=device, backward=backward, cached=key is not None, capped=capped)
     if chosen == "flex":
-        return flex(query)
+        return flex(query, scores)
     if chosen == "document":
-        return document(query)
-    mask = visible(query, query if key is None else key)[:, None]
+        return document(query, scores)
+    key = query if key is None else key
+    mask = visible(query, key)[:, None]
     if chosen == "dense":
-        return lambda q, k, v: dense(q, k, v, mask)
+        bias = scores.bias(_known(query), _known(key)) if scores.alibi else None
+        return lambda q, k, v: dense(q, k, v, mask, bias, scores)
+    if scores.alibi:
+        added = scores.bias(_known(query), _known(key)).masked_fill(~mask, float("-inf"))
+        return lambda q, k, v: sdpa(q, k, v, added)
     if mask.device.type == "cpu" and mask.all():  # on other devices it would have to wait for the answer
         return lambda q, k, v: sdpa(q, k, v, None)
     return lambda q, k, v: sdpa(q, k, v, mask)

@@ -14,7 +14,8 @@ from transfusion.nn.attention import Place
 
 
 class Cache:
-    """Storage for `rows` sequences of up to `capacity` tokens. One more column takes what padding writes."""
+    """Storage for `rows` sequences of up to `capacity` tokens. One more column takes what padding writes. With `axes`, the
+    tokens' coordinates are kept, too."""
 
     def __init__(
         self,
@@ -26,12 +27,14 @@ class Cache:
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
+        axes: int = 0,
     ) -> None:
         shape = (rows, kv_heads, capacity + 1, head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.spans = torch.full((rows, capacity + 1), -1, device=device)
         self.private = torch.zeros(rows, capacity + 1, dtype=torch.bool, device=device)
+        self.coordinates = torch.zeros(rows, capacity + 1, axes, device=device) if axes else None
         self.capacity = capacity
         self.lengths = [0] * rows
         self._free = list(range(rows - 1, -1, -1))
@@ -56,10 +59,13 @@ class Cache:
         assert 0 <= length <= self.lengths[row]
         self.lengths[row] = length
 
-    def window(self, rows: Sequence[int], counts: Sequence[int], spans: Tensor, private: Tensor) -> "Window":
+    def window(
+        self, rows: Sequence[int], counts: Sequence[int], spans: Tensor, private: Tensor, positions: Tensor | None = None
+    ) -> "Window":
         """A view for one pass that writes `counts[i]` tokens behind the prefix of `rows[i]`.
 
-        `spans` and `private` are [len(rows), max(counts)]; what lies behind a row's count is padding.
+        `spans` and `private` are [len(rows), max(counts)], and `positions`, which a cache of coordinates needs, one axis more;
+        what lies behind a row's count is padding.
         """
         starts = [self.lengths[row] for row in rows]
         end = max(start + count for start, count in zip(starts, counts, strict=True))
@@ -73,14 +79,24 @@ class Cache:
         index = torch.tensor(rows, device=device)
         self.spans[index[:, None], at] = spans
         self.private[index[:, None], at] = private
+        if self.coordinates is not None:
+            assert positions is not None
+            self.coordinates[index[:, None], at] = positions
         first, contiguous = rows[0], list(rows) == list(range(rows[0], rows[0] + len(rows)))
         read: slice | Tensor = slice(first, first + len(rows)) if contiguous else index
         level = contiguous and min(starts) + width == max(starts) + min(counts)  # one block of the storage, without padding
-        query = Place(torch.zeros_like(spans), spans, private, start[:, None] + offset)
+        kept = self.coordinates
+        query = Place(torch.zeros_like(spans), spans, private, start[:, None] + offset, None if kept is None else positions)
         # What an earlier holder of the row left behind this pass's last token belongs to no document.
         columns = torch.arange(end, device=device).expand(len(rows), end)
         stale = columns >= (start + torch.tensor(counts, device=device))[:, None]
-        key = Place(torch.where(stale, -2, 0), self.spans[read, :end], self.private[read, :end], columns)
+        key = Place(
+            torch.where(stale, -2, 0),
+            self.spans[read, :end],
+            self.private[read, :end],
+            columns,
+            None if kept is None else kept[read, :end],
+        )
         return Window(self, index, at, read, starts[0] if level else None, end, query, key)
 
     def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:

@@ -1,5 +1,7 @@
 """What every layer is made of: the norm, the matrix, the feed-forward."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -63,6 +65,6 @@ class FeedForward(nn.Module):
         self.gate_up = Linear(width, 2 * hidden, fused=(hidden, hidden))
         self.down = Linear(hidden, width)
 
-    def forward(self, x: Tensor, norm: Norm) -> Tensor:
+    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         """[..., width] -> [..., width]; `norm` is applied to x first."""
         return then(swiglu, self.down, then(norm, self.gate_up, x))

@@ -4,6 +4,38 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from transfusion.nn.experts import Experts
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Options of attention, all off by default; together they make any combination.
+
+    Args:
+        alibi: query heads, the first ones, whose scores fall with distance (ALiBi, arXiv 2108.12409, over several axes), beside
+            the rotation that all have: score - slope * mean over the axes of |difference of coordinates|, in both directions
+            inside an item, with slopes 2^(-8 i / alibi), i = 1 .. alibi. For text that is 1-D ALiBi.
+        soft_cap: scores are bent into (-soft_cap, soft_cap) by a tanh, before ALiBi (Gemma 2, arXiv 2408.00118; 50 there).
+            0: none.
+        value_residual: a layer's values are mixed with those of the first layer (arXiv 2410.17897).
+        gated: what a head found is multiplied by a sigmoid gate, a linear function of the token (arXiv 2505.06708).
+        laser: attention over exponentials of values, softly clamped to this, and the logarithm of what is found (LASER, arXiv
+            2411.03493; 15 is usual). 0: plain values.
+    """
+
+    alibi: int = 0
+    soft_cap: float = 0.0
+    value_residual: bool = False
+    gated: bool = False
+    laser: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.alibi < 0 or self.soft_cap < 0 or not 0 <= self.laser <= 40:
+            raise ValueError(
+                f"alibi and soft_cap must not be negative, and laser lie between 0 (off) and 40, beyond which exponentials "
+                f"overflow; not {self.alibi}, {self.soft_cap} and {self.laser}"
+            )
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -26,6 +58,17 @@ class Trunk:
             norm), and only the attention itself is common (mixture of transformers, arXiv 2411.04996). A token costs what it
             costs with shared weights. Text keeps the names that shared weights have, `blocks.3.feed_forward...`; those of
             modality m are `blocks.3.media.m.feed_forward...` and `media_norms.m`.
+        experts: a mixture of experts instead of each feed-forward.
+        attention: options of attention.
+        residual: "plain": each part adds to x. "hyper": hyper-connections (arXiv 2409.19606), `streams` of them. "attention":
+            each part reads a weighted mean of all earlier parts' outputs ("Attention Residuals", Kimi team, 2026).
+        streams: of hyper-connections.
+        long_skips: layers of the second half also get what left the first half, the last from the first and so on (U-ViT,
+            arXiv 2209.12152).
+        adaln: every layer is told the time of each media item, by shifts, scales and gates on that item's slots (adaLN-zero,
+            DiT, arXiv 2212.09748). The third way beside the two that add the time once, before the trunk (`patcher.time`,
+            which can then be "none"). It is a square matrix of 6 widths more in each layer.
+        dropout: share of the numbers that each part adds to x, left out in training.
     """
 
     width: int = 256
@@ -40,6 +83,13 @@ class Trunk:
     theta: float = 10000.0
     eps: float = 1e-5
     weights: Literal["shared", "feed_forward", "all"] = "shared"
+    experts: Experts = Experts()
+    attention: Heads = Heads()
+    residual: Literal["plain", "hyper", "attention"] = "plain"
+    streams: int = 4
+    long_skips: bool = False
+    adaln: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.heads < 1:
@@ -50,6 +100,18 @@ class Trunk:
             raise ValueError(f"heads {self.heads} must be a multiple of kv-heads {self.num_kv_heads}")
         if self.weights not in ("shared", "feed_forward", "all"):
             raise ValueError(f"weights must be shared, feed_forward or all, not {self.weights!r}")
+        if self.residual not in ("plain", "hyper", "attention"):
+            raise ValueError(f"residual must be plain, hyper or attention, not {self.residual!r}")
+        if self.residual == "hyper" and self.streams < 1:
+            raise ValueError(f"hyper-connections need at least 1 stream, not {self.streams}")
+        if self.attention.alibi > self.heads:
+            raise ValueError(f"attention.alibi asks for {self.attention.alibi} of {self.heads} heads: give at most as many")
+        if self.long_skips and self.residual == "attention":
+            raise ValueError('residual "attention" reads all earlier layers already: take long_skips with "plain" or "hyper"')
+        if self.long_skips and self.depth < 3:
+            raise ValueError(f"long_skips join layers of two halves around a middle: {self.depth} layers are too few, take 3")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a share from 0 to below 1, not {self.dropout}")
 
     @property
     def head_dim(self) -> int:

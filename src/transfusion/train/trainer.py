@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfusion import chance
 from transfusion.data.batch import Batch, Position
 from transfusion.data.loader import Loader, ahead
 from transfusion.model.auxiliary import Decoders
@@ -113,6 +114,7 @@ class Trainer:
         self.teacher = self.ema.module(model) if taught else None
         self.decoders = decoders
         self.step, self.position, self.skipped = 0, Position(), 0
+        self.drops = any(isinstance(part, nn.Dropout) for part in model.modules())
 
     def losses(self, batch: Batch) -> Losses:
         """The losses of a batch: the one method to replace."""
@@ -180,6 +182,8 @@ class Trainer:
                 log.say(f"{len(self.loader.failed)} documents could not be read and were left out")
 
     def _step(self, batches: tuple[Batch, ...]) -> tuple[Losses, float, int]:
+        if self.drops:  # torch's own chance, which a checkpoint does not hold
+            torch.manual_seed(chance.key(self.loader.seed, self.step, "dropout"))
         rate = self.optim.rate(self.step, self.train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("factor", 1.0)

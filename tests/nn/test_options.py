@@ -1,0 +1,287 @@
+"""Options of the trunk, each alone and in pairs: each changes the function, keeps the equalities, has gradients, and learns."""
+
+import random
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from small import IMAGE, SOUND, documents, model, picture
+from test_equalities import cached_is_full, entries, many_is_one, numbers, requests, rows
+from transfusion import config
+from transfusion.api import Transfusion
+from transfusion.cli import settings
+from transfusion.codec.patcher import LinearPatcher
+from transfusion.data.document import Document, Media, Text
+from transfusion.diffusion.sampler import Euler
+from transfusion.generate.engine import Engine, generate
+from transfusion.nn.experts import Experts
+from transfusion.nn.residual import paired
+from transfusion.nn.trunk import Heads, Trunk
+from transfusion.recipes import RECIPES
+from transfusion.recipes.run import Run
+
+FACTORS: dict[str, dict[str, Any]] = {
+    "weights": {"feed_forward": "feed_forward", "all": "all"},
+    "experts": {"two of four and a shared one": Experts(4, 2), "one of three": Experts(3, 1, shared=False)},
+    "alibi": {"some heads": 3, "all heads": 4},
+    "soft_cap": {"capped": 2.0},
+    "value_residual": {"value residual": True},
+    "gated": {"gated": True},
+    "laser": {"laser": 15.0},
+    "residual": {"hyper": "hyper", "attention": "attention"},
+    "long_skips": {"long skips": True},
+    "adaln": {"adaln": True},
+    "axial": {"axial": True},
+    "time": {"told nowhere else": "none"},
+}
+HEADS = {"alibi", "soft_cap", "value_residual", "gated", "laser"}
+Choice = dict[str, str]
+
+
+def built(choice: Choice, *, double: bool = True, **more: Any) -> Transfusion:
+    """A model with some factors set, of three layers, its weights random everywhere."""
+    values = {factor: FACTORS[factor][level] for factor, level in choice.items()}
+    heads = Heads(**{k: v for k, v in values.items() if k in HEADS})
+    trunk = {k: v for k, v in values.items() if k not in HEADS | {"axial", "time"}}
+    patcher, axial = LinearPatcher(time=values.get("time", "width")), "axial" in choice
+    return model(IMAGE, SOUND, double=double, depth=3, attention=heads, patcher=patcher, axial=axial, **trunk, **more)
+
+
+def forbidden(choice: Choice) -> bool:
+    return choice.get("residual") == "attention" and "long_skips" in choice
+
+
+def covering() -> list[Choice]:
+    """A few choices that hold every allowed pair of levels between them, off among the levels. Greedy, the best of some draws."""
+    levels = [(f, level) for f, named in FACTORS.items() for level in (*named, None)]
+    left = {frozenset(p) for p in combinations(levels, 2) if p[0][0] != p[1][0]}
+    left -= {p for p in left if forbidden({f: level for f, level in p if level})}
+    chance, found = random.Random(0), []
+
+    def draw() -> dict[str, str | None]:
+        chosen = dict(chance.choice(sorted(left, key=lambda p: sorted(map(str, p)))))
+        for factor in chance.sample(list(FACTORS), len(FACTORS)):
+            if factor not in chosen:
+                choices = [*FACTORS[factor], None]
+                allowed = [x for x in choices if not forbidden({f: y for f, y in (chosen | {factor: x}).items() if y})]
+                chance.shuffle(allowed)
+                chosen[factor] = max(allowed, key=lambda x: sum(frozenset({(factor, x), o}) in left for o in chosen.items()))
+        return chosen
+
+    while left:
+        best = max((draw() for _ in range(20)), key=lambda c: sum(frozenset(p) in left for p in combinations(c.items(), 2)))
+        left -= {frozenset(p) for p in combinations(best.items(), 2)}
+        found.append({f: best[f] for f in FACTORS if best[f]})
+    return found
+
+
+SINGLE = [{factor: level} for factor, named in FACTORS.items() for level in named]
+PAIRS = covering()
+
+
+def name(choice: Choice) -> str:
+    return ", ".join(choice.values())
+
+
+def mixed() -> list[Document]:
+    sound = Media(picture(7, 3, 6), "sound")
+    return [*documents()[:3], Document((sound, Text("and"), Media(picture(8)))), Document((Text("hm"), sound))]
+
+
+def equalities(m: Transfusion) -> None:
+    """Two documents in a row, beside padding, are those alone; a document through the cache is the whole one; many are one."""
+    found = entries(m, [mixed()[2], mixed()[3]])
+    together = numbers(m(rows(m, [found], 112)))
+    alone = [numbers(m(rows(m, [[one]], len(one.sequence)))) for one in found]
+    assert torch.allclose(together, alone[0] + alone[1], rtol=1e-9, atol=1e-9)
+    cached_is_full(m, [mixed()[3]])
+    many_is_one(m, [requests(Euler(2))[i] for i in (0, 1)])
+
+
+def gradients(m: Transfusion) -> None:
+    """Every weight has one, but those of experts that no token chose."""
+    m(rows(m, [entries(m, mixed())], 160)).total(1.0).backward()
+    for one, p in m.named_parameters():
+        assert ".experts." in one or (p.grad is not None and p.grad.isfinite().all() and p.grad.any()), one
+
+
+def test_pairs_are_covered() -> None:
+    levels = [(f, level) for f, named in FACTORS.items() for level in named]
+    for one, other in combinations(levels, 2):
+        if one[0] != other[0] and not forbidden(dict([one, other])):
+            assert any(c.get(one[0]) == one[1] and c.get(other[0]) == other[1] for c in PAIRS), (one, other)
+    assert len(PAIRS) < 16
+
+
+@pytest.mark.parametrize("choice", SINGLE, ids=name)
+def test_alone(choice: Choice) -> None:
+    """Another function than without, and a gradient at every weight."""
+    plain, m = built({}), built(choice)
+    with torch.no_grad():  # the weights that both have are the same
+        own = dict(plain.named_parameters())
+        for one, p in m.named_parameters():
+            p.copy_(own.get(one, p))
+    batch = rows(m, [entries(m, mixed())], 160)
+    one, other = numbers(plain(batch)), numbers(m(batch))
+    assert (one - other).abs()[2] > 1e-2 and (one - other).abs()[0] > 1e-2
+    gradients(m)
+
+
+@pytest.mark.parametrize("choice", PAIRS, ids=name)
+def test_in_pairs(choice: Choice, unchecked) -> None:
+    """The same packed, cached and batched, whatever else is on."""
+    m = built(choice)
+    equalities(m)
+    gradients(m)
+
+
+LEARNED = [{}, *SINGLE, {"adaln": "adaln", "time": "told nowhere else"}]
+
+
+@pytest.mark.parametrize("choice", LEARNED, ids=lambda c: name(c) or "none")
+def test_learns(choice: Choice, unchecked) -> None:
+    """From the weights that a new model has, the loss on two documents falls to less than half."""
+    m = Transfusion(built(choice, double=False).settings, built(choice, double=False).vocabulary).train()
+    batch = rows(m, [entries(m, mixed()[3:])], 40)
+    optimizer = torch.optim.Adam(m.parameters(), 2e-2)
+    first = m(batch).total(1.0).item()
+    for _ in range(12):
+        optimizer.zero_grad()
+        m(batch).total(1.0).backward()
+        optimizer.step()
+    assert m(batch).total(1.0).item() < first / 2
+
+
+@pytest.mark.parametrize("choice", [PAIRS[0], PAIRS[1], PAIRS[2]], ids=name)
+def test_half_precision_generates(choice: Choice) -> None:
+    """The engine's copy in bf16 draws and writes with every option; numbers stay finite."""
+    m = built(choice, double=False)
+    for drawn in generate(Engine(m.network, m.vocabulary, rows=9, dtype=torch.bfloat16), [requests()[0], requests()[3]]):
+        assert all(item.tensor().isfinite().all() for item in drawn.media)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = m(rows(m, [entries(m, mixed())], 160)).total(1.0)
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in m.parameters())
+
+
+def test_every_option_survives_configuration_and_the_command_line() -> None:
+    run = RECIPES["digits"].run()
+    given = "--model.trunk.weights all --model.trunk.experts.number 4 --model.trunk.experts.active 1 --model.trunk.attention.alibi 2"
+    given += (
+        " --model.trunk.attention.soft-cap 50 --model.trunk.attention.value-residual True --model.trunk.attention.gated True"
+    )
+    given += " --model.trunk.attention.laser 15 --model.trunk.residual hyper --model.trunk.streams 2 --model.axial True"
+    given += " --model.trunk.long-skips True --model.trunk.adaln True --model.trunk.dropout 0.1 --model.patcher.time none"
+    found = settings(run, [*given.split(), "--model.coordinates.order", "shared"], "x")
+    trunk = replace(
+        run.model.trunk,
+        weights="all",
+        experts=Experts(4, 1),
+        attention=Heads(alibi=2, soft_cap=50.0, value_residual=True, gated=True, laser=15.0),
+        residual="hyper",
+        streams=2,
+        long_skips=True,
+        adaln=True,
+        dropout=0.1,
+    )
+    coordinates = replace(run.model.coordinates, order="shared")
+    patcher = LinearPatcher(time="none")
+    assert found.model == replace(run.model, trunk=trunk, patcher=patcher, axial=True, coordinates=coordinates)
+    assert config.from_yaml(Run, config.to_yaml(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"residual": "highway"}, "plain, hyper or attention"),
+        ({"residual": "hyper", "streams": 0}, "at least 1 stream"),
+        ({"residual": "attention", "long_skips": True, "depth": 4}, 'take long_skips with "plain"'),
+        ({"depth": 2, "long_skips": True}, "2 layers are too few, take 3"),
+        ({"dropout": 1.0}, "below 1"),
+    ],
+)
+def test_wrong_settings_say_what_to_do(wrong: dict[str, Any], message: str, unchecked) -> None:
+    with pytest.raises(ValueError, match=message):
+        Trunk(**wrong)
+
+
+def test_wrong_parts_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="2 of 1 heads: give at most as many"):
+        Trunk(heads=1, attention=Heads(alibi=2))
+    with pytest.raises(ValueError, match="between 0"):
+        Heads(laser=100.0)
+    with pytest.raises(ValueError, match=r"between 1 and experts\.number"):
+        Experts(2, active=3)
+    with pytest.raises(ValueError, match="must not be negative"):
+        Experts(2, balance=-1.0)
+
+
+def test_nothing_is_added_where_nothing_is_asked_for() -> None:
+    """The default model has the weights and names that it always had."""
+    parts = {"attention_norm", "feed_norm", "attention.qkv", "attention.out", "attention.q_norm", "attention.k_norm"}
+    parts |= {"feed_forward.gate_up", "feed_forward.down"}
+    expected = {f"blocks.{i}.{part}.weight" for i in range(2) for part in parts} | {"norm.weight"}
+    assert set(model().network.trunk.state_dict()) == expected
+    assert {n.split(".")[0] for n in model().network.state_dict()} == {"embed", "trunk", "head", "patchers"}
+
+
+# ---- what single options are --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", [{"residual": "hyper"}, {"long_skips": "long skips"}, {"experts": "one of three"}], ids=name)
+def test_begins_as_what_it_stands_for(choice: Choice) -> None:
+    """A new model's hyper-connections and long skips are the plain residual, until they learn."""
+    torch.manual_seed(0)
+    m = Transfusion(built(choice).settings, built(choice).vocabulary).double()
+    plain = Transfusion(built({}).settings, built({}).vocabulary).double()
+    own = {n: p for n, p in m.named_parameters() if n in dict(plain.named_parameters())}
+    plain.load_state_dict({**plain.state_dict(), **own})
+    batch = rows(m, [entries(m, mixed())], 160)
+    one, other = (numbers(x(batch)) for x in (plain, m))
+    assert torch.allclose(one, other, rtol=1e-4) == ("experts" not in choice)
+
+
+def test_adaln_leaves_text_alone_and_begins_as_identity() -> None:
+    m = built({"adaln": "adaln"})
+    batch = rows(m, [entries(m, [Document((Text("only text"),))])], 24)
+    before = numbers(m(batch))
+    with torch.no_grad():
+        for n, p in m.named_parameters():
+            if "modulation" in n or "network.time" in n:
+                p.normal_()
+    assert torch.equal(numbers(m(batch)), before)
+    new = Transfusion(m.settings, m.vocabulary)
+    assert all(not p.any() for n, p in new.named_parameters() if "modulation" in n)
+
+
+def test_long_skips_join_the_halves() -> None:
+    assert [paired(depth) for depth in (3, 4, 5, 8)] == [1, 1, 2, 3]
+    m = model(depth=5, long_skips=True)
+    assert [block.skip is not None for block in m.network.trunk.blocks] == [False, False, False, True, True]
+
+
+def test_initial_scale_of_what_is_written_into_the_stream() -> None:
+    """Every projection back into the stream begins smaller by 1 / sqrt(2 depth), those of sets and of experts, too."""
+    chosen = Transfusion(
+        built({"weights": "all", "experts": "two of four and a shared one"}, double=False).settings, built({}).vocabulary
+    )
+    found = {n: p for n, p in chosen.named_parameters() if n.endswith(("attention.out.weight", ".down.weight"))}
+    assert len(found) == 3 * 3 * (1 + 5)
+    for p in found.values():
+        assert p.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.15)
+
+
+def test_dropout_only_in_training_and_only_if_asked_for() -> None:
+    m = model(dropout=0.5)
+    batch = rows(m, [entries(m, documents())], 160)
+    assert torch.equal(numbers(m(batch)), numbers(model()(batch)))
+    m.train()
+    torch.manual_seed(0)
+    one, other = numbers(m(batch)), numbers(m(batch))
+    torch.manual_seed(0)
+    assert not torch.equal(one, other) and torch.equal(one, numbers(m(batch)))
+    assert not any(isinstance(part, nn.Dropout) for part in model().modules())
