@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportIncompatibleMethodOverride=false
 """Patchers: their shapes, choices, and mistakes; each learns; a user's modules are kept with the model."""
 
 import json

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Weights of losses, by token and by item, items that are only context or private, and noise that is given."""
 
 import math

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """An average that is a model: it follows, samples, saves, teaches, and moves."""
 
 from pathlib import Path

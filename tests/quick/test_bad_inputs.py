@@ -1,4 +1,5 @@
 # ruff: noqa: C408
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 """Bad input, call by call: a ValueError that names the document, the item and the remedy, before anything is computed."""
 
 from collections.abc import Callable

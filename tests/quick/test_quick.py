@@ -1,4 +1,5 @@
 # ruff: noqa: C408
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 """The quick face learns, agrees with Documents, and gives back what it says."""
 
 from dataclasses import replace
@@ -406,3 +407,35 @@ def test_ways_in_and_out_of_ones_own() -> None:
     assert all(p.grad is not None for module in pair for p in module.parameters())
     many = model.sample_many([ids(1), ids(2)], force_modality_at_start=0, max_length=24, modality_steps=2, cfg_scale=3.0)
     assert [tuple(sample[1].tensor.shape) for sample in many] == [(6, 4, 4), (6, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "where"),
+    [
+        ("qk_rmsnorm", False, lambda t: not t.qk_norm),
+        ("ff_expansion_factor", 2, lambda t: t.hidden_width == 64),
+        ("softcap_value", 50.0, lambda t: t.attention.soft_cap == 50),
+        ("gate_values", True, lambda t: t.attention.gated),
+        ("use_value_residual", True, lambda t: t.attention.value_residual),
+        ("attn_laser", True, lambda t: t.attention.laser == 15),
+        ("unet_skips", True, lambda t: t.long_skips),
+        ("dropout", 0.1, lambda t: t.dropout == 0.1),
+        ("attn_kwargs", {"softcap_value": 30.0}, lambda t: t.attention.soft_cap == 30),
+        ("kv_heads", 2, lambda t: t.num_kv_heads == 2),
+        ("use_flex_attn", True, lambda t: True),
+    ],
+)
+def test_options_of_the_transformer(word: str, value: object, where) -> None:
+    model = quick(transformer={"dim": 32, "depth": 3, "dim_head": 8, word: value})
+    assert where(model.settings.model.trunk)
+    model([[ids(1, 2), randn(4, 6)]]).backward()
+    assert model.sample(ids(1), force_modality_at_start=0, max_length=20, modality_steps=2)[1].tensor.shape == (4, 6)
+
+
+def test_axial_embeddings_of_places() -> None:
+    model = quick(add_pos_emb=True, modality_default_shape=(2, 2)).eval()
+    without = quick(modality_default_shape=(2, 2)).eval()
+    batch = [[ids(1), randn(2, 2, 6), randn(3, 2, 6)]]
+    assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in without.parameters())
+    model(batch).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "axial" in n)

@@ -1,4 +1,5 @@
 # ruff: noqa: C408
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 """The usage blocks of transfusion-pytorch's README, with only the import's name changed (and `.cuda()` removed)."""
 
 import pytest

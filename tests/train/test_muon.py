@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Muon moves every matrix of the trunk by an orthogonal step, fused ones part by part, and AdamW moves the rest."""
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from transfusion.diffusion.sampler import Heun, Sampler
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Auxiliary
 from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.nn.trunk import Heads, Trunk
 from transfusion.quick.parts import Quick
 
 T = TypeVar("T")
@@ -146,7 +146,8 @@ def configure(
     extra: dict[str, Any] = {} if patcher is None else {"patcher": patcher}
     model = Model(
         modalities=tuple(modalities),
-        trunk=replace(width_and_trunk, axial=True) if add_pos_emb else width_and_trunk,
+        trunk=width_and_trunk,
+        axial=add_pos_emb,
         diffusion=diffusion,
         coordinates=Coordinates("grid", axes=max(1, *(len(m.shape) for m in modalities)) if modalities else 1),
         media_weight=flow_loss_weight / text_loss_weight,
@@ -213,24 +214,43 @@ def trunk(words: dict[str, Any]) -> Trunk:
         given |= given.pop(name, {})
     if not {"dim", "width"} & given.keys() or "depth" not in given:
         raise ValueError("transformer needs dim and depth: dict(dim=512, depth=8)")
-    own = {field.name for field in fields(Trunk)}
+    own, heads = ({field.name for field in fields(kind)} for kind in (Trunk, Heads))
     width = given.pop("dim", given.pop("width", None))
     size = given.pop("dim_head", given.pop("head_size", None)) or min(64, width)
     options: dict[str, Any] = {"width": width, "head_size": size, "heads": given.pop("heads", max(1, width // size))}
-    given.pop("use_flex_attn", None)  # the best form is always chosen
+    looks: dict[str, Any] = {}
     for name, value in given.items():
         if name in TRUNK:
-            options |= TRUNK[name](value, width)
+            found = TRUNK[name](value, width)
+            looks |= {key: v for key, v in found.items() if key in heads}
+            options |= {key: v for key, v in found.items() if key not in heads}
         elif name in own:
             options[name] = value
+        elif name in heads:
+            looks[name] = value
         else:
-            raise ValueError(f"transformer: no option {name!r}{nearest(name, [*TRUNK, *sorted(own)])}")
+            raise ValueError(f"transformer: no option {name!r}{nearest(name, [*TRUNK, *sorted(own | heads)])}")
+    if looks:
+        options["attention"] = replace(options.get("attention", Heads()), **looks)
     return Trunk(**options)
 
 
-TRUNK: dict[str, Any] = {
+def _soft_cap(value: float | None, _: int) -> dict[str, Any]:
+    if value == 0:
+        raise ValueError("softcap_value 0 would make all scores equal: leave it out for no soft cap")
+    return {"soft_cap": value or 0.0}
+
+
+TRUNK: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "ff_expansion_factor": lambda v, width: {"hidden": -(-int(width * v * 2 / 3) // 32) * 32},
     "qk_rmsnorm": lambda v, _: {"qk_norm": v},
+    "softcap_value": _soft_cap,
+    "gate_values": lambda v, _: {"gated": v},
+    "use_value_residual": lambda v, _: {"value_residual": v},
+    "attn_laser": lambda v, _: {"laser": 15.0 if v else 0.0},
+    "laser_softclamp_value": lambda v, _: {"laser": float(v)},
+    "unet_skips": lambda v, _: {"long_skips": v},
+    "use_flex_attn": lambda v, _: {},  # the best form is always chosen
 }
 """transfusion-pytorch's names for options of the trunk -> ours."""
 

@@ -229,7 +229,7 @@ class Learns(Held):
         length = sum(len(entry.sequence) for entry in entries)
         return collate([list(entries)], length, self.vocabulary, self.network.model.coordinates.axes).to(self.network.device)
 
-    def _by_slot(self, batch: Batch, values: Sequence[Tensor | list[float]]) -> dict[int, Any]:
+    def _by_slot(self, batch: Batch, values: Sequence[Sequence[Any]]) -> dict[int, Any]:
         """First slot -> what belongs to that item, for values by group."""
         return {
             int(slot): one

@@ -167,7 +167,7 @@ class Samples(Held):
             for i, one in enumerate(documents)
         ]
         done = self._generate(requests, capacity=prompt.shape[1] + length + 2)
-        ids = [[i for s in d.segments for i in self.vocabulary.encode(s.content) if isinstance(s, Text)] for d in done]
+        ids = [[i for s in d.segments if isinstance(s, Text) for i in self.vocabulary.encode(s.content)] for d in done]
         return torch.tensor(ids, device=prompt.device)[:, prompt.shape[1] :]
 
     def generate_modality_only(
