@@ -20,6 +20,7 @@ from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import Euler
 from transfusion.modality import Modality
+from transfusion.model.auxiliary import Auxiliary
 from transfusion.model.transfusion import Model
 from transfusion.nn.trunk import Trunk
 
@@ -44,6 +45,7 @@ def model(
     patcher: Patcher = LinearPatcher(),
     modules: Modules | None = None,
     axial: bool = False,
+    auxiliary: Auxiliary = Auxiliary(),
     **trunk: object,
 ) -> Transfusion:
     """A model whose every weight is random, so that no path agrees with another by being zero."""
@@ -56,6 +58,7 @@ def model(
             context=context,
             diffusion=diffusion,
             patcher=patcher,
+            auxiliary=auxiliary,
         ),
         drop=drop,
         sampler=Euler(num_steps=3),

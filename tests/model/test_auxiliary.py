@@ -1,0 +1,343 @@
+"""The further losses: zero where they must be zero, a gradient where they must have one and nowhere else."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from small import IMAGE, documents, model, picture
+from transfusion import config
+from transfusion.api import Transfusion
+from transfusion.cli import settings
+from transfusion.data.batch import Entry, collate
+from transfusion.data.document import CLEAN, Document, Media, Text
+from transfusion.data.layout import lay_out
+from transfusion.diffusion.process import PAPER, Diffusion, Kind
+from transfusion.diffusion.schedule import Cosine, Linear, LinearBetas
+from transfusion.model import auxiliary
+from transfusion.model.auxiliary import Auxiliary, Passed, unseen
+from transfusion.model.loss import Losses, Mean
+from transfusion.nn.attention import Place
+from transfusion.recipes import digits
+
+ALL = Auxiliary(consistency=0.5, reconstruction=0.3, representation=0.2)
+COMBINATIONS = [
+    Diffusion(schedule, kind, kind)
+    for schedule in (Linear(), Cosine(), LinearBetas())
+    for kind in ("x0", "eps", "v", "velocity")
+    if (schedule, kind) != (Linear(), "eps")
+]
+
+
+def name(diffusion: Diffusion) -> str:
+    return f"{diffusion.schedule.kind}-{diffusion.prediction}"
+
+
+def other(m: Transfusion) -> Transfusion:
+    """A teacher with other weights."""
+    teacher = copy.deepcopy(m)
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return teacher
+
+
+def of(m: Transfusion, docs: list, **kw: object) -> dict[str, Mean]:
+    return {term.name: term.mean for term in m(m.batch(docs), **kw).auxiliary}  # type: ignore[arg-type]
+
+
+class Decoder(nn.Module):
+    """Twice as large and not linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(1, 3, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x.to(self.up.weight.dtype)).tanh()
+
+    decode = forward
+
+
+# ---- off, on, and how they are summed -----------------------------------------------------------------------------------
+
+
+def test_off_there_is_nothing_and_on_the_two_losses_stay() -> None:
+    plain, on = model(double=True), model(double=True, auxiliary=ALL)
+    extra = on.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert extra and all(n.startswith("network.representation.") for n in extra)
+    off, all_on = plain(plain.batch(documents())), on(on.batch(documents()), teacher=other(on))
+    assert off.auxiliary == () and [t.name for t in all_on.auxiliary] == ["consistency", "reconstruction", "representation"]
+    assert torch.equal(off.text.sum, all_on.text.sum) and torch.equal(off.media.sum, all_on.media.sum)
+    for term in all_on.auxiliary:
+        assert term.mean.sum > 0.01 and term.mean.count == off.media.count
+    further = sum(t.weight * t.mean.value for t in all_on.auxiliary)
+    assert torch.allclose(all_on.total(5.0), off.total(5.0) + further)
+
+
+def test_packed_is_alone_and_parts_are_the_whole() -> None:
+    """Documents with several, dual, private, weighted and clean items; float64 to 1e-9."""
+    m = model(double=True, auxiliary=ALL)
+    teacher, decoders = other(m), {"image": Decoder().double()}
+    docs = [
+        *documents(),
+        Document((Media(picture(11), dual=True), Text("x"), Media(picture(12), weight=0.5))),
+        Document((Media(picture(13), times=CLEAN), Media(picture(14)))),
+    ]
+    laid = [lay_out(one, m.vocabulary, m.settings.model.coordinates) for one in docs]
+    entries = [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(laid)]
+
+    def run(*rows: list[Entry]) -> Losses:
+        length = max(sum(len(e.sequence) for e in row) for row in rows)
+        return m(collate(list(rows), length, m.vocabulary, 2), teacher=teacher, decoders=decoders)
+
+    together, alone = run(entries[:4], entries[4:]), [run([one]) for one in entries]
+    for i, term in enumerate(together.auxiliary):
+        assert (term.mean.sum - sum(one.auxiliary[i].mean.sum for one in alone)).abs() < 1e-9 and term.mean.count == 9
+    halves = [run(entries[:4]), run(entries[4:])]
+    added = halves[0] + halves[1]
+    parts = halves[0].total(5.0, added) + halves[1].total(5.0, added)
+    assert torch.allclose(parts, together.total(5.0)) and len(added.detached().auxiliary) == 3
+
+
+def test_without_items_they_are_zero() -> None:
+    m = model(auxiliary=ALL)
+    for docs in ([["only text"]], [[Media(picture(1), times=CLEAN), "x"]]):
+        found = of(m, docs, teacher=other(m), decoders={"image": Decoder()})
+        assert len(found) == 3 and all(mean.sum == 0 and mean.count == 0 and mean.value == 0 for mean in found.values())
+
+
+def test_training_without_a_teacher_is_refused_and_measuring_is_not() -> None:
+    m = model(auxiliary=ALL)
+    assert list(of(m, documents())) == ["reconstruction"]
+    with pytest.raises(ValueError, match="need a teacher, the model under averaged weights"):
+        m.train().loss(documents())
+    assert m.loss(documents(), teacher=m.create_ema()).requires_grad
+    only = model(auxiliary=Auxiliary(reconstruction=1.0)).train()
+    assert only.loss(documents()).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"consistency": -1.0}, "consistency is a weight"),
+        ({"reconstruction": float("nan")}, "reconstruction is a weight"),
+        ({"delta": 1.0}, "delta is a difference of times"),
+        ({"student_depth": 0.8}, "the teacher's no less"),
+        ({"teacher_depth": 1.1}, "shares of the trunk"),
+        ({"unseen": 1.0}, "unseen is a share"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(bad: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Auxiliary(**bad)
+
+
+def test_settings_survive_configuration_and_command_line() -> None:
+    line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.unseen", "0.5"]
+    run = settings(digits.run(), line, "transfusion train digits")
+    assert run.model.auxiliary == Auxiliary(consistency=0.1, unseen=0.5) and run.model.auxiliary.needs_teacher
+    assert config.from_plain(Auxiliary, config.to_plain(ALL)) == ALL and not Auxiliary().active
+
+
+# ---- consistency --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("diffusion", COMBINATIONS, ids=name)
+def test_consistency_is_zero_against_itself_and_not_otherwise(diffusion: Diffusion) -> None:
+    """Against itself at the same time; not against another, nor against itself a little earlier."""
+    same = model(double=True, diffusion=diffusion, auxiliary=Auxiliary(consistency=1.0, delta=0.0))
+    assert of(same, documents(), teacher=same)["consistency"].sum < 1e-18
+    assert of(same, documents(), teacher=other(same))["consistency"].value > 1e-3
+    apart = model(double=True, diffusion=diffusion, auxiliary=Auxiliary(consistency=1.0, delta=0.05))
+    value = of(apart, documents(), teacher=apart)["consistency"].value
+    assert 1e-6 < value < float("inf")
+
+
+def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[Passed, Tensor]:
+    """A batch of pictures at given times whose predictions are right, or `off`; and their values."""
+    m = model(double=True, diffusion=diffusion)
+    docs = [[Media(picture(i), times=(t, t), noise=picture(i + 50))] for i, t in enumerate(at.tolist())]
+    batch = m.batch(docs)
+    batch = replace(batch, media=tuple(replace(g, weights=torch.ones_like(g.weights)) for g in batch.media))
+    media, noises = m.network.noise(batch)
+    (group,), (noisy,), (eps,) = batch.media, media, noises
+    values, eps = group.values.double(), eps.double()
+    noisy = replace(noisy, times=noisy.times.double(), latents=diffusion.corrupt(values, eps, noisy.times.double()))
+    batch = replace(batch, media=(replace(group, values=values),))
+    prediction = diffusion.target(diffusion.prediction, values, eps, noisy.times) + off
+    place = Place.of_rows(batch.documents, batch.spans, batch.private)
+    return Passed(batch, place, [noisy], [eps], [prediction]), values
+
+
+class Right:
+    """A teacher that is always right, and notes what it was shown."""
+
+    def __init__(self, diffusion: Diffusion, values: Tensor, eps: Tensor) -> None:
+        self.diffusion, self.values, self.eps = diffusion, values, eps
+
+    def hidden(self, tokens, positions, media, *, place=None, layers=None):
+        (self.shown,) = media
+        return tokens.new_zeros(tokens.numel(), 1), [None]
+
+    def predict(self, h, media, skips):
+        return [self.diffusion.target(self.diffusion.prediction, self.values, self.eps, media[0].times)]
+
+
+@pytest.mark.parametrize("diffusion", [d for d in COMBINATIONS if d.schedule == Linear()], ids=name)
+def test_who_is_right_is_consistent_at_every_time(diffusion: Diffusion) -> None:
+    """On the straight path, where the velocity is one along the way. The teacher sees the same noise, nearer to the data."""
+    at = torch.tensor([0.0, 0.005, 0.04, 0.5, 0.99, 1.0])
+    passed, values = made(diffusion, at)
+    teacher = Right(diffusion, values, passed.noises[0])
+    mean = auxiliary.consistency(0.02, diffusion, passed, teacher)
+    assert mean.count == 6 and mean.sum < 1e-12
+    s = (passed.media[0].times - 0.02).clamp_min(0)
+    assert torch.equal(teacher.shown.times, s)
+    assert torch.equal(teacher.shown.latents, diffusion.corrupt(values, passed.noises[0], s))
+    wrong, _ = made(diffusion, at, off=0.1)
+    assert 1e-3 < auxiliary.consistency(0.02, diffusion, wrong, teacher).sum < 6 * (0.1 / 0.05) ** 2 + 1e-6
+
+
+# ---- reconstruction -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+@pytest.mark.parametrize("diffusion", COMBINATIONS, ids=name)
+def test_a_right_prediction_reconstructs_at_every_time(diffusion: Diffusion, decoded: bool) -> None:
+    decoder = Decoder().double() if decoded else None
+    at = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0])
+    right, _ = made(diffusion, at)
+    mean = auxiliary.reconstruction(diffusion, right, [decoder])
+    assert mean.count == 5 and mean.sum < 1e-12
+    wrong, _ = made(diffusion, at, off=0.1)
+    assert 1e-5 < auxiliary.reconstruction(diffusion, wrong, [decoder]).sum < 100
+
+
+def test_the_error_is_that_of_decoded_pictures() -> None:
+    diffusion, decoder = Diffusion(), Decoder().double()
+    passed, values = made(diffusion, torch.tensor([0.3, 0.7]), off=0.2)
+    expected = (decoder(values + 0.2) - decoder(values)).square().flatten(1).mean(1).sum()
+    assert torch.allclose(auxiliary.reconstruction(diffusion, passed, [decoder]).sum, expected)
+    latents = auxiliary.reconstruction(diffusion, passed, [None]).sum
+    assert latents.item() == pytest.approx(2 * 0.04)
+
+
+@pytest.mark.parametrize("form", ["module", "method"])
+def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> None:
+    m, decoder = model(auxiliary=Auxiliary(reconstruction=1.0)), Decoder()
+    given = decoder if form == "module" else decoder.decode
+    of(m, [["a", picture(1)]], decoders={"image": given})["reconstruction"].sum.backward()
+    through = {n: p.grad for n, p in m.named_parameters()}
+    assert all(p.grad is None and p.requires_grad for p in decoder.parameters())
+    for part in ("patchers.image.outward.weight", "trunk.blocks.0.attention.qkv.weight", "embed.weight"):
+        grad = through[f"network.{part}"]
+        assert grad is not None and grad.abs().sum() > 0
+    assert m.network.head.weight.grad is None  # nothing that only the language loss needs
+    with pytest.raises(ValueError, match="stops gradients"):
+        of(m, [["a", picture(1)]], decoders={"image": torch.no_grad()(decoder.decode)})
+
+
+def test_modalities_without_a_decoder_are_compared_as_latents() -> None:
+    m = model(auxiliary=Auxiliary(reconstruction=1.0), double=True)
+    plain, absent = of(m, documents()), of(m, documents(), decoders={"sound": Decoder()})
+    assert torch.equal(plain["reconstruction"].sum, absent["reconstruction"].sum)
+
+
+# ---- representation -----------------------------------------------------------------------------------------------------
+
+
+def seeing(**kw: float) -> Transfusion:
+    return model(double=True, auxiliary=Auxiliary(representation=1.0, **kw), depth=4)
+
+
+def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
+    """With every slot seen and nothing between them but a positive factor: 0. Otherwise above 0, and 2 at most."""
+    m = seeing(student_depth=0.5, teacher_depth=0.5, unseen=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(auxiliary.Representation, "forward", lambda self, x: 3 * x)
+        assert of(m, documents(), teacher=m)["representation"].sum.abs() < 1e-12
+        for different in (
+            seeing(student_depth=0.25, teacher_depth=0.5, unseen=0.0),
+            seeing(student_depth=0.5, teacher_depth=0.5),
+        ):
+            assert of(different, documents(), teacher=different)["representation"].value > 1e-3
+        assert of(m, documents(), teacher=other(m))["representation"].value > 1e-4
+    assert 0 < of(m, documents(), teacher=m)["representation"].value < 2
+
+
+def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
+    m = seeing(student_depth=0.5, teacher_depth=0.75)
+    teacher = other(m)
+    of(m, documents(), teacher=teacher)["representation"].sum.backward()
+    grads = {n.removeprefix("network."): p.grad for n, p in m.named_parameters()}
+    early = [n for n in grads if n.startswith(("trunk.blocks.0", "trunk.blocks.1", "representation", "patchers.image.inward"))]
+    assert {"representation.blank", "representation.first.weight"} <= set(early)
+    for one in early:
+        grad = grads[one]
+        assert grad is not None and grad.abs().sum() > 0, one
+    late = [n for n in grads if n.startswith(("trunk.blocks.2", "trunk.blocks.3", "head"))]
+    assert late and all(grads[n] is None for n in late)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_unseen_slots_are_drawn_by_the_items_key() -> None:
+    m = seeing()
+    docs = [[Media(picture(i, 1, 4, 4)) for i in range(6)], [Media(picture(9), times=CLEAN), Media(picture(1), weight=0.0)]]
+    (group,) = m.batch(docs).media
+    hidden = unseen(group, 0.25)
+    assert hidden[:6].sum(1).tolist() == [1] * 6 and not hidden[6:].any() and torch.equal(hidden, unseen(group, 0.25))
+    assert len({tuple(row.tolist()) for row in hidden[:6]}) > 1
+    assert torch.equal(unseen(replace(group, keys=group.keys.flip(0), weights=torch.ones(8)), 0.5).flip(0)[:6],
+                       unseen(replace(group, weights=torch.ones(8)), 0.5)[:6])  # fmt: skip
+    (again,) = m.batch(docs[:1]).media
+    assert torch.equal(unseen(again, 0.25), hidden[:6])
+
+
+def test_what_is_unseen_changes_nothing_that_the_trunk_reads() -> None:
+    """Two pictures that differ only in unseen slots are one to the student."""
+    m = seeing()
+    batch = m.batch([[picture(1)]])
+    (noisy,), _ = m.network.noise(batch)
+    hidden = torch.tensor([[True, False, False, False]])
+    changed = noisy.latents.clone()
+    changed[:, :, :2, :2] += 1.0
+    place = Place.of_rows(batch.documents, batch.spans, batch.private)
+    with torch.no_grad():
+        outs = [
+            m.network.hidden(batch.tokens, batch.positions, [replace(noisy, latents=latents, unseen=mask)], place=place)[0]
+            for latents, mask in ((noisy.latents, hidden), (changed, hidden), (noisy.latents, None), (changed, None))
+        ]
+    assert torch.equal(outs[0], outs[1]) and (outs[2] - outs[3]).abs().max() > 1e-3 and (outs[0] - outs[2]).abs().max() > 1e-3
+
+
+# ---- in a loop of one's own ---------------------------------------------------------------------------------------------
+
+
+def test_each_falls_when_it_is_trained() -> None:
+    """15 steps on one picture: the sum, and each of the three, by half at least."""
+    torch.manual_seed(0)
+    m = model(IMAGE, auxiliary=Auxiliary(consistency=0.5, reconstruction=1.0, representation=0.5, delta=0.1)).train()
+    ema, decoder = m.create_ema(0.9), Decoder()
+    optimizer = torch.optim.Adam(m.parameters(), lr=5e-3)
+    batch = m.batch([["a", Media(picture(1), times=(0.4, 0.6))]])
+    first = last = m(batch, teacher=ema, decoders={"image": decoder})
+    for _ in range(15):
+        last = m(batch, teacher=ema, decoders={"image": decoder})
+        last.total(1.0).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update()
+    ratios = {t.name: (t.mean.value / f.mean.value).item() for t, f in zip(last.auxiliary, first.auxiliary, strict=True)}
+    assert last.total(1.0) < 0.5 * first.total(1.0), ratios
+    assert all(ratio < 0.5 for ratio in ratios.values()), ratios
+
+
+def test_the_papers_objective_takes_them_too() -> None:
+    m = model(diffusion=PAPER, auxiliary=ALL)
+    found = of(m, documents(), teacher=other(m), decoders={"image": Decoder()})
+    assert all(torch.isfinite(mean.sum) and mean.sum > 0 for mean in found.values())
+    kind: Kind = PAPER.prediction
+    assert PAPER.trust(kind, torch.tensor([1.0])) == 1 and PAPER.trust("x0", torch.tensor([1.0])) < 1e-5
