@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from small import FREE, IMAGE, model, picture, vocabulary
 from transfusion.api import Transfusion
+from transfusion.codec.patcher import UNetPatcher
 from transfusion.data.batch import Batch, Entry, collate
 from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import CLEAN, Document, Media, Text
@@ -96,6 +97,19 @@ def test_later_text_reads_the_clean_copy(coordinates: Coordinates) -> None:
     noised = losses(m, Media(picture(1)), Text("what it shows"))
     assert (dual.text.sum - clean.text.sum).abs() < 1e-9 and (dual.text.sum - noised.text.sum).abs() > 1e-3
     assert clean.media.count == 0 and (dual.media.sum - noised.media.sum).abs() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"patcher": UNetPatcher(channels=8)}, {"weights": "all", "adaln": True}, {"axial": True, "residual": "hyper"}],
+    ids=["unet", "mixture of transformers, adaLN", "axial, hyper-connections"],
+)
+def test_other_options_keep_it_so(options: dict) -> None:
+    m = model(double=True, **options)
+    plain, dual = losses(m, Text("a"), Media(picture(1))), losses(m, Text("a"), two())
+    assert (plain.media.sum - dual.media.sum).abs() < 1e-9
+    clean = losses(m, Media(picture(1), times=CLEAN), Text("what it shows"))
+    assert (losses(m, two(), Text("what it shows")).text.sum - clean.text.sum).abs() < 1e-9
 
 
 def test_every_item_takes_the_loss_that_it_has_behind_clean_ones() -> None:

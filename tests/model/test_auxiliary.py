@@ -11,6 +11,7 @@ from small import IMAGE, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import settings
+from transfusion.codec.patcher import UNetPatcher
 from transfusion.data.batch import Entry, collate
 from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.layout import lay_out
@@ -77,9 +78,19 @@ def test_off_there_is_nothing_and_on_the_two_losses_stay() -> None:
     assert torch.allclose(all_on.total(5.0), off.total(5.0) + further)
 
 
-def test_packed_is_alone_and_parts_are_the_whole() -> None:
+OPTIONS: dict[str, dict] = {
+    "default": {},
+    "unet": {"patcher": UNetPatcher(channels=8)},
+    "mixture of transformers": {"weights": "all"},
+    "hyper-connections, adaLN": {"residual": "hyper", "adaln": True},
+    "depth attention, axial": {"residual": "attention", "axial": True},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_packed_is_alone_and_parts_are_the_whole(options: dict) -> None:
     """Documents with several, dual, private, weighted and clean items; float64 to 1e-9."""
-    m = model(double=True, auxiliary=ALL)
+    m = model(double=True, auxiliary=ALL, **options)
     teacher, decoders = other(m), {"image": Decoder().double()}
     docs = [
         *documents(),
