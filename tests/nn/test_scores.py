@@ -1,5 +1,7 @@
 """Soft cap, ALiBi and LASER: every form of attention gives the same with them, gradients included; and what they are."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -49,6 +51,30 @@ def test_forms_agree_with_every_option(name: str, monkeypatch, unchecked) -> Non
     assert (outs[0] - plain).abs().max() > 1e-2
     for other in outs[1:]:
         assert (outs[0] - other).abs().max() < 1e-9
+
+
+COMPILED = """
+import torch
+from torch._dynamo.utils import counters
+from transfusion.nn.attention import Place, attention
+from transfusion.nn.scores import Scores
+torch.manual_seed(0)
+spans = torch.where((torch.arange(256) % 50 > 20) & (torch.arange(256) % 50 < 40), torch.arange(256) // 50, -1).expand(2, 256).contiguous()
+for step, cap in enumerate((2.0, 2.0, 3.0, 2.0)):
+    documents = (torch.arange(256) // (100 + step)).expand(2, 256).contiguous()
+    place = Place.of_rows(documents, spans, torch.zeros(2, 256, dtype=torch.bool), torch.rand(2, 256, 2) * 40)
+    q, k, v = torch.randn(2, 4, 256, 32), torch.randn(2, 2, 256, 32), torch.randn(2, 2, 256, 32)
+    scores = Scores(soft_cap=cap, alibi=3, heads=4)
+    with torch.no_grad():
+        outs = [attention(form, place, scores=scores)(q, k, v) for form in ("flex", "dense")]
+    assert (outs[0] - outs[1]).abs().max() < 1e-5
+assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
+"""
+
+
+def test_compiled_flex_agrees_and_compiles_once() -> None:
+    """In a process of its own, without the checks of types; neither other documents nor another cap compile anything again."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("long", [1, 128])

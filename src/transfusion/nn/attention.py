@@ -42,10 +42,10 @@ class Place:
     coordinates: Float[Tensor, "row length axes"] | None = None
 
     @classmethod
-    def of_rows(cls, documents: Tensor, spans: Tensor, private: Tensor) -> "Place":
+    def of_rows(cls, documents: Tensor, spans: Tensor, private: Tensor, coordinates: Tensor | None = None) -> "Place":
         """Whole rows, in order."""
         index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-        return cls(documents, spans, private, index)
+        return cls(documents, spans, private, index, coordinates)
 
 
 def rule(query: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> Tensor:
@@ -223,14 +223,17 @@ def flex(place: Place, scores: Scores = PLAIN) -> Attend:
 
 
 def _change(place: Place, scores: Scores) -> Callable[..., Tensor]:
-    """`scores` on one score, as flex attention wants it."""
+    """`scores` on one score, as flex attention wants it. The cap is a tensor: a second number would be compiled as a symbol,
+    which flex attention cannot take."""
+    cap = torch.tensor(scores.soft_cap, device=place.documents.device)
     if not scores.alibi:
-        return lambda score, row, head, query, key: scores.soft_cap * (score / scores.soft_cap).tanh()
+        return lambda score, row, head, query, key: cap * (score / cap).tanh()
     where = _known(place)
-    axes, slopes = where.unbind(-1), scores.slopes(where.device) / where.shape[-1]
+    axes, slopes = [axis.contiguous() for axis in where.unbind(-1)], scores.slopes(where.device) / where.shape[-1]
+    capped = bool(scores.soft_cap)
 
     def change(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        score = scores.soft_cap * (score / scores.soft_cap).tanh() if scores.soft_cap else score
+        score = cap * (score / cap).tanh() if capped else score
         distance = (axes[0][row, query] - axes[0][row, key]).abs()
         for axis in axes[1:]:
             distance = distance + (axis[row, query] - axis[row, key]).abs()

@@ -36,12 +36,12 @@ class AxialPositions(nn.Module):
         self.start()
 
     def start(self) -> None:
-        """First weights: bends spread over the whole axis, and vectors as faint as a token's."""
+        """First weights: bends spread over the whole axis, and vectors somewhat fainter than those they are added to."""
         for axis in self.axes:
             assert isinstance(axis, AxisNetwork)
             nn.init.normal_(axis.first.weight, std=8.0)
             nn.init.uniform_(axis.first.bias, -8.0, 8.0)
-            nn.init.normal_(axis.second.weight, std=0.02)
+            nn.init.normal_(axis.second.weight, std=0.002)
             nn.init.zeros_(axis.second.bias)
 
     def forward(self, grid: tuple[int, ...]) -> Float[Tensor, "slot width"]:
