@@ -29,9 +29,12 @@ from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.engine import Engine, generate
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Event, Request
+from transfusion.modality import Modality
 from transfusion.model.auxiliary import Decoders
+from transfusion.model.pretrained import LanguageModel, Weights
 from transfusion.model.transfusion import Model, Network
 from transfusion.nn.ema import Averaged
+from transfusion.nn.rows import rows
 from transfusion.quick.arguments import configure, known
 from transfusion.quick.losses import Learns
 from transfusion.quick.parts import Quick
@@ -121,7 +124,7 @@ class Transfusion(Learns, Samples):
         if vocabulary.ids != settings.language:
             raise ValueError("vocabulary and settings name different language models: settings.language must be vocabulary.ids")
         self.vocabulary = vocabulary
-        self.network = Network(settings.model, len(vocabulary), modules)
+        self.network = Network(settings.model, len(vocabulary), modules, language=vocabulary.num_language)
         self.settings = replace(settings, model=self.network.model)
         self.autoencoders = nn.ModuleDict(coded)
 
@@ -294,22 +297,27 @@ class Transfusion(Learns, Samples):
             differ = [f"{name}: {theirs[name]} there, {value} here" for name, value in ours.items() if value != theirs[name]]
             raise ValueError(f"weights of another trunk do not fit (model.trunk {'; '.join(differ)}): give it the same sizes")
         own, other = self.network.state_dict(), source.network.state_dict()
+        first = self.vocabulary.num_language
         here = {name: i for i, name in enumerate(self.vocabulary.names)}
         pairs = [(i, here[name]) for i, name in enumerate(source.vocabulary.names) if name in here]
         loaded, new = [], []
         with torch.no_grad():
             for name, tensor in own.items():
                 there = other.get(name)
-                if there is not None and name in ("embed.weight", "head.weight") and there.shape[1:] == tensor.shape[1:]:
-                    old, now = (torch.tensor(ids, device=tensor.device) for ids in zip(*pairs, strict=True))
-                    tensor[now] = there[old].to(tensor)
+                part = {"embed": source.network.embed, "head": source.network.head}.get(name.partition(".")[0])
+                if part is not None and part.weight.shape[1] == tensor.shape[1]:
+                    begins = first if name.endswith(".new") else 0
+                    mine = [(old, now - begins) for old, now in pairs if begins <= now < begins + len(tensor)]
+                    if mine:
+                        old, now = (torch.tensor(ids, device=tensor.device) for ids in zip(*mine, strict=True))
+                        tensor[now] = rows(part).to(tensor)[old]
                     loaded.append(name)
                 elif there is not None and there.shape == tensor.shape:
                     tensor.copy_(there)
                     loaded.append(name)
                 else:
                     new.append(name)
-        dropped = tuple(sorted(other.keys() - set(loaded)))
+        dropped = tuple(sorted(other.keys() - set(loaded) - {"embed.new", "head.new"}))
         tokens = set(range(len(self.vocabulary))) - {now for _, now in pairs}
         return Taken(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
 
@@ -321,7 +329,7 @@ class Transfusion(Learns, Samples):
         self.vocabulary.save(folder / "tokenizer.json")
         weights = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         if self.settings.model.tied:
-            del weights["head.weight"]
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
         places = Counter(tensor.data_ptr() for tensor in weights.values())  # modules of the user may share weights
         weights = {name: w.clone() if places[w.data_ptr()] > 1 else w for name, w in weights.items()}
         aside = folder / "model.safetensors.tmp"
@@ -353,9 +361,52 @@ class Transfusion(Learns, Samples):
         except (OSError, SafetensorError) as error:
             raise ValueError(f"cannot read {folder / 'model.safetensors'}: {error}; the file is damaged or missing") from error
         if settings.model.tied:
-            weights["head.weight"] = weights["embed.weight"]
+            weights |= {name.replace("embed", "head"): w for name, w in weights.items() if name.startswith("embed.")}
         fit(model.network, weights)
         return model.to(device)
+
+    @classmethod
+    def from_language_model(
+        cls,
+        name: str | Path,
+        *,
+        modalities: tuple[Modality, ...] | None = None,
+        weights: Weights = "shared",
+        copies: bool = True,
+        context: int | None = None,
+        settings: Settings = Settings(),
+        modules: Modules | None = None,
+        seed: int = 0,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> "Transfusion":
+        """Go on from a language model of Llama, Mistral, Qwen2 or Qwen3 type: its trunk, its tokenizer, and behind its ids our
+        control tokens. On text it gives the logits that it gave.
+
+        Args:
+            name: a folder as Hugging Face's libraries write it, or OWNER/MODEL on their hub (extra `hf`).
+            modalities: the media to learn (None: those of `settings`).
+            weights: "shared": media run through the language model's weights; "feed_forward", "all": through weights of their
+                own beside these, see `Trunk.weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
+            copies: whether such weights begin as copies of the text's.
+            context: tokens of context (None: what it can read, at most 2048).
+            settings: all else: patchers, diffusion, sampling. Sizes of the trunk are the language model's.
+            modules: patchers of your own.
+            seed: names the chance of what is new.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            ValueError: no such model, or one that is computed otherwise here; the message says which part.
+        """
+        found = LanguageModel.open(name, revision=revision)
+        model = settings.model if modalities is None else replace(settings.model, modalities=modalities)
+        model = found.model(model, weights=weights, context=context)
+        vocabulary = found.vocabulary(model.modalities)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(chance.key(seed, "weights"))
+            one = cls(replace(settings, model=model, language=vocabulary.ids), vocabulary, modules=modules)
+            found.load(one.network, copies=copies)
+        return one.to(device)
 
 
 def find(folder: str | Path) -> Path:

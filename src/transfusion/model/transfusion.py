@@ -34,6 +34,7 @@ from transfusion.nn.layers import Linear
 from transfusion.nn.matrices import matrices
 from transfusion.nn.modulation import Condition
 from transfusion.nn.positions import angles
+from transfusion.nn.rows import Rows, RowsHead
 from transfusion.nn.scores import Scores
 from transfusion.nn.transformer import Transformer, initialise
 from transfusion.nn.trunk import Trunk
@@ -76,6 +77,9 @@ class Model:
 TIME_FEATURES = 256
 """Sinusoids of the time that adaLN begins with."""
 
+OF_MEDIA = {"media", "media_norms", "modulation"}
+"""Parts of the trunk that only media run through, as their weights' names say it."""
+
 
 class Network(nn.Module):
     """All weights. What a user holds is `transfusion.Transfusion`, which has one of these.
@@ -83,21 +87,24 @@ class Network(nn.Module):
     Args:
         modules: patchers of the user's own, by modality (`ModulesPatcher` says what they must be); `Network.model` then
             records that they are there.
+        language: how many ids, from the first, belong to a language model that this one goes on from; their rows are
+            parameters apart (0: there is none).
 
     Raises:
         ValueError: a patcher that does not give the slots that its modality says; modules that are missing, or for a
             modality that there is not.
     """
 
-    def __init__(self, model: Model, vocabulary_size: int, modules: Modules | None = None) -> None:
+    def __init__(self, model: Model, vocabulary_size: int, modules: Modules | None = None, *, language: int = 0) -> None:
         super().__init__()
         modules = modules or {}
         chosen = choose(model.patcher, model.patchers, model.modalities, modules)
         self.model = replace(model, patchers=chosen) if modules else model
         trunk = model.trunk
-        self.embed = nn.Embedding(vocabulary_size, trunk.width)
+        new = vocabulary_size - language
+        self.embed = Rows(language, new, trunk.width) if language else nn.Embedding(vocabulary_size, trunk.width)
         self.trunk = Transformer(trunk, len(model.modalities))
-        self.head = Linear(trunk.width, vocabulary_size)
+        self.head = RowsHead(trunk.width, language, new) if language else Linear(trunk.width, vocabulary_size)
         self.time = TimeEmbedding(TIME_FEATURES, trunk.width) if trunk.adaln else None
         self.axial: nn.ModuleDict | None = None
         if model.axial:
@@ -108,6 +115,8 @@ class Network(nn.Module):
         self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
         if model.tied:
             self.head.weight = self.embed.weight
+            if isinstance(self.head, RowsHead) and isinstance(self.embed, Rows):
+                self.head.new = self.embed.new
         self.representation = Representation(trunk.width) if model.auxiliary.representation > 0 else None
 
     def patching(self, modality: Modality | int) -> Patching:
@@ -131,6 +140,18 @@ class Network(nn.Module):
         """The trunk's matrices: what Muon is for. Embeddings, head, patchers, norms and biases are not among them."""
         weights = [m.weight for m in matrices(self.trunk)]
         return [w for w in weights if isinstance(w, nn.Parameter)]
+
+    def language_parameters(self) -> list[nn.Parameter]:
+        """What came from a language model: its rows of embedding and head (our BOS among them, where it had none), and the
+        trunk but for the weights that only media run through. Nothing where there is no language model.
+
+        While these stay as they are, so do the logits of its ids where a document holds text alone.
+        """
+        if not isinstance(self.embed, Rows):
+            return []
+        trunk = [p for name, p in self.trunk.named_parameters() if not OF_MEDIA & set(name.split("."))]
+        rows = [self.embed.weight] if self.model.tied else [self.embed.weight, self.head.weight]
+        return [*rows, *trunk]
 
     def hidden(
         self,
@@ -171,7 +192,7 @@ class Network(nn.Module):
             attend = attention(self.model.attention, place, backward=backward, scores=scores)
         h = self.trunk(
             x.unflatten(0, tokens.shape),
-            angles(positions, trunk.head_dim, trunk.theta),
+            angles(positions, trunk.head_dim, trunk.theta, trunk.scaling),
             attend,
             window,
             kinds=self._kinds(tokens, media),

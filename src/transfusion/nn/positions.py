@@ -4,21 +4,90 @@ Each frequency belongs to one axis, in turn. A token with the same coordinate on
 Coordinates and angles are fp32 whatever the model computes in.
 """
 
+import math
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Unscaled:
+    """Frequencies as they are."""
+
+    kind: ClassVar[str] = "none"
+
+    def __call__(self, frequency: Tensor) -> Tensor:
+        """The same."""
+        return frequency
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """All frequencies divided by a factor, as if positions were (Chen et al. 2023, arXiv 2306.15595).
+
+    Args:
+        factor: how many times longer than in training sequences may become.
+    """
+
+    kind: ClassVar[str] = "linear"
+    factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"the factor says how many times longer sequences become, at least 1, not {self.factor}")
+
+    def __call__(self, frequency: Tensor) -> Tensor:
+        """Lower frequencies."""
+        return frequency / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's: low frequencies divided by the factor, high ones kept, a linear passage between (arXiv 2407.21783).
+
+    With turns = original / wavelength, the rotations that a frequency makes within the original context:
+    turns < low: frequency / factor; turns > high: frequency; between, s = (turns - low) / (high - low) parts of the second.
+
+    Args:
+        factor: how many times longer sequences become.
+        low, high: turns between which the passage is.
+        original: context of the training before.
+    """
+
+    kind: ClassVar[str] = "llama3"
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.low < self.high or self.original < 1:
+            raise ValueError(f"needs a factor of at least 1, 0 < low < high, and an original context, not {self}")
+
+    def __call__(self, frequency: Tensor) -> Tensor:
+        """Scaled frequencies."""
+        turns = self.original * frequency / (2 * math.pi)
+        share = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return (1 - share) * frequency / self.factor + share * frequency
+
+
+Scaling: TypeAlias = Unscaled | LinearScaling | Llama3Scaling
+
+
 def angles(
-    positions: Float[Tensor, "*rows length axes"], head_dim: int, theta: float
+    positions: Float[Tensor, "*rows length axes"], head_dim: int, theta: float, scaling: Scaling = Unscaled()
 ) -> tuple[Float[Tensor, "*rows length head_dim"], Float[Tensor, "*rows length head_dim"]]:
     """Cosines and signed sines of the rotation angles.
 
     angle_j = position[axis j mod axes] * theta^(-2j / head_dim), j = 0 .. head_dim / 2 - 1. Both halves of a head carry the
-    same angles; the sine of the first half is negated, so that a rotation is x * cos + swap_halves(x) * sin.
+    same angles; the sine of the first half is negated, so that a rotation is x * cos + swap_halves(x) * sin. `scaling` acts on
+    the frequencies.
     """
     half = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    frequency = theta ** (-half / head_dim)
+    frequency = scaling(theta ** (-half / head_dim))
     axis = torch.arange(head_dim // 2, device=positions.device) % positions.shape[-1]
     angle = positions.float()[..., axis] * frequency
     cos, sin = angle.cos(), angle.sin()

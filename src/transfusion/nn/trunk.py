@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from transfusion.nn.experts import Experts
+from transfusion.nn.positions import Scaling, Unscaled
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Trunk:
         qk_norm: RMSNorm on queries and keys, per head.
         qkv_bias: a bias on queries, keys and values (Qwen 2).
         theta: base of the rotary frequencies.
+        scaling: of these frequencies, for a language model that was made to read longer texts than it first learned from.
         eps: of the norms.
         weights: "shared": all tokens run through the same weights. "feed_forward": text and control tokens have a feed-forward
             and its norm of their own, and so has each modality. "all": so it is with every weight (projections, norms, the last
@@ -81,6 +83,7 @@ class Trunk:
     qk_norm: bool = True
     qkv_bias: bool = False
     theta: float = 10000.0
+    scaling: Scaling = Unscaled()
     eps: float = 1e-5
     weights: Literal["shared", "feed_forward", "all"] = "shared"
     experts: Experts = Experts()

@@ -1,0 +1,383 @@
+"""Language models made elsewhere: a Hugging Face folder of Llama, Mistral, Qwen2 or Qwen3 type, read into our network.
+
+    config.json                                   -> sizes of the trunk, ids of the frame, length of the context
+    tokenizer.json                                -> text <-> ids, as it is
+    model.safetensors, or several and an index    -> weights, one tensor at a time
+
+Their layers are our layers (RMSNorm before each part, SwiGLU, RoPE in halves), so weights are copied, never converted: q, k, v
+become one matrix, gate and up another. Whatever a config.json asks for that is computed otherwise here is refused by name, and
+so are weights that nothing here would use. No pickle is read.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from transfusion.data.vocabulary import TextIds, TokenizerFile, Vocabulary
+from transfusion.modality import Modality
+from transfusion.model.transfusion import Model, Network
+from transfusion.nn.positions import LinearScaling, Llama3Scaling, Scaling, Unscaled
+from transfusion.nn.rows import Rows, RowsHead
+from transfusion.nn.transformer import Layer, Transformer
+from transfusion.nn.trunk import Trunk
+
+Weights = Literal["shared", "feed_forward", "all"]
+TYPES = ("llama", "mistral", "qwen2", "qwen3")
+CONTEXT = 2048
+"""Tokens of context where nothing is said: what language models can read would take a cache of many gigabytes."""
+SIZES = {
+    "width",
+    "depth",
+    "heads",
+    "kv_heads",
+    "head_size",
+    "hidden",
+    "round_hidden",
+    "qk_norm",
+    "qkv_bias",
+    "theta",
+    "scaling",
+    "eps",
+}
+HARMLESS = {"weights", "adaln", "dropout"}
+"""Options of a trunk that change nothing for text where it is read."""
+PLAIN = {
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "qkv_bias": (False,),
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
+    "partial_rotary_factor": (1, 1.0),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "logit_scale": (1, 1.0),
+    "logits_scaling": (1, 1.0),
+    "embedding_multiplier": (1, 1.0),
+    "residual_multiplier": (1, 1.0),
+    "attention_multiplier": (),
+    "query_pre_attn_scalar": (),
+    "use_qk_norm": (False,),
+    "quantization_config": (),
+    "num_experts": (),
+    "num_local_experts": (),
+}
+"""What other values of these settings ask for is computed nowhere here; absent and null is always as usual."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What a folder holds.
+
+    Args:
+        folder: where it is.
+        trunk: sizes.
+        tied: one matrix for embedding and head.
+        ids: of its vocabulary.
+        longest: tokens that it can read.
+        window: tokens that it looks back at most, where it has such a window.
+    """
+
+    folder: Path
+    trunk: Trunk
+    tied: bool
+    ids: TextIds
+    longest: int
+    window: int | None = None
+
+    @classmethod
+    def open(cls, name: str | Path, *, revision: str | None = None) -> "LanguageModel":
+        """Read the configuration of a folder, or of a repository of the Hugging Face hub (extra `hf`).
+
+        Raises:
+            ValueError: there is none, or it is of a kind that is computed otherwise here; the message says which.
+        """
+        folder = fetch(name, revision)
+        plain = _json(folder / "config.json")
+        kind = plain.get("model_type")
+        if kind not in TYPES:
+            raise ValueError(f"{folder} holds a model of type {kind!r}; these can be read: {', '.join(TYPES)}")
+        _refuse(plain, kind, folder)
+        heads, width = _whole(plain, "num_attention_heads", folder), _whole(plain, "hidden_size", folder)
+        theta, scaling = _rotary(plain, folder)
+        longest = plain.get("max_position_embeddings") or CONTEXT
+        return cls(
+            folder,
+            Trunk(
+                width=width,
+                depth=_whole(plain, "num_hidden_layers", folder),
+                heads=heads,
+                kv_heads=plain.get("num_key_value_heads") or heads,
+                head_size=plain.get("head_dim") or (128 if kind == "qwen3" else width // heads),
+                hidden=_whole(plain, "intermediate_size", folder),
+                qk_norm=kind == "qwen3",
+                qkv_bias=kind == "qwen2",
+                theta=theta,
+                scaling=scaling,
+                eps=float(plain.get("rms_norm_eps", 1e-6)),
+            ),
+            tied=bool(plain.get("tie_word_embeddings", False)),
+            ids=_ids(plain, folder),
+            longest=longest,
+            window=_window(plain, kind),
+        )
+
+    def model(self, model: Model, *, weights: Weights, context: int | None) -> Model:
+        """A model whose trunk is this one's, all else as in `model`.
+
+        Raises:
+            ValueError: a context that is too long; or options of the trunk that would change what the language model computes.
+        """
+        usual = Trunk()
+        for name in (f.name for f in fields(Trunk)):
+            if name not in SIZES | HARMLESS and getattr(model.trunk, name) != getattr(usual, name):
+                raise ValueError(
+                    f"model.trunk.{name} changes what a language model computes: it must stay as it is by default where the "
+                    "weights come from one"
+                )
+        limit = self.longest if self.window is None else min(self.longest, self.window)
+        if context is not None and not 1 <= context <= limit:
+            why = f"a window of {self.window} tokens" if limit == self.window else f"a context of {self.longest}"
+            raise ValueError(f"{self.folder} has {why}, which is not as long as context {context}: take at most {limit}")
+        sizes = {name: getattr(self.trunk, name) for name in SIZES}
+        return replace(
+            model, trunk=replace(model.trunk, **sizes, weights=weights), tied=self.tied, context=context or min(limit, CONTEXT)
+        )
+
+    def vocabulary(self, modalities: tuple[Modality, ...]) -> Vocabulary:
+        """Its tokenizer and ids, with control tokens for these modalities. Raises ValueError where it has no tokenizer.json."""
+        file = self.folder / "tokenizer.json"
+        if not file.is_file():
+            raise ValueError(
+                f"{self.folder} has no tokenizer.json; write one with transformers: "
+                f"AutoTokenizer.from_pretrained({str(self.folder)!r}).save_pretrained({str(self.folder)!r})"
+            )
+        return Vocabulary(TokenizerFile(str(file)).build([]), modalities, self.ids)
+
+    @torch.no_grad()
+    def load(self, network: Network, *, copies: bool = True) -> None:
+        """Give a network of `model` these weights; no more than one tensor is held beside them.
+
+        New rows of embedding and head become the mean of the old ones, with noise of a tenth of their spread: no new token is
+        likelier than an average one at first, and none is like another.
+
+        Args:
+            copies: whether weights that only media run through, where there are such, begin as copies of the text's (LMFusion,
+                arXiv 2412.15188), or stay as they are.
+
+        Raises:
+            ValueError: weights that are missing, damaged, of another shape, or that nothing here would use.
+        """
+        with ExitStack() as stack:
+            files = _files(self.folder, stack)
+            unused = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
+            unused -= {"lm_head.weight"} if self.tied else set()
+            for parameter, names in _names(network):
+                first = 0
+                for name in names:
+                    tensor = _tensor(files, name, self.folder)
+                    part = parameter[first : first + len(tensor)]
+                    first += len(tensor)
+                    if part.shape != tensor.shape:
+                        raise ValueError(
+                            f"{self.folder}: {name} has shape {tuple(tensor.shape)}, which is not what its config.json says"
+                        )
+                    part.copy_(tensor)
+                    unused.discard(name)
+                if first not in (len(parameter), self.ids.count):
+                    raise ValueError(f"{self.folder}: {', '.join(names)} have {first} rows, {len(parameter)} are needed")
+        if unused:
+            some = ", ".join(sorted(unused)[:4])
+            raise ValueError(f"{self.folder} has {len(unused)} weights that this type of model does not: {some}")
+        for part in (network.embed, network.head):
+            assert isinstance(part, Rows | RowsHead)
+            _begin(part, self.ids.count)
+        if copies:
+            copy_to_media(network.trunk)
+
+
+@torch.no_grad()
+def copy_to_media(trunk: Transformer) -> None:
+    """Begin the weights that only media run through as copies of the text's."""
+    for block in trunk.blocks:
+        for layer in getattr(block, "media", ()):
+            assert isinstance(layer, Layer)
+            text = dict(block.named_parameters())
+            for name, p in layer.named_parameters():
+                if name in text:  # what only media have begins as it is
+                    p.copy_(text[name])
+    for norm in getattr(trunk, "media_norms", ()):
+        norm.weight.copy_(trunk.norm.weight)
+
+
+def _begin(part: Rows | RowsHead, count: int) -> None:
+    """Rows from `count` on, of both parameters."""
+    old = part.weight[:count]
+    mean, spread = old.mean(0), old.std(0) * 0.1
+    for rows in (part.weight[count:], part.new):
+        rows.copy_(mean + spread * torch.randn_like(rows))
+
+
+def _names(network: Network) -> Iterator[tuple[nn.Parameter, list[str]]]:
+    """Our parameters, and the names of those that each is made of, one below the other."""
+    named = dict(network.trunk.named_parameters())
+    yield network.embed.weight, ["model.embed_tokens.weight"]
+    if not network.model.tied:
+        yield network.head.weight, ["lm_head.weight"]
+    yield network.trunk.norm.weight, ["model.norm.weight"]
+    parts = {
+        "attention_norm.weight": ["input_layernorm.weight"],
+        "attention.qkv.weight": [f"self_attn.{x}_proj.weight" for x in "qkv"],
+        "attention.qkv.bias": [f"self_attn.{x}_proj.bias" for x in "qkv"],
+        "attention.out.weight": ["self_attn.o_proj.weight"],
+        "attention.q_norm.weight": ["self_attn.q_norm.weight"],
+        "attention.k_norm.weight": ["self_attn.k_norm.weight"],
+        "feed_norm.weight": ["post_attention_layernorm.weight"],
+        "feed_forward.gate_up.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+        "feed_forward.down.weight": ["mlp.down_proj.weight"],
+    }
+    for layer in range(network.model.trunk.depth):
+        for ours, theirs in parts.items():
+            if (parameter := named.get(f"blocks.{layer}.{ours}")) is not None:
+                yield parameter, [f"model.layers.{layer}.{name}" for name in theirs]
+
+
+# ---- files --------------------------------------------------------------------------------------------------------------
+
+
+def fetch(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a language model: itself, or what the Hugging Face hub has under that name, downloaded.
+
+    Raises:
+        ValueError: neither is there, the hub can't be reached, or the extra `hf` is missing.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} has no config.json: give the folder of a language model")
+        return folder
+    if isinstance(name, Path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        raise ValueError(f"no folder {name}; a name on the Hugging Face hub would be OWNER/MODEL")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(
+            f"no folder {name}; to look for it on the Hugging Face hub, install the extra: pip install 'transfusion[hf]'"
+        ) from error
+    try:
+        patterns = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # of many kinds, down to those of its network library
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"no folder {name}, and the Hugging Face hub does not give it ({reason}): check the name and the network, or "
+            "download it elsewhere and give the folder"
+        ) from error
+
+
+def is_language_model(folder: str | Path) -> bool:
+    """Whether a folder holds one of these, rather than a model of our own."""
+    file = Path(folder) / "config.json"
+    return file.is_file() and "model_type" in _json(file)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    if not isinstance(plain, dict):
+        raise ValueError(f"cannot read {file}: it holds no settings")
+    return plain
+
+
+def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Tensor name -> the open file that has it."""
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
+    found: dict[str, Any] = {}
+    for name in names:
+        file = folder / name
+        if file.name != name or not file.is_file():
+            pickled = " (pickled weights are not read: write them anew with transformers, save_pretrained)"
+            raise ValueError(f"{folder} has no {name}{pickled if any(folder.glob('*.bin')) else ''}")
+        try:
+            opened = stack.enter_context(safe_open(file, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cannot read {file}: {error}; it is damaged or not yet whole") from error
+        found |= dict.fromkeys(opened.keys(), opened)
+    return found
+
+
+def _tensor(files: dict[str, Any], name: str, folder: Path) -> Tensor:
+    if name not in files:
+        raise ValueError(f"{folder} has no weights {name}, which its config.json asks for")
+    return files[name].get_tensor(name)
+
+
+# ---- config.json --------------------------------------------------------------------------------------------------------
+
+
+def _whole(plain: dict[str, Any], name: str, folder: Path) -> int:
+    value = plain.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number above 0, not {value!r}")
+    return value
+
+
+def _refuse(plain: dict[str, Any], kind: str, folder: Path) -> None:
+    """Raise ValueError for what would be computed otherwise here."""
+    rotary = plain.get("rope_parameters")
+    inside = rotary if isinstance(rotary, dict) else {}
+    for name, usual in PLAIN.items():
+        value = inside.get(name) if plain.get(name) is None else plain[name]
+        if value is not None and value not in usual:
+            raise ValueError(f"{folder}: this {kind} model has {name} {value!r}, which is computed nowhere here")
+
+
+def _rotary(plain: dict[str, Any], folder: Path) -> tuple[float, Scaling]:
+    """Base and scaling, in the old form (rope_theta, rope_scaling) or the new (rope_parameters)."""
+    given = plain.get("rope_parameters") or plain.get("rope_scaling") or {}
+    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+        raise ValueError(f"{folder}: rotary positions that differ between layers are computed nowhere here")
+    theta = given.get("rope_theta") or plain.get("rope_theta") or 10000.0
+    kind = given.get("rope_type") or given.get("type") or "default"
+    try:
+        if kind == "default":
+            return float(theta), Unscaled()
+        if kind == "linear":
+            return float(theta), LinearScaling(float(given["factor"]))
+        if kind == "llama3":
+            original = given.get("original_max_position_embeddings") or plain["original_max_position_embeddings"]
+            low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
+            return float(theta), Llama3Scaling(float(given["factor"]), low, high, int(original))
+    except KeyError as error:
+        raise ValueError(f"{folder}: its {kind} scaling of rotary positions has no {error.args[0]}") from error
+    raise ValueError(
+        f"{folder}: scaling rotary positions by {kind!r} is computed nowhere here (linear and llama3 are); where it is only "
+        "for texts longer than the original context, take rope_scaling out of its config.json"
+    )
+
+
+def _window(plain: dict[str, Any], kind: str) -> int | None:
+    """Tokens that attention looks back at most, if that is not all."""
+    layers = plain.get("layer_types")
+    slides = "sliding_attention" in layers if layers else plain.get("use_sliding_window", kind == "mistral")
+    return plain.get("sliding_window") if slides else None
+
+
+def _ids(plain: dict[str, Any], folder: Path) -> TextIds:
+    ends = plain.get("eos_token_id")
+    ends = [ends] if isinstance(ends, int) else ends or []
+    begin = plain.get("bos_token_id")
+    return TextIds(
+        _whole(plain, "vocab_size", folder),
+        begin if isinstance(begin, int) and begin >= 0 else None,
+        tuple(end for end in ends if end >= 0),
+    )

@@ -1,0 +1,317 @@
+"""Language models made elsewhere: the logits that `transformers` gives, from the folder that it writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm import SIZES, change, write
+from small import IMAGE, picture
+from transfusion.api import Settings, Transfusion
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.layout import lay_out
+from transfusion.generate.state import Event, Token
+from transfusion.model.pretrained import LanguageModel, fetch
+from transfusion.model.transfusion import Model
+from transfusion.nn.attention import Place
+from transfusion.nn.positions import Llama3Scaling, angles
+from transfusion.nn.trunk import Trunk
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied, one head of keys": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0}, "rms_norm_eps": 1e-5}),
+    "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1000.0}}),
+    "llama, narrow heads": ("llama", {"head_dim": 4}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "qwen 2": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}),
+    "qwen 2, tied": ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen 3": ("qwen3", {"head_dim": 16}),
+    "qwen 3, tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True, "num_key_value_heads": 1}),
+}
+
+
+def logits(m: Transfusion, ids: torch.Tensor) -> torch.Tensor:
+    """Of whole rows [row length]."""
+    positions = torch.arange(ids.shape[1]).float()[None, :, None].expand(*ids.shape, m.settings.model.coordinates.axes)
+    place = Place.of_rows(torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool))
+    return m.network.head(m.network.hidden(ids, positions, [], place=place)[0]).unflatten(0, ids.shape)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_text_has_the_logits_of_transformers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, options = KINDS[name]
+    theirs = write(tmp_path, kind, **options)
+    ours = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
+    ids = torch.randint(0, 259, (2, 200))
+    count = SIZES["vocab_size"]
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        found = logits(ours, ids)
+        assert found.shape[-1] == len(ours.vocabulary) == count + 3
+        # measured over all kinds, at a mean size of 1.4: 6.6e-5 at most
+        assert (found[..., :count] - expected).abs().max() < 2e-4
+        # in fp64, with their norms not rounded to fp32 and their frequencies ours to the last bit: 8e-14 at most
+        theirs.double()
+        frequencies = theirs.model.rotary_emb.inv_freq
+        exact = frequencies.double() / own_frequencies(ours)
+        assert (exact - 1).abs().max() < 1e-6
+        theirs.model.rotary_emb.inv_freq = own_frequencies(ours).float()
+        norm = type(theirs.model.norm)
+        monkeypatch.setattr(norm, "forward", lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon))
+        difference = (logits(ours.double(), ids)[..., :count] - theirs(ids).logits).abs().max()
+        assert difference < 1e-11
+
+
+def own_frequencies(m: Transfusion) -> torch.Tensor:
+    """Angles at position 1, from their sines and cosines."""
+    trunk = m.settings.model.trunk
+    half = torch.arange(0, trunk.head_dim, 2, dtype=torch.float32)
+    return trunk.scaling(trunk.theta ** (-half / trunk.head_dim)).double()
+
+
+def test_scaled_frequencies_against_transformers() -> None:
+    """Llama 3.1's own numbers."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    told = LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 8192, "rope_theta": 500000.0}
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(hidden_size=4096, num_attention_heads=32, rope_parameters=told))
+    found = Llama3Scaling()(500000.0 ** (-torch.arange(0, 128, 2, dtype=torch.float32) / 128))
+    assert (found / expected - 1).abs().max() < 1e-6  # measured 4.6e-7
+    plain, scaled = (angles(torch.ones(1, 1), 128, 5e5, s)[0] for s in (Trunk().scaling, Llama3Scaling()))
+    assert not torch.equal(plain, scaled)
+
+
+def test_a_frame_is_the_language_models_own(tmp_path: Path) -> None:
+    theirs = write(tmp_path)
+    m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
+    laid = lay_out(Document((Text("ab"),)), m.vocabulary, m.settings.model.coordinates)
+    assert laid.tokens[0] == 256 and laid.tokens[-1] == 257 and m.vocabulary.num_language == 300
+    expected = F.cross_entropy(theirs(torch.from_numpy(laid.tokens)[None]).logits[0, :-1], torch.from_numpy(laid.tokens[1:]))
+    found = m(m.batch([["ab"]])).text.value
+    # our 3 control tokens take a share of the probability too
+    assert 0 < found - expected < 0.05
+    with torch.no_grad():
+        part = logits(m, torch.from_numpy(laid.tokens)[None])[0, :-1, :300]
+    assert torch.allclose(F.cross_entropy(part, torch.from_numpy(laid.tokens[1:])), expected, atol=1e-5)
+
+
+def test_greedy_text_is_what_transformers_writes(tmp_path: Path) -> None:
+    theirs = write(tmp_path, "qwen3", head_dim=16, bos_token_id=None, eos_token_id=257)
+    with torch.no_grad():  # ids beyond the bytes would only be skipped by our sampler
+        theirs.lm_head.weight[256:] = 0
+    theirs.save_pretrained(tmp_path)
+    m = Transfusion.from_language_model(tmp_path, modalities=()).eval()
+    assert m.vocabulary.bos == 300 and m.vocabulary.num_language == 301
+    with torch.no_grad():
+        m.network.head.weight[300:] = 0
+        prompt = torch.tensor([[65, 66, 67]])
+        expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, 3:]
+        ids = prompt
+        for _ in range(12):
+            ids = torch.cat([ids, logits(m, ids)[:, -1:, :300].argmax(-1)], 1)
+    assert ids[0, 3:].tolist() == expected.tolist()
+
+
+def test_cached_text_is_whole_text_and_folders_come_back(tmp_path: Path) -> None:
+    write(tmp_path / "a", "llama", rope_parameters=LLAMA3 | {"rope_theta": 10000.0}, tie_word_embeddings=True)
+    m = Transfusion.from_language_model(tmp_path / "a", modalities=(IMAGE,), weights="all").eval()
+    m.save_pretrained(tmp_path / "b")
+    again = Transfusion.from_pretrained(tmp_path / "b").eval()
+    assert again.settings == m.settings and all(
+        torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters(), strict=True)
+    )
+    assert again.network.head.weight is again.network.embed.weight and again.network.head.new is again.network.embed.new
+    assert (tmp_path / "b" / "model.safetensors").stat().st_size < 4 * m.network.num_parameters + 20_000
+    docs = ["some", Document((Text("x"), Media(picture(1)), Text("y")))]
+    assert torch.equal(m.loss(docs), again.loss(docs))
+    written: list[list[int]] = []
+    for x in (m, again):
+        events: list[Event] = []
+        x.generate("ab", max_tokens=8, max_items=0, each=events.append)
+        written.append([event.token for event in events if isinstance(event, Token)])
+    assert written[0] == written[1] and len(written[0]) == 8
+    # the cache against whole rows: each next id is the likeliest writable one of the whole row before it
+    ids = [m.vocabulary.bos, *m.vocabulary.encode("ab")]
+    with torch.no_grad():
+        for token in written[0]:
+            last = logits(m, torch.tensor([ids]))[0, -1].masked_fill(~m.vocabulary.writable, -1e9)
+            assert last.argmax() == token
+            ids.append(token)
+
+
+def test_new_rows_are_like_an_average_one_and_media_weights_begin_as_the_texts(tmp_path: Path) -> None:
+    write(tmp_path)
+    for weights in ("feed_forward", "all"):
+        m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)
+        block: Any = m.network.trunk.blocks[1]
+        assert torch.equal(block.media[0].feed_forward.down.weight, block.feed_forward.down.weight)
+        new = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights, copies=False)
+        assert not torch.equal(new.network.trunk.blocks[1].media[0].feed_forward.down.weight, block.feed_forward.down.weight)  # type: ignore
+        again = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)
+        assert all(torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters(), strict=True)), (
+            "chance is named by the seed"
+        )
+    for part in (m.network.embed, m.network.head):
+        away = (part.new - part.weight.mean(0)).norm(dim=1)
+        assert (
+            part.new.shape == (3, 32)
+            and (away > 0).all()
+            and away.max() < 0.3 * (part.weight - part.weight.mean(0)).norm(dim=1).mean()
+        )
+        assert torch.unique(part.new, dim=0).shape[0] == 3
+
+
+def test_sharded_and_half_precision_folders(tmp_path: Path) -> None:
+    theirs = write(tmp_path, shard="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1 and not (tmp_path / "model.safetensors").exists()
+    m = Transfusion.from_language_model(tmp_path, modalities=())
+    assert torch.equal(m.network.trunk.blocks[1].feed_forward.down.weight, theirs.model.layers[1].mlp.down_proj.weight)
+    theirs.bfloat16().save_pretrained(tmp_path / "half")
+    (tmp_path / "half" / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text())
+    half = Transfusion.from_language_model(tmp_path / "half", modalities=())
+    assert half.network.embed.weight.dtype == torch.float32
+    assert torch.equal(half.network.embed.weight, theirs.model.embed_tokens.weight.float())
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another type": ("llama", {"model_type": "gpt2"}, "type 'gpt2'.*qwen3"),
+    "biases everywhere": ("llama", {"attention_bias": True}, "attention_bias True"),
+    "biases of qwen 3": ("qwen3", {"attention_bias": True}, "attention_bias True"),
+    "biases inside": ("llama", {"mlp_bias": True}, "mlp_bias True"),
+    "another function": ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    "half rotary": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    "half rotary, new form": (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        "partial_rotary",
+    ),
+    "yarn": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+    "dynamic, old form": ("llama", {"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    "llama3 that lacks a number": ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "has no original_max"),
+    "scaled logits": ("llama", {"logit_scale": 0.5}, "logit_scale 0.5"),
+    "quantised": ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "no size": ("llama", {"hidden_size": None}, "hidden_size must be a whole number"),
+    "more heads": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, "have 64 rows, 128 are needed"),
+    "a wider inside": ("llama", {"intermediate_size": 64}, "gate_proj.*shape|rows"),
+    "a layer less": ("llama", {"num_hidden_layers": 1}, "weights that this type of model does not"),
+    "a layer more": ("llama", {"num_hidden_layers": 3}, "no weights model.layers.2"),
+    "fewer ids than its tokenizer": ("llama", {"vocab_size": 258}, "do not belong together"),
+    "biases that nothing would use": ("qwen2", {"model_type": "llama"}, "weights that this type of model does not"),
+    "an end outside": ("llama", {"eos_token_id": [257, 300]}, "below 300"),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {kind: tmp_path_factory.mktemp(kind) for kind in ("llama", "qwen2", "qwen3", "mistral")}
+    for kind, folder in found.items():
+        write(folder, kind)
+    return found
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_computed_otherwise_is_refused(name: str, folders: dict[str, Path]) -> None:
+    kind, settings, message = REFUSED[name]
+    kept = (folders[kind] / "config.json").read_text()
+    change(folders[kind], **settings)
+    try:
+        with pytest.raises(ValueError, match=message):
+            Transfusion.from_language_model(folders[kind], modalities=(IMAGE,))
+    finally:
+        (folders[kind] / "config.json").write_text(kept)
+
+
+def test_a_window_is_no_matter_within_it(folders: dict[str, Path]) -> None:
+    kept = (folders["mistral"] / "config.json").read_text()
+    change(folders["mistral"], sliding_window=64)
+    m = Transfusion.from_language_model(folders["mistral"], modalities=())
+    assert m.settings.model.context == 64
+    with pytest.raises(ValueError, match="window of 64"):
+        Transfusion.from_language_model(folders["mistral"], modalities=(), context=65)
+    change(folders["qwen2"], use_sliding_window=False, sliding_window=16, layer_types=None)
+    assert LanguageModel.open(folders["qwen2"]).window is None
+    change(folders["qwen2"], layer_types=["full_attention", "sliding_attention"])
+    assert LanguageModel.open(folders["qwen2"]).window == 16
+    (folders["mistral"] / "config.json").write_text(kept)
+    with pytest.raises(ValueError, match="a context of 256"):
+        Transfusion.from_language_model(folders["llama"], modalities=(), context=257)
+
+
+def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
+    kept = (folders["llama"] / "config.json").read_text()
+    change(
+        folders["llama"], rope_parameters=None, rope_theta=5000.0, rope_scaling=LLAMA3, num_key_value_heads=None, head_dim=None
+    )
+    try:
+        found = LanguageModel.open(folders["llama"])
+        assert found.trunk.theta == 5000.0 and found.trunk.scaling == Llama3Scaling(4.0, 1.0, 4.0, 32)
+        assert found.trunk.num_kv_heads == 4 and found.trunk.head_dim == 8
+    finally:
+        (folders["llama"] / "config.json").write_text(kept)
+
+
+def test_sizes_are_the_language_models_and_wrong_words_are_refused(folders: dict[str, Path], unchecked) -> None:
+    m = Transfusion.from_language_model(
+        folders["llama"], settings=Settings(Model(modalities=(IMAGE,), trunk=Trunk(width=96, heads=3)))
+    )
+    assert m.settings.model.trunk.width == 32
+    with pytest.raises(ValueError, match="weights must be"):
+        Transfusion.from_language_model(folders["llama"], weights="none")  # type: ignore[arg-type]
+
+
+def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
+    theirs = write(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "t")
+    with pytest.raises(ValueError, match=r"no tokenizer\.json.*AutoTokenizer"):
+        Transfusion.from_language_model(tmp_path)
+    (tmp_path / "t").rename(tmp_path / "tokenizer.json")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        Transfusion.from_language_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickled weights are not read"):
+        Transfusion.from_language_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(ValueError, match="has no"):
+        Transfusion.from_language_model(tmp_path)
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(ValueError, match="cannot read"):
+        Transfusion.from_language_model(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        Transfusion.from_language_model(tmp_path)
+
+
+def test_names_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("./nowhere", "nowhere", "a/b/c", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="no folder"):
+            fetch(name)
+    import huggingface_hub
+
+    def offline(*args: object, **kwargs: object) -> str:
+        raise ConnectionError("the network is unreachable\nand more lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"owner/model.*network is unreachable\).*give the folder"):
+        fetch("owner/model")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kwargs: str(tmp_path / name))
+    assert fetch("owner/model", "main") == tmp_path / "owner" / "model"
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install 'transfusion\[hf\]'"):
+        fetch("owner/model")
