@@ -188,20 +188,29 @@ class Transfusion(Learns, Samples):
         """The trunk's matrices, see `train/muon.py`."""
         return self.network.muon_parameters()
 
-    def create_ema(self, decay: float = 0.999, *, every: int = 1, **unknown: object) -> Averaged:
+    def create_ema(
+        self,
+        decay: float = 0.999,
+        *,
+        every: int = 1,
+        beta: float | None = None,
+        update_every: int | None = None,
+        **unknown: object,
+    ) -> Averaged:
         """A copy of this model that averages its weights: call its `update()` after each step of your own loop. It generates
         and saves as this one does, and its `network` is a teacher for losses that want one.
 
         Args:
             decay: share of the old average kept at an update.
             every: calls of `update` for each one that counts.
+            beta, update_every: other libraries' words for the two.
 
         Raises:
             ValueError: an unknown option, or one that makes no sense.
         """
         for name in unknown:
             raise ValueError(f"create_ema has no option {name!r}{config.nearest(name, ('decay', 'every'))}")
-        return Averaged(self, decay, every=every)
+        return Averaged(self, decay if beta is None else beta, every=every if update_every is None else update_every)
 
     def generate(
         self,

@@ -439,3 +439,21 @@ def test_axial_embeddings_of_places() -> None:
     assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in without.parameters())
     model(batch).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "axial" in n)
+
+
+def test_weights_of_the_elements_of_an_item() -> None:
+    """A mean over what is weighed: equal weights change nothing, and parts that are weighed apart make up the whole."""
+    model = quick().double().eval()
+    x = randn(4, 6)
+
+    def flow(weight) -> Tensor:
+        return model([[ids(1), (0, x, weight)]], seed=3, return_breakdown=True)[1].flow[0]
+
+    assert torch.allclose(flow([1, 1, 1, 1]), flow(1))
+    one, rest = flow([1, 0, 0, 0]), flow(torch.tensor([0.0, 1, 1, 1]))
+    assert torch.allclose((one + 3 * rest) / 4, flow(1)) and one != rest
+    assert torch.allclose(flow([0.5, 0, 0, 0]), one / 2)
+    with pytest.raises(ValueError, match=r"document 0, item 1: a mask of shape .* must have the size of the item"):
+        flow([1, 0])
+    with pytest.raises(ValueError, match="document 0, item 1: a mask holds weights from 0 up, not all 0"):
+        flow([0, 0, 0, 0])

@@ -31,7 +31,8 @@ class MediaGroup:
     """Items of one modality and one grid.
 
     `slots` are indices into the flattened (row, length); `times` the interval of noise that each may get; `keys` name
-    each item's own chance. `noises`, where any is given, has for each item its noise, or None where it is drawn.
+    each item's own chance. `noises`, where any is given, has for each item its noise, or None where it is drawn; `masks`, where
+    any is given, the weights of elements.
     """
 
     modality: int
@@ -42,6 +43,7 @@ class MediaGroup:
     weights: Float[Tensor, " item"]
     keys: Int[Tensor, " item"]
     noises: tuple[Tensor | None, ...] | None = None
+    masks: Float[Tensor, "item ..."] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def _group(modality: int, grid: tuple[int, ...], items: list[_Placed]) -> MediaG
     values, starts, media, keys = zip(*items, strict=True)
     count = int(np.prod(grid, dtype=int))
     noises = tuple(one.noise for one in media)
+    size = values[0].shape[1:]
+    masks = [torch.ones(size) if one.mask is None else one.mask.float().cpu() for one in media]
     return MediaGroup(
         modality=modality,
         grid=grid,
@@ -174,4 +178,5 @@ def _group(modality: int, grid: tuple[int, ...], items: list[_Placed]) -> MediaG
         weights=torch.tensor([one.weight if one.learned else 0.0 for one in media], dtype=torch.float32),
         keys=torch.tensor(keys),
         noises=None if all(noise is None for noise in noises) else noises,
+        masks=None if all(one.mask is None for one in media) else torch.stack(masks),
     )

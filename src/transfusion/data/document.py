@@ -87,6 +87,7 @@ class Media:
             the loss, what follows sees the clean one. In a prompt it stands once, clean.
         noise: the noise it gets in training instead of drawn noise, shaped like its values. With `times` (t, t) its noised
             form is given wholly.
+        mask: weights of its elements in the loss, Float[*size]; the mean is over those above 0 (None: all alike).
     """
 
     values: Tensor | Stored | None
@@ -97,6 +98,7 @@ class Media:
     private: bool = False
     dual: bool = False
     noise: Tensor | None = None
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         low, high = self.times
@@ -113,6 +115,12 @@ class Media:
                 raise ValueError(f"noise of shape {tuple(self.noise.shape)} must have the shape of the item's values, {shape}")
             if not self.noise.is_floating_point() or not torch.isfinite(self.noise).all():
                 raise ValueError("an item's noise must be finite floating-point numbers")
+        if self.mask is not None:
+            shape = None if self.values is None else tuple(self.values.shape[1:])
+            if shape != tuple(self.mask.shape):
+                raise ValueError(f"a mask of shape {tuple(self.mask.shape)} must have the size of the item, {shape}")
+            if not torch.isfinite(self.mask).all() or self.mask.min() < 0 or self.mask.max() <= 0:
+                raise ValueError("a mask holds weights from 0 up, not all 0: for an item without loss give weight 0")
 
     @property
     def learned(self) -> bool:

@@ -47,6 +47,7 @@ class _Part:
     modality: int = 0
     tensor: Tensor | None = None
     weight: float = 1.0
+    mask: Tensor | None = None
 
 
 class Parts:
@@ -168,6 +169,10 @@ class Parts:
         factor = 1.0 if weight is None or weight is True else weight
         if factor is False:
             return _Part()
+        if isinstance(factor, list | tuple):
+            factor = torch.tensor(factor)
+        if isinstance(factor, Tensor):
+            return _Part(None, index, tensor, mask=factor.float())
         if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
             raise ValueError(f"the weight of an item is a number from 0 up, or False, not {factor!r}")
         return _Part(None, index, tensor, float(factor))
@@ -235,9 +240,10 @@ class Parts:
                 continue
             try:
                 latents = self.latents(part.tensor, part.modality)
+                name = self.vocabulary.modalities[part.modality].name
+                segments.append(Media(latents, name, weight=part.weight, mask=part.mask))
             except ValueError as error:
                 raise ValueError(f"document {index}, item {at}: {error}") from error
-            segments.append(Media(latents, self.vocabulary.modalities[part.modality].name, weight=part.weight))
         return Document(tuple(segments), name=str(index))
 
     def latents(self, tensor: Tensor, index: int) -> Tensor:
