@@ -262,7 +262,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json: give the folder of a language model")
         return folder
-    if isinstance(name, Path) or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+    if isinstance(name, Path) or not _on_hub(name):
         raise ValueError(f"no folder {name}; a name on the Hugging Face hub would be OWNER/MODEL")
     try:
         from huggingface_hub import snapshot_download
@@ -281,10 +281,17 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
-def is_language_model(folder: str | Path) -> bool:
-    """Whether a folder holds one of these, rather than a model of our own."""
-    file = Path(folder) / "config.json"
-    return file.is_file() and "model_type" in _json(file)
+def is_language_model(name: str) -> bool:
+    """Whether this names one of these, a folder or on the hub, rather than a folder of our own."""
+    folder = Path(name)
+    if folder.is_dir():
+        file = folder / "config.json"
+        return file.is_file() and "model_type" in _json(file)
+    return _on_hub(name)
+
+
+def _on_hub(name: str) -> bool:
+    return not name.startswith(("/", ".", "~")) and name.count("/") == 1 and all(name.split("/"))
 
 
 def _json(file: Path) -> dict[str, Any]:

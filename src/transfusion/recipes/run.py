@@ -18,7 +18,9 @@ from transfusion.data.vocabulary import BPE, Tokenizer, TokenizerFile, Vocabular
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.sheet import sheet
+from transfusion.model.pretrained import is_language_model
 from transfusion.model.transfusion import Model
+from transfusion.nn.trunk import Trunk
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 from transfusion.train.optim import Optim
 from transfusion.train.trainer import Checkpointing, Hook, Train, Trainer
@@ -49,7 +51,9 @@ class Run:
         data: path of the data, where the recipe needs one.
         out: the run's folder. The same line again goes on where it stopped.
         seed: names all chance.
-        init: a run or model folder whose weights to start from.
+        init: a run or model folder whose weights to start from; or a language model, its folder or OWNER/MODEL on the Hugging
+            Face hub, whose trunk and tokenizer this run then has (`optim.language` 0 freezes it, `model.trunk.weights` gives
+            media weights of their own).
         device: where to compute.
         dtype: fp32, bf16 under autocast, or what this machine does best.
         tokenizer: text <-> ids.
@@ -152,24 +156,46 @@ def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
     """The model of a run, new or from `--init` weights, on its device."""
     if run.init and isinstance(run.tokenizer, TokenizerFile):
         raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
+    settings = Settings(run.model, run.compose.drop, run.sampler, run.guidance)
+    if run.init and is_language_model(run.init):
+        model = Transfusion.from_language_model(
+            run.init, weights=run.model.trunk.weights, context=run.model.context, settings=settings, seed=run.seed
+        )
+        say(f"starting from the language model {run.init}, with its trunk: {trunk_in_words(model.settings.model.trunk)}")
+    else:
+        model = _own(run, settings, corpus, say)
+    say(f"{model.network.num_parameters:,} parameters, {len(model.vocabulary)} ids, {len(corpus):,} documents")
+    return model.to(pick_device(run.device))
+
+
+def trunk_in_words(trunk: Trunk) -> str:
+    """Its sizes, for people."""
+    return f"width {trunk.width}, depth {trunk.depth}, {trunk.heads} heads, weights {trunk.weights}"
+
+
+def _own(run: Run, settings: Settings, corpus: Sequence[Document], say: Say) -> Transfusion:
+    """The model of a run, new or from weights of a model of ours."""
     kept = run.folder / TOKENIZER
     source = Transfusion.from_pretrained(run.init) if run.init else None
+    ids = source.settings.language if source is not None else None
+    if source is not None and ids is not None:  # whose trunk was never the recipe's
+        one = source.settings.model
+        settings = replace(settings, model=replace(run.model, trunk=one.trunk, tied=one.tied), language=ids)
     if kept.exists():
-        vocabulary = Vocabulary.load(kept, run.model.modalities)
+        vocabulary = Vocabulary.load(kept, run.model.modalities, ids)
     elif source is not None:
-        vocabulary = Vocabulary(source.vocabulary.tokenizer, run.model.modalities)
+        vocabulary = Vocabulary(source.vocabulary.tokenizer, run.model.modalities, ids)
     else:
         vocabulary = Vocabulary(run.tokenizer.build(_texts(corpus)), run.model.modalities)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chance.key(run.seed, "weights"))
-        model = Transfusion(Settings(run.model, run.compose.drop, run.sampler, run.guidance), vocabulary)
+        model = Transfusion(settings, vocabulary)
     if source is not None:
         taken = model.take_weights(source)
         say(f"starting from {run.init}: {taken}")
     else:
         say("starting from scratch")
-    say(f"{model.network.num_parameters:,} parameters, {len(vocabulary)} ids, {len(corpus):,} documents")
-    return model.to(pick_device(run.device))
+    return model
 
 
 def same_corpus(run: Run, corpus: Sequence[Document]) -> None:
