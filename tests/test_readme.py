@@ -30,7 +30,7 @@ def test_what_the_readme_names_exists() -> None:
 
 def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As printed, on a small model in the quickstart's place."""
-    (code,) = re.findall(r"```python\n(.+?)```", README, re.S)
+    code, _ = re.findall(r"```python\n(.+?)```", README, re.S)
     monkeypatch.chdir(tmp_path)
     model(context=96).save_pretrained("quickstart")
     names: dict[str, object] = {}
@@ -38,6 +38,27 @@ def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "copy" / "model.safetensors").exists()
     assert names["loss"].requires_grad  # type: ignore[attr-defined]
     assert picture(0).shape == names["picture"].shape  # type: ignore[attr-defined]
+
+
+def test_the_block_of_lists_runs(unchecked) -> None:
+    _, code = re.findall(r"```python\n(.+?)```", README, re.S)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["loss"].requires_grad and names["text"].shape == (2, 12) and len(names["many"]) == 3  # type: ignore[attr-defined, arg-type]
+
+
+def test_every_setting_shown_is_one_that_exists() -> None:
+    from transfusion.cli import _choose_kinds, _flag, _names, settings
+    from transfusion.recipes import find
+
+    shown = re.findall(r"(--[a-z][\w.-]*\.[\w.-]+)\s+(\w+)", README)
+    assert len(shown) > 8
+    run = find("digits").run()
+    for name, value in shown:
+        chosen, rest = _choose_kinds(run, [name, value])
+        assert not rest or _flag(name) in _names(chosen), name
+        if rest:
+            settings(run, [name, value], "test")
 
 
 def test_every_command_shown_is_one_that_exists() -> None:
