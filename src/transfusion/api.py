@@ -331,7 +331,14 @@ class Transfusion(Learns, Samples):
         return Taken(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model folder. Raises OSError where it can't be written; weights that were there stay."""
+        """Write the model folder; weights that were there stay where it fails.
+
+        Raises:
+            ValueError: adapters stand in the trunk (`model/lora.py`).
+            OSError: it can't be written.
+        """
+        if self.network.lora is not None:
+            raise ValueError("adapters stand in the trunk: merge them first (lora.merge), or save them alone (lora.save)")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config.to_plain(self.settings), indent=2) + "\n")

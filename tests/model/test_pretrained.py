@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from llm import SIZES, change, write
-from small import IMAGE, picture
+from small import IMAGE, SOUND, picture
 from transfusion.api import Settings, Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.layout import lay_out
+from transfusion.generate.engine import Engine
 from transfusion.generate.state import Event, Token
 from transfusion.model.pretrained import LanguageModel, fetch
 from transfusion.model.transfusion import Model
@@ -149,6 +150,36 @@ def test_cached_text_is_whole_text_and_folders_come_back(tmp_path: Path) -> None
             last = logits(m, torch.tensor([ids]))[0, -1].masked_fill(~m.vocabulary.writable, -1e9)
             assert last.argmax() == token
             ids.append(token)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_half_precision_generation_has_the_logits_of_autocast(tied: bool, tmp_path: Path) -> None:
+    """Rows in two parts, in the copy whose matrices are bf16."""
+    write(tmp_path, tie_word_embeddings=tied)
+    m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
+    engine = Engine(m.network, m.vocabulary, rows=1, dtype=torch.bfloat16)
+    assert engine.network.head.weight.dtype == (torch.float32 if tied else torch.bfloat16)
+    h = torch.randn(3, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(engine.network.head(h), m.network.head(h)) and engine.network.head(h).shape == (3, len(m.vocabulary))
+    drawn = m.generate("ab", force="image", max_tokens=3, dtype=torch.bfloat16)[0]
+    assert torch.isfinite(drawn.media[0].tensor()).all()
+
+
+def test_weights_go_on_to_other_modalities(tmp_path: Path) -> None:
+    """Rows in two parts are found again by the names of their tokens, whatever else stands behind the language model's."""
+    write(tmp_path, "qwen2", bos_token_id=None)
+    old = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights="all")
+    new = Transfusion.from_language_model(tmp_path, modalities=(SOUND, IMAGE), weights="all", seed=1)
+    before = new.network.embed.new.detach().clone()
+    taken = new.take_weights(old)
+    assert taken.new_tokens == ("<BEGIN sound>", "<END sound>") and "embed.new" in taken.loaded
+    assert torch.equal(new.network.embed.weight, old.network.embed.weight)
+    for name in ("<PAD>", "<BEGIN image>"):
+        here, there = (x.vocabulary.names.index(name) - x.vocabulary.num_language for x in (new, old))
+        assert torch.equal(new.network.head.new[here], old.network.head.new[there])
+    sound = new.vocabulary.begin("sound") - new.vocabulary.num_language
+    assert torch.equal(new.network.embed.new[sound], before[sound])
 
 
 def test_new_rows_are_like_an_average_one_and_media_weights_begin_as_the_texts(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ class Network(nn.Module):
         modules = modules or {}
         chosen = choose(model.patcher, model.patchers, model.modalities, modules)
         self.model = replace(model, patchers=chosen) if modules else model
+        self.lora: Any = None
+        """What adapters stand in the trunk, see `model/lora.py`."""
         trunk = model.trunk
         new = vocabulary_size - language
         self.embed = Rows(language, new, trunk.width) if language else nn.Embedding(vocabulary_size, trunk.width)
@@ -149,7 +151,7 @@ class Network(nn.Module):
         """
         if not isinstance(self.embed, Rows):
             return []
-        trunk = [p for name, p in self.trunk.named_parameters() if not OF_MEDIA & set(name.split("."))]
+        trunk = [p for name, p in self.trunk.named_parameters() if not OF_MEDIA & set(name.split(".")) and ".lora_" not in name]
         rows = [self.embed.weight] if self.model.tied else [self.embed.weight, self.head.weight]
         return [*rows, *trunk]
 

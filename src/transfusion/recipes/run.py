@@ -18,6 +18,8 @@ from transfusion.data.vocabulary import BPE, Tokenizer, TokenizerFile, Vocabular
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.sheet import sheet
+from transfusion.model import lora
+from transfusion.model.lora import LoRA
 from transfusion.model.pretrained import is_language_model
 from transfusion.model.transfusion import Model
 from transfusion.nn.trunk import Trunk
@@ -61,6 +63,7 @@ class Run:
         compose: how documents are written for training.
         packing: shape of a batch.
         train: budget.
+        lora: adapters on the trunk, which is then frozen; the run's folder has them in `adapter/`, merged in `model/`.
         optim: optimiser.
         checkpoint: checkpoints.
         sampler: how pictures are drawn, now and by default later.
@@ -80,6 +83,7 @@ class Run:
     compose: Compose = Compose()
     packing: Packing = Packing()
     train: Train = Train()
+    lora: LoRA = LoRA()
     optim: Optim = Optim()
     checkpoint: Checkpointing = Checkpointing()
     sampler: Sampler = Euler()
@@ -164,6 +168,10 @@ def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
         say(f"starting from the language model {run.init}, with its trunk: {trunk_in_words(model.settings.model.trunk)}")
     else:
         model = _own(run, settings, corpus, say)
+    if run.lora.rank:
+        lora.add(model.network, run.lora, seed=run.seed)
+        trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
+        say(f"adapters of rank {run.lora.rank}: {trained:,} parameters are trained, all others frozen")
     say(f"{model.network.num_parameters:,} parameters, {len(model.vocabulary)} ids, {len(corpus):,} documents")
     return model.to(pick_device(run.device))
 
@@ -278,6 +286,9 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
         say(f"going on from step {trainer.step}")
     trainer.run()
     trainer.average()
+    if run.lora.rank:
+        lora.save(model.network, run.folder / "adapter")
+        lora.merge(model.network)
     model.eval().save_pretrained(run.folder / "model")
     return model
 
