@@ -25,7 +25,7 @@ class Script(Sample):
 
     ids: tuple[int, ...] = ()
     said: list[int] = field(default_factory=list)
-    __eq__ = object.__eq__  # each its own
+    __eq__ = object.__eq__  # each its own  # type: ignore[assignment]
     __hash__ = object.__hash__
 
     def choose(self, logits: Float[Tensor, "row id"], u: Float[Tensor, " row"]) -> Int[Tensor, " row"]:

@@ -1,4 +1,4 @@
-# pyright: reportArgumentType=false, reportPossiblyUnbound=false
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
 """Dual copies: what follows reads the clean one, the noised one takes the loss, and no number is another than it would be in
 the document without copies that has the same to read."""
 

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 """Language models made elsewhere: the logits that `transformers` gives, from the folder that it writes."""
 
 import json

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 """A language model learns pictures, and its own weights stay as they were, or follow slowly."""
 
 from dataclasses import replace

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -170,7 +170,7 @@ def remove(network: Network) -> None:
     for module in list(network.trunk.modules()):
         for name, child in list(module.named_children()):
             if child in layers:
-                setattr(module, name, child.get_base_layer())
+                setattr(module, name, cast(Any, child).get_base_layer())
     network.lora = None
     network.requires_grad_(True)
 

@@ -224,7 +224,7 @@ def _begin(part: Rows | RowsHead, count: int) -> None:
         rows.copy_(mean + spread * torch.randn_like(rows))
 
 
-def _names(network: Network) -> Iterator[tuple[nn.Parameter, list[str]]]:
+def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
     """Our parameters, and the names of those that each is made of, one below the other."""
     named = dict(network.trunk.named_parameters())
     yield network.embed.weight, ["model.embed_tokens.weight"]

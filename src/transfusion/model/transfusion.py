@@ -7,7 +7,7 @@ logits <--head--    h  --patcher--> predictions at the slots
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +153,7 @@ class Network(nn.Module):
             return []
         trunk = [p for name, p in self.trunk.named_parameters() if not OF_MEDIA & set(name.split(".")) and ".lora_" not in name]
         rows = [self.embed.weight] if self.model.tied else [self.embed.weight, self.head.weight]
-        return [*rows, *trunk]
+        return [cast(nn.Parameter, weight) for weight in (*rows, *trunk)]
 
     def hidden(
         self,
