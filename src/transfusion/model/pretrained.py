@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from transfusion.data.vocabulary import TextIds, TokenizerFile, Vocabulary
 from transfusion.modality import Modality
