@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn, randn
 
-from transfusion import Document, Media, Text, Transfusion
+from transfusion import Document, Media, Text, Transfusion, print_modality_sample
 
 WORDS = dict(num_text_tokens=16, dim_latent=8, modality_default_shape=(4,), transformer=dict(dim=32, depth=1, dim_head=16))
 
@@ -122,7 +122,7 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "forced size": (lambda m: m.sample(force_modality_at_start=(0, (2, 2))), "2 axes"),
     "forced size 0": (lambda m: m.sample(force_modality_at_start=(0, (0,))), "positive"),
     "fixed size": (lambda m: m.sample(force_modality_at_start=0, fixed_modality_shape=(2, 2)), "2 axes"),
-    "steps": (lambda m: m.sample(modality_steps=0), "at least 1 step"),
+    "steps": (lambda m: m.sample(modality_steps=0), "at least 1"),
     "temperature": (lambda m: m.sample(text_temperature=-1.0), "temperature must be above 0"),
     "min_p": (lambda m: m.sample(text_min_p=2.0), "min-p"),
     "noise without force": (lambda m: m.sample(init_modality_noise=randn(4, 8)), "give force_modality_at_start"),
@@ -135,6 +135,34 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "length": (lambda m: m.generate_text_only(ids(1)[None], 0), "at least 1"),
     "batch_size": (lambda m: m.generate_modality_only(0), "batch_size"),
     "size of items": (lambda m: m.generate_modality_only(1, fixed_modality_shape=(2, 2)), "2 axes"),
+    "times as a number": (lambda m: m([[randn(4, 8)]], times=5), "times is a list of numbers for each document"),
+    "times as words": (lambda m: m([[randn(4, 8)]], times=[["a"]]), "document 0: times are numbers"),
+    "times too many": (lambda m: m([[randn(4, 8)]], times=[[0.5, 0.5]]), "document 0 has 1 items and 2 times"),
+    "a function that is none": (lambda m: m([[randn(4, 8)]], num_modalities_to_times_fn=3), "is a function"),
+    "noise that is none": (lambda m: m([[randn(4, 8)]], noise=[[None]]), "document 0: noise is a tensor"),
+    "noise too much": (lambda m: m([[randn(4, 8)]], noise=[[randn(4, 8)] * 2]), "document 0 has fewer items than"),
+    "noise of other channels": (lambda m: m([[randn(4, 8)]], noise=[[randn(4, 7)]]), "document 0, noise: .* 8 channels"),
+    "decoders of no modality": (lambda m: m([[randn(4, 8)]], decoders={"x": nn.Identity()}), "decoders: no modality 'x'"),
+    "one number": (lambda m: m(torch.tensor(1.0)), "not a single number"),
+    "steps of a half": (lambda m: m.sample(modality_steps=1.5), "whole number"),
+    "a sampler by name": (lambda m: m.sample(sampler="euler"), "sampler is Euler"),
+    "guidance of NaN": (lambda m: m.sample(cfg_scale=float("nan")), "finite"),
+    "guidance by a word": (lambda m: m.sample(cfg_scale="a"), "cfg_scale is a number"),
+    "a temperature of NaN": (lambda m: m.sample(text_temperature=float("nan")), "temperature must be above 0"),
+    "a temperature as a word": (lambda m: m.sample(text_temperature="a"), "temperature is a number"),
+    "a forced size as a number": (lambda m: m.sample(force_modality_at_start=(0, 4)), "a size is a tuple of whole numbers"),
+    "a fixed size as a number": (lambda m: m.sample(fixed_modality_shape=4), "a size is a tuple of whole numbers"),
+    "noise of NaN to start from": (
+        lambda m: m.sample(force_modality_at_start=0, init_modality_noise=NAN),
+        "init_modality_noise is a tensor of finite",
+    ),
+    "a length of a half": (lambda m: m.generate_text_only(ids(1)[None], 1.5), "at least 1"),
+    "a text of text ids that are none": (lambda m: m.generate_text_only(ids(99)[None], 2), "token id 99"),
+    "steps 0 of items alone": (lambda m: m.generate_modality_only(1, modality_steps=0), "at least 1"),
+    "modality 7 of items alone": (lambda m: m.generate_modality_only(1, modality_type=7), "no modality 7"),
+    "a mask of another length": (lambda m: m([[(0, randn(4, 8), [1.0, 0.0])]]), "document 0, item 0"),
+    "an EMA's decay": (lambda m: m.create_ema(2.0), "share of the old average"),
+    "a sample of words": (lambda m: print_modality_sample(["abc"]), "list of tensors and items"),
     "a Media's dtype": (lambda m: m.loss([[Media(torch.zeros(8, 4, dtype=torch.uint8), "modality0")]]), "floating point"),
     "a Text of floats": (lambda m: Text((0.5,)), "whole numbers"),  # type: ignore[arg-type]
 }
@@ -167,6 +195,17 @@ BUILDS: dict[str, tuple[dict[str, object], str]] = {
     "four axes": ({"modality_default_shape": (2, 2, 2, 2)}, "3 at most"),
     "a largest below the default": ({"modality_max_shape": (2,)}, "exceeds|largest"),
     "a softcap of 0": ({"transformer": dict(dim=32, depth=1, softcap_value=0.0)}, "soft"),
+    "width 0": ({"transformer": dict(dim=0, depth=1)}, "dim is a whole number from 1 up"),
+    "a head of 0": ({"transformer": dict(dim=32, depth=1, dim_head=0)}, "dim_head is a whole number from 1 up"),
+    "a depth as a word": ({"transformer": dict(dim=32, depth="1")}, "depth is a whole number from 1 up"),
+    "a feed-forward of 0": ({"transformer": dict(dim=32, depth=1, ff_expansion_factor=0)}, "above 0"),
+    "attn_kwargs": ({"transformer": dict(dim=32, depth=1, attn_kwargs=3)}, "attn_kwargs is a dict"),
+    "an encoder that is none": ({"modality_encoder": "vae"}, "modality_encoder is a torch.nn.Module"),
+    "a diffusion by name": ({"diffusion": "ddpm"}, "diffusion is a Diffusion"),
+    "one module of a pair": ({"pre_post_transformer_enc_dec": nn.Identity()}, "pair of modules"),
+    "a pair of no modules": ({"pre_post_transformer_enc_dec": (nn.Identity(), 3)}, "pre_post_transformer_enc_dec"),
+    "a shape as a word": ({"modality_default_shape": "4"}, "is a size such as"),
+    "a weight as a word": ({"flow_loss_weight": "a"}, "flow_loss_weight"),
     "a weight of NaN": ({"flow_loss_weight": float("nan")}, "flow_loss_weight"),
     "ignore_index": ({"ignore_index": -100}, "weights"),
 }

@@ -5,6 +5,7 @@ With both scales (Brooks et al. 2022, arXiv 2211.09800, eq. 3):
     guided = f(-, -) + media * (f(-, media) - f(-, -)) + text * (f(text, media) - f(-, media))
 """
 
+import math
 from dataclasses import dataclass
 
 
@@ -34,6 +35,8 @@ class Guidance:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.text) and math.isfinite(self.media)):
+            raise ValueError(f"guidance scales are finite numbers, 1 for none, not {self.text} and {self.media}")
         if not 0.0 <= self.low <= self.high <= 1.0:
             raise ValueError(f"the guidance interval ({self.low}, {self.high}) must lie in [0, 1]")
 

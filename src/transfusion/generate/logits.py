@@ -1,5 +1,6 @@
 """Next token from logits. A choice is a frozen dataclass with one verb; its chance is one uniform number a row."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -37,7 +38,7 @@ class Sample:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0, not {self.temperature}; for the most likely token use greedy")
         if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
             raise ValueError(f"top-k must be 0 or more, top-p in (0, 1], min-p in [0, 1], not {self}")

@@ -134,13 +134,15 @@ def configure(
         largest = most[i] or tuple(max(s, bound // p * p) for s, p in zip(shape, patch, strict=True))
         modalities.append(Modality(names[i], channels[i], shape, patch, None if fixed[i] or not shape else largest))
 
-    if not 0 <= prob_uncond <= 1:
-        raise ValueError(f"prob_uncond is a share from 0 to 1, not {prob_uncond}")
+    if not isinstance(prob_uncond, int | float) or not 0 <= prob_uncond <= 1:
+        raise ValueError(f"prob_uncond is a share from 0 to 1, not {prob_uncond!r}")
     for name, weight in (("flow_loss_weight", flow_loss_weight), ("text_loss_weight", text_loss_weight)):
-        if not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"{name} is a number from 0 up, not {weight}")
+        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"{name} is a number from 0 up, not {weight!r}")
     if text_loss_weight == 0:
         raise ValueError("text_loss_weight 0: give the texts the weight 0 instead, (tensor, 0), and keep the text weight 1")
+    if diffusion is not None and not isinstance(diffusion, Diffusion):
+        raise ValueError(f"diffusion is a Diffusion(...), see transfusion.Diffusion, not {diffusion!r}")
     if diffusion is None:
         diffusion = Diffusion() if model_output_clean in (None, True) else Diffusion(prediction="velocity", loss="velocity")
     extra: dict[str, Any] = {} if patcher is None else {"patcher": patcher}
@@ -163,6 +165,10 @@ def configure(
     encoders, decoders = (
         each(n, v) for n, v in (("modality_encoder", modality_encoder), ("modality_decoder", modality_decoder))
     )
+    for name, modules in (("modality_encoder", encoders), ("modality_decoder", decoders)):
+        for module in modules:
+            if module is not None and not isinstance(module, nn.Module):
+                raise ValueError(f"{name} is a torch.nn.Module, or one (or None) a modality, not {module!r}")
     coded = {n: Autoencoder(e, d) for n, e, d in zip(names, encoders, decoders, strict=True) if e is not None or d is not None}
     return Configured(
         model=model,
@@ -211,7 +217,16 @@ def trunk(words: dict[str, Any]) -> Trunk:
         raise ValueError(f"transformer is a dict(dim=512, depth=8) or a Trunk, not {type(words).__name__}")
     given = dict(words)
     for name in ("attn_kwargs", "ff_kwargs"):
-        given |= given.pop(name, {})
+        inner = given.pop(name, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"transformer: {name} is a dict of options, not {inner!r}")
+        given |= inner
+    for name in ("dim", "width", "depth", "heads", "dim_head", "head_size"):
+        number = given.get(name, 1)
+        if number is None and name in ("dim_head", "head_size"):
+            continue
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"transformer: {name} is a whole number from 1 up, not {number!r}")
     if not {"dim", "width"} & given.keys() or "depth" not in given:
         raise ValueError("transformer needs dim and depth: dict(dim=512, depth=8)")
     own, heads = ({field.name for field in fields(kind)} for kind in (Trunk, Heads))
@@ -241,8 +256,14 @@ def _soft_cap(value: float | None, _: int) -> dict[str, Any]:
     return {"soft_cap": value or 0.0}
 
 
+def _hidden(factor: float, width: int) -> dict[str, Any]:
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise ValueError(f"ff_expansion_factor is a number above 0, not {factor!r}")
+    return {"hidden": max(1, -(-int(width * factor * 2 / 3) // 32)) * 32}
+
+
 TRUNK: dict[str, Callable[[Any, int], dict[str, Any]]] = {
-    "ff_expansion_factor": lambda v, width: {"hidden": -(-int(width * v * 2 / 3) // 32) * 32},
+    "ff_expansion_factor": _hidden,
     "qk_rmsnorm": lambda v, _: {"qk_norm": v},
     "softcap_value": _soft_cap,
     "gate_values": lambda v, _: {"gated": v},
@@ -265,6 +286,8 @@ def _shapes(name: str, value: Any, count: int) -> list[tuple[int, ...] | None]:
         return [None] * count
     if isinstance(value, int):
         value = (value,)
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"{name} is a size such as (4,), or one a modality, not {value!r}")
     flat = all(isinstance(v, int) for v in value)
     shapes = [tuple(value)] * count if flat else [None if v is None else _tuple(v) for v in value]
     if len(shapes) != count:
@@ -278,12 +301,21 @@ def _shapes(name: str, value: Any, count: int) -> list[tuple[int, ...] | None]:
 def _pairs(value: Any, count: int) -> list[tuple[nn.Module, nn.Module] | None]:
     if value is None:
         return [None] * count
+    if not isinstance(value, tuple | list):
+        raise ValueError(
+            f"pre_post_transformer_enc_dec is a pair of modules (way in, way out), or one a modality, not {value!r}"
+        )
     if len(value) == 2 and all(isinstance(v, nn.Module) for v in value):
         if count > 1:
             raise ValueError("pre_post_transformer_enc_dec: give a pair of modules (or None) for each modality")
         return [tuple(value)]
     if len(value) != count:
         raise ValueError(f"pre_post_transformer_enc_dec has {len(value)} pairs for {count} modalities")
+    for v in value:
+        if v is not None and not (isinstance(v, tuple | list) and len(v) == 2 and all(isinstance(m, nn.Module) for m in v)):
+            raise ValueError(
+                f"pre_post_transformer_enc_dec: a pair of modules (or None) for each modality is wanted, not {v!r}"
+            )
     return [None if v is None else tuple(v) for v in value]
 
 

@@ -107,10 +107,9 @@ class Learns(Held):
         elif noised:
             raise ValueError("noised latents need the times at which they stand: give times")
         if noise is not None:
-            if len(noise) != len(documents):
-                raise ValueError(
-                    f"noise has {len(noise)} entries for {len(documents)} documents: give a list of tensors for each"
-                )
+            if not isinstance(noise, Tensor | Sequence) or len(noise) != len(documents):
+                count = len(noise) if isinstance(noise, Sequence) else "no"
+                raise ValueError(f"noise has {count} entries for {len(documents)} documents: give a list of tensors for each")
             documents = parts.noises(noise, documents)
         if seed is None:
             seed = int(torch.randint(1 << 62, ()))
@@ -145,6 +144,9 @@ class Learns(Held):
             raise ValueError(
                 "no loss is on that looks to an EMA model: give Transfusion velocity_consistency_loss_weight=0.1, or auxiliary="
             )
+        unknown = [name for name in decoders or () if name not in self.network.patchers]
+        if unknown:
+            raise ValueError(f"decoders: no modality {unknown[0]!r}; this model has {list(self.network.patchers)}")
         return self.network(batch, teacher=teacher, decoders=self._decoders() if decoders is None else decoders)
 
     def _decoders(self) -> Decoders:
@@ -165,6 +167,8 @@ class Learns(Held):
         if batch.is_floating_point():
             if modality_type is None and len(self.vocabulary.modalities) > 1:
                 raise ValueError("this model has several modalities: say which with modality_type")
+            if not batch.ndim:
+                raise ValueError("latents are [item, ...], not a single number")
             found = self.parts.documents([[(modality_type or 0, one)] for one in batch])
             return [replace(one, language_loss=False) for one in found], True
         if batch.ndim != 2:
@@ -176,9 +180,13 @@ class Learns(Held):
         if function is not None:
             if times is not None:
                 raise ValueError("give times or num_modalities_to_times_fn, not both")
+            if not callable(function):
+                raise ValueError(f"num_modalities_to_times_fn is a function of the numbers of items, not {function!r}")
             times = function(torch.tensor(counts))
         if callable(times):
             times = [times(count) for count in counts]
+        if not isinstance(times, Tensor | Sequence) or isinstance(times, str):
+            raise ValueError(f"times is a list of numbers for each document, [[0.5, ...], ...], not {times!r}")
         if isinstance(times, Tensor) and times.ndim == 1 and len(times) == len(documents):
             times = times[:, None]
         if len(times) != len(documents):
@@ -187,10 +195,13 @@ class Learns(Held):
         steps = law.steps if isinstance(law, Uniform) and law.steps else 1000
         found = []
         for index, (document, row) in enumerate(zip(documents, times, strict=True)):
-            row = row.tolist() if isinstance(row, Tensor) else list(row)
-            if len(row) < counts[index]:
+            padded = isinstance(row, Tensor)  # a tensor has as many columns as the document with most items needs
+            row = row.tolist() if isinstance(row, Tensor) else row
+            if not isinstance(row, list | tuple) or any(isinstance(t, bool) or not isinstance(t, int | float) for t in row):
+                raise ValueError(f"document {index}: times are numbers, one an item, not {str(row)[:60]}")
+            if len(row) < counts[index] or (len(row) > counts[index] and not padded):
                 raise ValueError(f"document {index} has {counts[index]} items and {len(row)} times: give one an item")
-            row = iter([float(t) / steps if isinstance(t, int) and not isinstance(t, bool) else float(t) for t in row])
+            row = iter([float(t) / steps if isinstance(t, int) else t for t in row])
             segments = []
             for segment in document.segments:
                 if isinstance(segment, Media):

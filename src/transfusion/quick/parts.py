@@ -275,8 +275,16 @@ class Parts:
                     if not rest:
                         raise ValueError(f"document {index} has more items than there are noises for it: give one an item")
                     modality = self.vocabulary.modalities.index(self.vocabulary.modality(segment.modality))
-                    segment = replace(segment, noise=self.latents(rest.pop(0), modality))
+                    one = rest.pop(0)
+                    if not isinstance(one, Tensor):
+                        raise ValueError(f"document {index}: noise is a tensor shaped like its item, not {_what(one)}")
+                    try:
+                        segment = replace(segment, noise=self.latents(one, modality))
+                    except ValueError as error:
+                        raise ValueError(f"document {index}, noise: {error}") from error
                 segments.append(segment)
+            if rest:
+                raise ValueError(f"document {index} has fewer items than there are noises for it: give one an item")
             found.append(replace(document, segments=tuple(segments)))
         return found
 
@@ -371,8 +379,12 @@ def print_modality_sample(sample: Sequence[Any]) -> None:
     """Print what a sample holds, a pair (kind, shape) an entry."""
     lines = []
     for entry in sample:
+        if isinstance(entry, tuple) and isinstance(entry[0], Tensor):
+            entry = entry[0]  # with a weight
         if isinstance(entry, tuple):
             lines.append((f"modality:{entry[0]}", tuple(entry[1].shape)))
+        elif not isinstance(entry, Tensor):
+            raise ValueError(f"a sample is a list of tensors and items, which {_what(entry)} is not")
         elif entry.is_floating_point():
             lines.append(("modality", tuple(entry.shape)))
         else:

@@ -70,13 +70,17 @@ class Samples(Held):
         del cache_kv
         parts = self.parts
         documents = parts.documents(prompts, prompts=True)
-        if not isinstance(max_length, int) or max_length < 1:
-            raise ValueError(f"max_length is the number of tokens that a document may have, not {max_length!r}")
+        _whole("max_length, the tokens that a document may have,", max_length)
+        _whole("modality_steps, the steps of the sampler,", modality_steps)
         force, size = self._forced(force_modality_at_start)
         if not self.vocabulary.num_text and force is None:
             force = self.vocabulary.modalities[0].name
         sizes = self._sizes(fixed_modality_shape, force)
         noise = None if init_modality_noise is None else self._start(init_modality_noise, force, size or fixed_modality_shape)
+        if sampler is not None and not hasattr(sampler, "step"):
+            raise ValueError(f"sampler is Euler(...), Heun(...), DDIM(...) or DDPM(...), not {sampler!r}")
+        if not isinstance(cfg_scale, int | float):
+            raise ValueError(f"cfg_scale is a number, 1 for no guidance, not {cfg_scale!r}")
         name = seed if seed is not None else int(torch.randint(1 << 62, ()))
         requests = [
             Request(
@@ -112,17 +116,17 @@ class Samples(Held):
     def _forced(self, asked: Any) -> tuple[str | None, tuple[int, ...] | None]:
         if asked is None:
             return None, None
-        index, size = asked if isinstance(asked, tuple) else (asked, None)
+        index, size = asked if isinstance(asked, tuple) and len(asked) == 2 else (asked, None)
         count = len(self.vocabulary.modalities)
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
             raise ValueError(f"force_modality_at_start: no modality {index!r}; they run from 0 to {count - 1}")
-        return self.vocabulary.modalities[index].name, None if size is None else tuple(size)
+        return self.vocabulary.modalities[index].name, None if size is None else _size("force_modality_at_start", size)
 
     def _sizes(self, fixed: Any, force: str | None) -> dict[str, tuple[int, ...]]:
         """The size that every item has, by name of its modality: of those that have as many axes."""
         if fixed is None:
             return {}
-        fixed = tuple(fixed)
+        fixed = _size("fixed_modality_shape", fixed)
         found = {m.name: fixed for m in self.vocabulary.modalities if len(m.patch) == len(fixed)}
         if not found or (force is not None and force not in found):
             axes = sorted({len(m.patch) for m in self.vocabulary.modalities if force in (None, m.name)})
@@ -132,6 +136,8 @@ class Samples(Held):
         return found
 
     def _start(self, noise: Tensor, force: str | None, size: tuple[int, ...] | None) -> Tensor:
+        if not isinstance(noise, Tensor) or not noise.is_floating_point() or not torch.isfinite(noise).all():
+            raise ValueError("init_modality_noise is a tensor of finite floating-point numbers")
         if force is None:
             raise ValueError("init_modality_noise is for an item that is forced: give force_modality_at_start")
         modality = self.vocabulary.modality(force)
@@ -157,8 +163,7 @@ class Samples(Held):
         del cache_kv
         if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
             raise ValueError("prompt is a tensor of ids [document, length]; one text is text[None]")
-        if length < 1:
-            raise ValueError(f"length is the number of ids to write, at least 1, not {length}")
+        _whole("length, the number of ids to write,", length)
         name = seed if seed is not None else int(torch.randint(1 << 62, ()))
         documents = self.parts.documents([[one] if len(one) else None for one in prompt], prompts=True)
         decoding = _decoding(temperature, min_p)
@@ -187,10 +192,10 @@ class Samples(Held):
         """
         if modality_type is None and len(self.vocabulary.modalities) > 1:
             raise ValueError("this model has several modalities: say which with modality_type")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is at least 1, not {batch_size}")
+        _whole("batch_size, the number of items to draw,", batch_size)
+        _whole("modality_steps, the steps of the sampler,", modality_steps)
         force, _ = self._forced(modality_type or 0)
-        size = None if fixed_modality_shape is None else tuple(fixed_modality_shape)
+        size = None if fixed_modality_shape is None else _size("fixed_modality_shape", fixed_modality_shape)
         name = seed if seed is not None else int(torch.randint(1 << 62, ()))
         chosen = replace(self.sampler, num_steps=modality_steps) if sampler is None else sampler
         requests = [
@@ -220,5 +225,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def _whole(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
+
+
+def _size(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
+        raise ValueError(f"{name}: a size is a tuple of whole numbers, one an axis, such as (4,), not {value!r}")
+    return tuple(value)
+
+
 def _decoding(temperature: float, min_p: float) -> Decoding:
+    for name, value in (("temperature", temperature), ("min_p", min_p)):
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is a number, not {value!r}")
     return Greedy() if temperature == 0 else Sample(temperature=temperature, min_p=min_p)
