@@ -116,6 +116,7 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "prompts as a string": (lambda m: m.sample_many("abc"), "put it in a list"),
     "sample of a bad prompt": (lambda m: m.sample([ids(1), randn(4, 7)]), "document 0, item 1: .*8 channels"),
     "a prompt too long": (lambda m: m.sample(ids(*[1] * 20), max_length=8), "take 21 tokens, the context has 8"),
+    "one prompt too long": (lambda m: m.sample_many([None, ids(*[1] * 20)], max_length=8), "prompt 1: .* shorten the prompt"),
     "max_length": (lambda m: m.sample(max_length=0), "max_length"),
     "force": (lambda m: m.sample(force_modality_at_start=2), "no modality 2"),
     "force -1": (lambda m: m.sample(force_modality_at_start=-1), "no modality -1"),

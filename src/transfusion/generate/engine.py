@@ -375,8 +375,18 @@ class Engine(Passes):
 
 
 def generate(engine: Engine, requests: Sequence[Request], *, each=None) -> list[Document]:
-    """Documents of requests, in their order. `each`, if given, is called with every event."""
-    ids = [engine.add(request) for request in requests]
+    """Documents of requests, in their order. `each`, if given, is called with every event.
+
+    Raises:
+        ValueError: see `Engine.add`; the message says which request.
+    """
+    ids = []
+    for index, request in enumerate(requests):
+        try:
+            ids.append(engine.add(request))
+        except ValueError as error:
+            where = "" if str(error).startswith("document ") or len(requests) == 1 else f"prompt {index}: "
+            raise ValueError(f"{where}{error}") from error
     done: dict[int, Document] = {}
     for event in engine.run():
         if isinstance(event, Done):

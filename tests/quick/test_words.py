@@ -1,0 +1,105 @@
+# ruff: noqa: C408
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+"""Words of the quick face that no other test leans on, one by one."""
+
+import pytest
+import torch
+from torch import Tensor, nn, randn
+
+from transfusion import Diffusion, Transfusion, Trunk
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(unchecked) -> None:
+    """As a user runs it."""
+
+
+WORDS = dict(num_text_tokens=16, dim_latent=8, modality_default_shape=(4,), transformer=dict(dim=32, depth=2, dim_head=16))
+
+
+def ids(*numbers: int) -> Tensor:
+    return torch.tensor(numbers)
+
+
+def test_a_trunk_stands_for_its_dict() -> None:
+    """The same model, to the bit."""
+    made = []
+    for transformer in (Trunk(width=32, depth=2, heads=2, head_size=16), WORDS["transformer"]):
+        torch.manual_seed(0)
+        made.append(Transfusion(**(WORDS | {"transformer": transformer})).eval())
+    batch = [[ids(1, 2), randn(4, 8)]]
+    assert torch.equal(made[0](batch, seed=1), made[1](batch, seed=1))
+
+
+def test_latents_are_as_wide_as_the_model_where_nothing_is_said() -> None:
+    words = {k: v for k, v in WORDS.items() if k not in ("dim_latent", "modality_default_shape")}
+    m = Transfusion(**words, modality_num_dim=2)
+    assert m.vocabulary.modalities[0].channels == 32 and m.vocabulary.modalities[0].shape == (1, 1)
+    m([[ids(1), randn(3, 2, 32)]]).backward()
+
+
+def test_names_and_largest_sizes() -> None:
+    m = Transfusion(**WORDS, modality_names=["actions"], modality_max_shape=(6,))
+    assert m.vocabulary.modality("actions").largest == (6,)
+    m([[randn(6, 8)]])
+    with pytest.raises(ValueError, match=r"document 0, item 0: .*'actions': size .7,. exceeds the largest"):
+        m([[randn(7, 8)]])
+
+
+def test_items_of_a_fixed_shape_say_no_size() -> None:
+    free, fixed = Transfusion(**WORDS), Transfusion(**WORDS, modality_fixed_shape=True)
+    assert len(fixed.vocabulary) < len(free.vocabulary)
+    lengths = [len(m.entries(m.parts.documents([[ids(1), randn(4, 8)]]), seed=0)[0].sequence) for m in (free, fixed)]
+    assert lengths[0] == lengths[1] + 1
+    with pytest.raises(ValueError, match=r"document 0, item 0: .*every item has .4,."):
+        fixed([[randn(5, 8)]])
+
+
+def test_dropped_text_is_not_learned_and_only_dropped_in_training() -> None:
+    batch = [[ids(1, 2, 3), randn(4, 8)]]
+    m = Transfusion(**WORDS, prob_uncond=1.0)
+    assert m(batch, return_breakdown=True, seed=1)[1].text == 0
+    assert m(batch, return_breakdown=True, seed=1, prob_uncond=0.0)[1].text > 0
+    assert m.eval()(batch, return_breakdown=True, seed=1)[1].text > 0
+
+
+def test_the_floor_bounds_what_nearly_clean_items_weigh() -> None:
+    batch = [[randn(4, 8)]]
+    torch.manual_seed(0)
+    found = []
+    for floor in (0.05, 0.5):
+        m = Transfusion(**WORDS, diffusion=Diffusion(floor=floor)).eval()
+        with torch.no_grad():
+            for p in m.network.parameters():
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
+        found.append(m(batch, times=[[0.1]], seed=1, return_breakdown=True)[1].flow[0])
+    assert torch.allclose(found[0] / found[1], torch.tensor(25.0), rtol=1e-3)
+
+
+def test_what_each_layer_gives_can_be_had() -> None:
+    m = Transfusion(**WORDS).eval()
+    batch = m.collate(m.entries(m.parts.documents([[ids(1, 2), randn(4, 8)]]), seed=0))
+    from transfusion.nn.attention import Place
+
+    layers: list[Tensor] = []
+    media, _ = m.network.noise(batch)
+    place = Place.of_rows(batch.documents, batch.spans, batch.private)
+    h, _ = m.network.hidden(batch.tokens, batch.positions, media, place=place, layers=layers)
+    assert len(layers) == 2 and all(x.shape == (1, len(h), 32) for x in layers)
+
+
+def test_encoders_are_not_among_what_is_trained() -> None:
+    encoder = nn.Linear(3, 8)
+    m = Transfusion(**WORDS, modality_encoder=encoder)
+    trained = {id(p) for p in m.parameters_without_encoder_decoder()}
+    assert trained and not trained & {id(p) for p in encoder.parameters()}
+    assert len(trained) == len(list(m.parameters())) - 2
+    assert m.device == torch.device("cpu")
+
+
+def test_a_prompt_may_come_back_without_itself() -> None:
+    m = Transfusion(**WORDS)
+    options = dict(force_modality_at_start=0, max_length=18, modality_steps=1, seed=2)
+    prompt = [ids(1, 2), randn(4, 8)]
+    whole, rest = (m.sample(prompt, return_without_prompt=r, **options) for r in (False, True))
+    assert len(whole) == len(rest) + 2 and torch.equal(whole[2].tensor, rest[0].tensor)
