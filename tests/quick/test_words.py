@@ -103,3 +103,13 @@ def test_a_prompt_may_come_back_without_itself() -> None:
     prompt = [ids(1, 2), randn(4, 8)]
     whole, rest = (m.sample(prompt, return_without_prompt=r, **options) for r in (False, True))
     assert len(whole) == len(rest) + 2 and torch.equal(whole[2].tensor, rest[0].tensor)
+
+
+def test_latents_alone_of_one_of_several_modalities() -> None:
+    m = Transfusion(**(WORDS | dict(dim_latent=(8, 3), modality_default_shape=((4,), (2, 2))))).eval()
+    loss, parts = m(randn(2, 2, 2, 3), modality_type=1, return_breakdown=True, seed=1)
+    assert parts.flow[0] == 0 and parts.flow[1] > 0 and torch.isfinite(loss)
+    assert m.generate_modality_only(2, modality_type=1, modality_steps=1).shape == (2, 2, 2, 3)
+    for call in (lambda: m(randn(2, 4, 8)), lambda: m.generate_modality_only(2)):
+        with pytest.raises(ValueError, match="several modalities: say which"):
+            call()
