@@ -83,10 +83,10 @@ def precision(name: str) -> Any:
 def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Job:
     """This package."""
     from transfusion import Document, Guidance, Media, Text, Transfusion
-    from transfusion.api import Settings
     from transfusion.data.compose import Drop
     from transfusion.data.vocabulary import Bytes, Vocabulary
     from transfusion.diffusion.sampler import Euler
+    from transfusion.folder import Settings
     from transfusion.modality import Modality
     from transfusion.model.transfusion import Model
     from transfusion.nn.trunk import Trunk

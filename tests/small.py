@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from transfusion.api import Settings, Transfusion
+from transfusion.api import Transfusion
 from transfusion.codec.modules import Modules
 from transfusion.codec.patcher import LinearPatcher, Patcher
 from transfusion.data.compose import Drop
@@ -19,6 +19,7 @@ from transfusion.data.vocabulary import Bytes, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import Euler
+from transfusion.folder import Settings
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Auxiliary
 from transfusion.model.transfusion import Model

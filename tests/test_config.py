@@ -9,11 +9,12 @@ import torch
 
 from small import model, picture
 from transfusion import config
-from transfusion.api import Settings, Transfusion
+from transfusion.api import Transfusion
 from transfusion.cli import main, settings
 from transfusion.config import ConfigError
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDPM, Heun
+from transfusion.folder import Settings
 from transfusion.model.transfusion import Network
 from transfusion.recipes import RECIPES
 from transfusion.recipes.presets import LLAMA_2_IDS, PRESETS, SIZES, paper_model, preset

@@ -13,6 +13,7 @@ LAYERS = [
     {"model"},
     {"generate"},
     {"quick"},
+    {"folder"},
     {"api"},
     {"train", "evaluation"},
     {"recipes"},

@@ -1,6 +1,5 @@
 """Transfusion: one transformer that reads and writes documents of text and images (arXiv 2408.11039)."""
 
-from transfusion.api import Settings as Settings
 from transfusion.api import Transfusion as Transfusion
 from transfusion.codec.patcher import LinearPatcher as LinearPatcher
 from transfusion.codec.patcher import ModulesPatcher as ModulesPatcher
@@ -18,6 +17,7 @@ from transfusion.diffusion.sampler import DDIM as DDIM
 from transfusion.diffusion.sampler import DDPM as DDPM
 from transfusion.diffusion.sampler import Euler as Euler
 from transfusion.diffusion.sampler import Heun as Heun
+from transfusion.folder import Settings as Settings
 from transfusion.generate.engine import Engine as Engine
 from transfusion.generate.logits import Greedy as Greedy
 from transfusion.generate.logits import Sample as Sample

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
 from transfusion import config
-from transfusion.api import Settings, Transfusion
+from transfusion.api import Transfusion
 from transfusion.cli import settings
 from transfusion.codec.modules import ModulesPatcher
 from transfusion.codec.patcher import LinearPatcher, UNetPatcher, build
@@ -25,6 +25,7 @@ from transfusion.data.layout import Coordinates
 from transfusion.data.vocabulary import Bytes, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
+from transfusion.folder import Settings
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Model, Network
 from transfusion.nn.transformer import Trunk

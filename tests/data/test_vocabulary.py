@@ -8,10 +8,11 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 
 from small import FREE, IMAGE, picture
-from transfusion.api import Settings, Transfusion
+from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.layout import Coordinates, lay_out
 from transfusion.data.vocabulary import BPE, Bytes, Control, Ids, TextIds, Vocabulary
+from transfusion.folder import Settings
 from transfusion.generate.engine import Engine
 from transfusion.generate.state import Done, Request, Token
 from transfusion.model.transfusion import Model

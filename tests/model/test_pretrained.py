@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from llm import SIZES, change, write
 from small import IMAGE, SOUND, picture
-from transfusion.api import Settings, Transfusion
+from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.layout import lay_out
+from transfusion.folder import Settings
 from transfusion.generate.engine import Engine
 from transfusion.generate.state import Event, Token
 from transfusion.model.pretrained import LanguageModel, fetch

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from transfusion import chance, config
-from transfusion.api import Transfusion, read_settings
+from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit, Picture
@@ -28,6 +28,7 @@ from transfusion.evaluation.judge import ConvolutionalJudge
 from transfusion.evaluation.record import Record, short
 from transfusion.evaluation.sheet import sheet
 from transfusion.evaluation.suite import How, Outcome
+from transfusion.folder import read_settings
 from transfusion.recipes import CLASSES
 from transfusion.recipes.classes import progress
 from transfusion.recipes.run import Run, Say

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from transfusion import chance
-from transfusion.api import Settings, Transfusion, read_settings
+from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit, to_image
@@ -22,6 +22,7 @@ from transfusion.data.readers import parse_line
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.sheet import sheet
+from transfusion.folder import Settings, read_settings
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Done, Event
 from transfusion.recipes.classes import progress

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from transfusion import chance, config
-from transfusion.api import Settings, Transfusion
+from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.compose import Compose
 from transfusion.data.document import Document, Text
@@ -18,6 +18,7 @@ from transfusion.data.vocabulary import BPE, Tokenizer, TokenizerFile, Vocabular
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.sheet import sheet
+from transfusion.folder import Settings
 from transfusion.model import lora
 from transfusion.model.lora import LoRA
 from transfusion.model.pretrained import is_language_model
