@@ -1,5 +1,6 @@
 """Transfusion: the model that a user holds. Vocabulary, network and engine in one, saved in one folder."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -282,7 +283,7 @@ class Transfusion(Learns, Samples):
         loaded, new = [], []
         with torch.no_grad():
             for name, tensor in own.items():
-                there = other.get(name)
+                there = other.get(_of_same_modality(name, self.vocabulary.modalities, source.vocabulary.modalities))
                 part = {"embed": source.network.embed, "head": source.network.head}.get(name.partition(".")[0])
                 if part is not None and part.weight.shape[1] == tensor.shape[1]:
                     begins = first if name.endswith(".new") else 0
@@ -296,7 +297,8 @@ class Transfusion(Learns, Samples):
                     loaded.append(name)
                 else:
                     new.append(name)
-        dropped = tuple(sorted(other.keys() - set(loaded) - {"embed.new", "head.new"}))
+        used = {_of_same_modality(name, self.vocabulary.modalities, source.vocabulary.modalities) for name in loaded}
+        dropped = tuple(sorted(other.keys() - used - {"embed.new", "head.new"}))
         tokens = set(range(len(self.vocabulary))) - {now for _, now in pairs}
         return Taken(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
 
@@ -372,3 +374,13 @@ class Transfusion(Learns, Samples):
             one = cls(replace(settings, model=model, language=vocabulary.ids), vocabulary, modules=modules)
             found.load(one.network, copies=copies)
         return one.to(device)
+
+
+def _of_same_modality(name: str, ours: Sequence[Modality], theirs: Sequence[Modality]) -> str:
+    """The name that a weight of ours has in another model: sets of weights are numbered by modality, and belong to the modality
+    of that name, wherever it stands there. "" if there is none."""
+    found = re.match(r"(.*\bmedia(?:_norms)?\.)(\d+)(\..*)", name)
+    if found is None:
+        return name
+    wanted, names = ours[int(found[2])].name, [m.name for m in theirs]
+    return f"{found[1]}{names.index(wanted)}{found[3]}" if wanted in names else ""

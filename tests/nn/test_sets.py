@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from small import IMAGE, SOUND, documents, model, picture
+from small import IMAGE, SOUND, VECTOR, documents, model, picture
 from test_equalities import cached_is_full, entries, many_is_one, packed_is_alone, requests, rows
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
@@ -163,3 +163,26 @@ def test_every_weight_learns(weights: str, unchecked) -> None:
 def test_an_unknown_division_is_refused(unchecked) -> None:
     with pytest.raises(ValueError, match="shared, feed_forward or all"):
         Trunk(weights="both")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", SETS)
+def test_a_modality_takes_its_own_set_from_another_model(weights: str) -> None:
+    """Whatever their order, and with one more modality here than there."""
+    there, here = model(IMAGE, SOUND, weights=weights), model(VECTOR, SOUND, IMAGE, weights=weights)
+    with torch.no_grad():
+        for p in here.parameters():
+            p.zero_()
+    taken = here.take_weights(there)
+    mine, theirs = here.network.state_dict(), there.network.state_dict()
+    moved = {0: None, 1: 1, 2: 0}
+    seen = 0
+    for name, tensor in mine.items():
+        if (found := re.search(r"\bmedia(?:_norms)?\.(\d)\.", name)) is None:
+            continue
+        seen += 1
+        source = moved[int(found[1])]
+        if source is None:
+            assert tensor.abs().sum() == 0 and name in taken.new
+        else:
+            assert torch.equal(tensor, theirs[name[: found.start(1)] + str(source) + name[found.end(1) :]])
+    assert seen and not [name for name in taken.dropped if "media" in name]
