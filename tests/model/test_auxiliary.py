@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small import IMAGE, documents, model, picture
+from small import IMAGE, SOUND, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import settings
@@ -252,7 +252,7 @@ def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> Non
 
 
 def test_modalities_without_a_decoder_are_compared_as_latents() -> None:
-    m = model(auxiliary=Auxiliary(reconstruction=1.0), double=True)
+    m = model(IMAGE, SOUND, auxiliary=Auxiliary(reconstruction=1.0), double=True)
     plain, absent = of(m, documents()), of(m, documents(), decoders={"sound": Decoder()})
     assert torch.equal(plain["reconstruction"].sum, absent["reconstruction"].sum)
 
