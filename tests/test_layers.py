@@ -1,6 +1,7 @@
 """Imports go down, never up or sideways: the table of the rooms, held by reading every import, those inside functions too."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,10 @@ def test_import_costs_little_more_than_torch() -> None:
         "transformers",
         "huggingface_hub",
     } & set(out)
+
+
+def test_a_star_brings_the_public_names_and_no_room() -> None:
+    import transfusion
+
+    said = re.findall(r"import \w+ as (\w+)", (ROOT / "__init__.py").read_text())
+    assert sorted(transfusion.__all__) == sorted(said) and "nn" not in transfusion.__all__

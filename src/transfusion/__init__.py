@@ -29,3 +29,35 @@ from transfusion.quick.losses import Breakdown as Breakdown
 from transfusion.quick.losses import create_dataloader as create_dataloader
 from transfusion.quick.parts import Item as Item
 from transfusion.quick.parts import print_modality_sample as print_modality_sample
+
+__all__ = [  # so that `from transfusion import *` brings no room along (`nn` would hide torch's)
+    "BPE",
+    "DDIM",
+    "DDPM",
+    "Breakdown",
+    "Bytes",
+    "Diffusion",
+    "Document",
+    "Engine",
+    "Euler",
+    "Greedy",
+    "Guidance",
+    "Heun",
+    "Item",
+    "LinearPatcher",
+    "Media",
+    "Modality",
+    "Model",
+    "ModulesPatcher",
+    "Request",
+    "Sample",
+    "Settings",
+    "Text",
+    "TokenizerFile",
+    "Transfusion",
+    "Trunk",
+    "UNetPatcher",
+    "Vocabulary",
+    "create_dataloader",
+    "print_modality_sample",
+]
