@@ -29,6 +29,8 @@ from transfusion.quick.losses import Breakdown as Breakdown
 from transfusion.quick.losses import create_dataloader as create_dataloader
 from transfusion.quick.parts import Item as Item
 from transfusion.quick.parts import print_modality_sample as print_modality_sample
+from transfusion.train.muon import Muon as Muon
+from transfusion.train.optim import Optim as Optim
 
 __all__ = [  # so that `from transfusion import *` brings no room along (`nn` would hide torch's)
     "BPE",
@@ -49,6 +51,8 @@ __all__ = [  # so that `from transfusion import *` brings no room along (`nn` wo
     "Modality",
     "Model",
     "ModulesPatcher",
+    "Muon",
+    "Optim",
     "Request",
     "Sample",
     "Settings",

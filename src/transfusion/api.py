@@ -119,10 +119,18 @@ class Transfusion(Learns, Samples):
         """How items are drawn, if nothing else is said."""
         return self.settings.sampler
 
+    @property
+    def guidance(self) -> Guidance:
+        """How strongly items follow what stands before them, if nothing else is said."""
+        return self.settings.guidance
+
     def attach(self, modality: str, encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
         """Give a modality an encoder and a decoder between raw items and latents; they are used and never trained, and not
         saved with the model. Raises ValueError for a modality that the model does not have."""
         self.vocabulary.modality(modality)
+        for module in (encoder, decoder):
+            if module is not None and not isinstance(module, nn.Module):
+                raise ValueError(f"an encoder or decoder is a torch.nn.Module, not {module!r}")
         self.autoencoders[modality] = Autoencoder(encoder, decoder)
 
     def batch(self, documents: Sequence[Prompt], *, seed: int = 0) -> Batch:
@@ -151,12 +159,19 @@ class Transfusion(Learns, Samples):
         decoders: Decoders | None = None,
     ) -> Tensor:
         """text loss + lambda * media loss of documents (+ auxiliary losses that are on), a scalar to call `backward` on.
-        `teacher` and `decoders` as in `forward`."""
+
+        The loss of these documents exactly as they are, with the noise that `seed` names: nothing is dropped or limited for
+        training. In a loop of your own, `model(documents)` draws anew at each call, drops text and limits noise.
+
+        Args:
+            teacher, decoders: as in `forward`.
+        """
         losses = self(self.batch(documents, seed=seed), teacher=teacher, decoders=decoders)
-        return losses.total(self.settings.model.media_weight)
+        return losses.total(self.settings.model.media_weight) * self.quick.text_weight
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        """The trunk's matrices, see `train/muon.py`."""
+        """The trunk's matrices. The optimiser that knows which of them are several in one (`Optim(method=Muon()).build(model)`)
+        finds them itself; torch.optim.Muon would take a fused projection for one matrix."""
         return self.network.muon_parameters()
 
     def create_ema(
@@ -242,6 +257,8 @@ class Transfusion(Learns, Samples):
                         stacklevel=2,
                     )
                 guidance = replace(guidance, **{name: 1.0})
+        if seeds is not None and len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
         if seeds is None:
             seeds = [chance.key(seed, index) for index in range(len(prompts))]
         requests = [
@@ -330,6 +347,12 @@ class Transfusion(Learns, Samples):
         vocabulary = Vocabulary.load(folder / "tokenizer.json", settings.model.modalities, settings.language)
         model = cls(settings, vocabulary, modules=modules)
         fit(model.network, read_weights(folder, tied=settings.model.tied))
+        if settings.quick.coded:
+            warnings.warn(
+                f"this model was made with an encoder or decoder for {', '.join(settings.quick.coded)}, which are not in its "
+                "folder: give them again with model.attach(name, encoder, decoder)",
+                stacklevel=2,
+            )
         return model.to(device)
 
     @classmethod

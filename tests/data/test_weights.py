@@ -75,15 +75,18 @@ def test_weights_and_noise_that_cannot_be_are_refused(make, message: str, unchec
         make()
 
 
-def test_an_item_of_weight_zero_is_noised_context() -> None:
-    """It is noised as it would be with a loss, is read, and takes none itself."""
+def test_an_item_of_weight_zero_is_clean_context() -> None:
+    """It stands as in a prompt, is read, and takes no loss; with a time of its own it is noised, as it would be with a loss."""
     m = model(double=True)
-    silent, loud, clean = (
-        m(m.batch([[Media(picture(1), weight=w, times=times), "what it shows"]]))
-        for w, times in ((0.0, (0.0, 1.0)), (1.0, (0.0, 1.0)), (1.0, CLEAN))
-    )
-    assert silent.media.count == 0 and silent.media.sum == 0 and loud.media.count == 1
-    assert torch.equal(silent.text.sum, loud.text.sum) and (silent.text.sum - clean.text.sum).abs() > 1e-3
+
+    def losses(weight: float, times: tuple[float, float]):
+        return m(m.batch([[Media(picture(1), weight=weight, times=times), "what it shows"]]))
+
+    silent, clean = losses(0.0, (0.0, 1.0)), losses(1.0, CLEAN)
+    assert silent.media.count == 0 and silent.media.sum == 0 and torch.equal(silent.text.sum, clean.text.sum)
+    noised, loud = losses(0.0, (0.6, 0.6)), losses(1.0, (0.6, 0.6))
+    assert noised.media.count == 0 and loud.media.count == 1 and torch.equal(noised.text.sum, loud.text.sum)
+    assert (noised.text.sum - clean.text.sum).abs() > 1e-3
 
 
 def test_nothing_outside_a_private_item_sees_it() -> None:

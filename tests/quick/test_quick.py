@@ -332,7 +332,7 @@ def test_the_loader_keeps_lists(capsys) -> None:
     assert "('text', (1,))" in capsys.readouterr().out
 
 
-def test_debugging_names_every_fault_at_once(monkeypatch, caplog) -> None:
+def test_debugging_names_every_fault_at_once(monkeypatch, capsys) -> None:
     model = quick()
     bad = [[ids(1), randn(4, 6), randn(4, 6).bool()], [], [ids(99), randn(4, 5), (3, randn(4, 6))]]
     with pytest.raises(ValueError) as one:
@@ -352,9 +352,11 @@ def test_debugging_names_every_fault_at_once(monkeypatch, caplog) -> None:
             "document 2, item 2",
         )
     )
-    with caplog.at_level("INFO", logger="transfusion"):
-        model([[ids(1, 2), randn(4, 6)]])
-    assert "item 1: modality0, latents (6, 4), slots 4 at token 5" in caplog.text
+    model([[ids(1, 2), randn(4, 6)], Document((Text((1, 2)), Media(randn(6, 3), "modality0")))])
+    assert "item 1: modality0, latents (6, 4), slots 4 at token 5" in capsys.readouterr().err
+    with pytest.raises(ValueError) as told:
+        model([[ids(1), Media(randn(7, 4), "modality0"), Media(randn(6, 4), "sound")], [ids(77)]])
+    assert all(part in str(told.value) for part in ("document 0, item 1", "document 0, item 2", "document 1, item 0"))
 
 
 def test_sampling_with_another_sampler() -> None:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transfusion.data.document import Media
+from transfusion.data.document import ANY_TIME, CLEAN, Media
 from transfusion.data.layout import IGNORE, Sequence
 from transfusion.data.vocabulary import Vocabulary
 
@@ -174,9 +174,14 @@ def _group(modality: int, grid: tuple[int, ...], items: list[_Placed]) -> MediaG
         grid=grid,
         values=torch.stack(values),
         slots=torch.tensor(starts)[:, None] + torch.arange(count),
-        times=torch.tensor([one.times for one in media], dtype=torch.float32),
+        times=torch.tensor([_interval(one) for one in media], dtype=torch.float32),
         weights=torch.tensor([one.weight if one.learned else 0.0 for one in media], dtype=torch.float32),
         keys=torch.tensor(keys),
         noises=None if all(noise is None for noise in noises) else noises,
         masks=None if all(one.mask is None for one in media) else torch.stack(masks),
     )
+
+
+def _interval(media: Media) -> tuple[float, float]:
+    """The noise an item may get. One that is context only stands clean, as in a prompt, unless its noise is given."""
+    return CLEAN if media.weight == 0 and media.times == ANY_TIME and media.noise is None else media.times

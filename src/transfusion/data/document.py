@@ -81,7 +81,7 @@ class Media:
         modality: name of its modality.
         size: size in latent elements, needed only where `values` is None and sizes vary.
         times: noise it may get in training, an interval in [0, 1] (0 clean, 1 noise); (0, 0) is clean and takes no loss.
-        weight: factor on its denoising loss; 0: context only.
+        weight: factor on its denoising loss; 0: context only, and then clean if `times` and `noise` say nothing else.
         private: nothing outside the item may see it (its own begin and end tokens stay visible).
         dual: in training the item stands twice, `BEGIN [noised, private] [clean, same coordinates] END`: the noised copy takes
             the loss, what follows sees the clean one. In a prompt it stands once, clean.

@@ -16,7 +16,8 @@ from transfusion.data.layout import Coordinates
 from transfusion.data.vocabulary import Ids, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
-from transfusion.diffusion.sampler import Heun, Sampler
+from transfusion.diffusion.sampler import DDPM, Heun, Sampler
+from transfusion.diffusion.schedule import Linear
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Auxiliary
 from transfusion.model.transfusion import Model
@@ -50,6 +51,7 @@ def configure(
     dim_latent: int | Sequence[int] | None = None,
     modality_default_shape: Any = None,
     modality_max_shape: Any = None,
+    modality_patch: Any = None,
     modality_num_dim: int | Sequence[int] | None = None,
     modality_fixed_shape: bool | Sequence[bool] = False,
     modality_names: Sequence[str] | None = None,
@@ -78,6 +80,7 @@ def configure(
         modality_default_shape: size of an item where the model says none, without its channels: (4,), or one a modality.
             () is a single vector.
         modality_max_shape: the largest size that an item may have (None: at least 1024, 64 x 64, 32 x 32 x 32).
+        modality_patch: elements that one slot covers on each axis, (2, 2), or one a modality (None: 1 each).
         modality_num_dim: number of axes, where no default shape says it.
         modality_fixed_shape: every item has the default shape; then no size is written before it.
         modality_names: names of the modalities in documents (None: modality0, modality1 ...).
@@ -87,8 +90,8 @@ def configure(
         add_pos_emb: add axial embeddings of the place within an item.
         model_output_clean: True: predict clean data, False: the velocity (None: this project's default).
         flow_loss_weight, text_loss_weight: weights of the two losses.
-        velocity_consistency_loss_weight, velocity_consistency_delta_time: of the consistency loss, which is taken where an
-            EMA model is given.
+        velocity_consistency_loss_weight, velocity_consistency_delta_time: of the consistency loss; where it is on, training
+            needs an EMA model, `model(lists, teacher=model.create_ema())`.
         reconstruction_loss_weight: of the reconstruction loss.
         prob_uncond: how often, in training, an item loses the text before it, so that it can be guided.
         diffusion, patcher, auxiliary: this project's own choices instead of those that the words above make.
@@ -115,6 +118,7 @@ def configure(
         raise ValueError(f"{len(names)} modality_names for {count} modalities")
     shapes = _shapes("modality_default_shape", modality_default_shape, count)
     most = _shapes("modality_max_shape", modality_max_shape, count)
+    patches = _shapes("modality_patch", modality_patch, count)
     axes = each("modality_num_dim", modality_num_dim)
     modalities = []
     pairs = _pairs(pre_post_transformer_enc_dec, count)
@@ -129,7 +133,11 @@ def configure(
             )
         if len(shape) > 3:
             raise ValueError(f"modality {i}: items of {len(shape)} axes; there may be 3 at most (time, height, width)")
-        patch = (1,) * len(shape) if pairs[i] is None else _patch(i, pairs[i], channels[i], shape, width_and_trunk.width)
+        patch = patches[i] or (1,) * len(shape)
+        if shapes[i] is None and len(patch) == len(shape):
+            shape = patch
+        if pairs[i] is not None:
+            patch = _patch(i, pairs[i], channels[i], shape, width_and_trunk.width)
         bound = LARGEST.get(len(shape), 1)
         largest = most[i] or tuple(max(s, bound // p * p) for s, p in zip(shape, patch, strict=True))
         modalities.append(Modality(names[i], channels[i], shape, patch, None if fixed[i] or not shape else largest))
@@ -154,11 +162,14 @@ def configure(
         coordinates=Coordinates("grid", axes=max(1, *(len(m.shape) for m in modalities)) if modalities else 1),
         media_weight=flow_loss_weight / text_loss_weight,
         context=CONTEXT,
-        auxiliary=auxiliary
-        or Auxiliary(
-            consistency=velocity_consistency_loss_weight / text_loss_weight,
-            delta=velocity_consistency_delta_time,
-            reconstruction=reconstruction_loss_weight / text_loss_weight,
+        auxiliary=_beside(
+            text_loss_weight,
+            auxiliary
+            or Auxiliary(
+                consistency=velocity_consistency_loss_weight,
+                delta=velocity_consistency_delta_time,
+                reconstruction=reconstruction_loss_weight,
+            ),
         ),
         **extra,
     )
@@ -166,6 +177,8 @@ def configure(
         each(n, v) for n, v in (("modality_encoder", modality_encoder), ("modality_decoder", modality_decoder))
     )
     for name, modules in (("modality_encoder", encoders), ("modality_decoder", decoders)):
+        if count > 1 and modules[0] is not None and all(module is modules[0] for module in modules):
+            raise ValueError(f"{name}: there are {count} modalities, so give a module (or None) for each, in a list")
         for module in modules:
             if module is not None and not isinstance(module, nn.Module):
                 raise ValueError(f"{name} is a torch.nn.Module, or one (or None) a modality, not {module!r}")
@@ -173,13 +186,25 @@ def configure(
     return Configured(
         model=model,
         vocabulary=Vocabulary(Ids(num_text_tokens).build([]), model.modalities),
-        quick=Quick(first, text_loss_weight),
+        quick=Quick(first, tuple(coded), text_loss_weight),
         drop=Drop(text=prob_uncond),
-        sampler=Heun(num_steps=16),
+        sampler=_sampler(diffusion),
         guidance=Guidance(text=3.0 if prob_uncond > 0 else 1.0),
         autoencoders=coded,
         modules={name: pair for name, pair in zip(names, pairs, strict=True) if pair is not None},
     )
+
+
+def _beside(text_weight: float, auxiliary: Auxiliary) -> Auxiliary:
+    """The same weights, where the whole loss is multiplied by the text's."""
+    names = ("consistency", "reconstruction", "representation")
+    return replace(auxiliary, **{name: getattr(auxiliary, name) / text_weight for name in names})
+
+
+def _sampler(diffusion: Diffusion) -> Sampler:
+    """On the straight path, Heun: 31 evaluations. On schedules that end with hardly any signal, what is said of the clean data
+    there is divided by it: ancestral steps with the estimates kept inside (-4, 4), which latents of unit scale do not leave."""
+    return Heun(num_steps=16) if isinstance(diffusion.schedule, Linear) else DDPM(num_steps=250, clip=4.0)
 
 
 def known(words: dict[str, Any]) -> None:

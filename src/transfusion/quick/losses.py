@@ -1,8 +1,8 @@
 """What the quick face learns from: `model(lists)` gives a loss, and what else is asked for."""
 
-import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transfusion import chance
 from transfusion.data.batch import Batch, Entry, collate
 from transfusion.data.compose import Compose, Drop
-from transfusion.data.document import Document, Media, Text
+from transfusion.data.document import ANY_TIME, Document, Media, Text
 from transfusion.data.layout import lay_out
 from transfusion.diffusion import times as time_laws
 from transfusion.diffusion.times import Uniform
@@ -23,9 +23,8 @@ from transfusion.model.loss import Losses
 from transfusion.model.noised import Noised
 from transfusion.model.transfusion import Network
 from transfusion.nn.attention import Place
-from transfusion.quick.parts import Held
+from transfusion.quick.parts import TEXT_DTYPES, Held
 
-log = logging.getLogger("transfusion")
 DEBUG = "TRANSFUSION_DEBUG"
 
 
@@ -72,21 +71,26 @@ class Learns(Held):
             times: when each item is trained, in this project's sense: 0 clean, 1 noise. A list of numbers for each document, a
                 tensor [document, item], or a function of the number of items. Whole numbers are steps of the diffusion's T.
             noise: what each item is noised with, a list of tensors for each document.
-            num_modalities_to_times_fn: from the numbers of items, Int[document], to times, Float[document, most items].
+            num_modalities_to_times_fn: from the numbers of items, Int[document], to times, Float[document, most items], in the
+                same sense (0 clean, 1 noise; transfusion-pytorch counts the other way).
             teacher: this model under averaged weights (`create_ema`), for auxiliary losses that compare with it. The peer's
                 name for it, velocity_consistency_ema_model, is taken too.
             decoders: modality name -> latents [item, channels, *size] to pixels or the like, for the reconstruction loss (None:
                 the model's own, where it has some).
-            prob_uncond: instead of the model's own: how often an item loses the text before it (in training mode only).
+            prob_uncond: instead of the model's own: how often an item loses the text before it. Text is dropped in training
+                mode only, and not where times, noise or predictions are asked for: these are of the documents as given.
             seed: names noise, times and dropped text; None: drawn from torch's generator.
-            noised: the latents are noised already, to `times`; then there is no loss, only predictions.
+            noised: the latents are noised already, to `times`; then there is no loss, only predictions, and no encoder runs.
             return_loss: False: predictions alone come back.
             return_breakdown: also a `Breakdown`.
             return_times: also the time of each item, a list of lists.
             return_predictions: also what the network says: a list for each document, an entry for each of its segments: for
                 text the logits of what follows each token, [length, ids]; for an item its prediction, shaped like its latents.
-            debug: name every fault of every item at once, and log how each document is laid out (None: if the environment
+            debug: name every fault of every item at once, and print how each document is laid out (None: if the environment
                 variable TRANSFUSION_DEBUG is 1).
+
+        In training mode an item that something later is learned from gets at most half the noise (the paper's Table 8), unless
+        its time is given.
 
         Raises:
             ValueError: what is wrong with which item of which document, before anything is computed.
@@ -101,7 +105,7 @@ class Learns(Held):
             problems = parts.problems(batch)
             if problems:
                 raise ValueError("\n".join([f"{len(problems)} items cannot be taken:", *problems]))
-        documents, closed = self._documents(batch, modality_type)
+        documents, closed = self._documents(batch, modality_type, encode=not noised)
         if times is not None or num_modalities_to_times_fn is not None:
             documents = self._timed(documents, times, num_modalities_to_times_fn)
         elif noised:
@@ -114,9 +118,10 @@ class Learns(Held):
         if seed is None:
             seed = int(torch.randint(1 << 62, ()))
         drop = self.drop if prob_uncond is None else Drop(text=prob_uncond)
+        given = noise is not None or any(m.times != ANY_TIME for one in documents for m in one.media)
         if self.training and not noised:
-            limit = 1.0 if times is not None or num_modalities_to_times_fn is not None else 0.5
-            compose = Compose(picture_first=0.0, read_high=limit, drop=drop)
+            as_given = given or return_times or return_predictions or not return_loss
+            compose = Compose(picture_first=0.0, read_high=1.0 if given else 0.5, drop=Drop(0.0) if as_given else drop)
             documents = [compose(one, seed, 0, i) for i, one in enumerate(documents)]
         entries = self.entries(documents, seed=seed, closed=closed)
         if debug:
@@ -156,12 +161,12 @@ class Learns(Held):
         index = {m.name: i for i, m in enumerate(self.vocabulary.modalities)}
         return {n: lambda x, n=n, a=a: a.reconstruct(parts.outward(x, index[n])) for n, a in found.items()}
 
-    def _documents(self, batch: Any, modality_type: int | None) -> tuple[list[Document], bool]:
+    def _documents(self, batch: Any, modality_type: int | None, *, encode: bool) -> tuple[list[Document], bool]:
         """Documents, and whether each is whole (a row of ids is a piece of a longer text, without an end)."""
         if not isinstance(batch, Tensor):
             if modality_type is not None:
                 raise ValueError("modality_type is for a tensor of latents; in a list, write (index, tensor)")
-            return self.parts.documents(batch), True
+            return self.parts.documents(batch, encode=encode), True
         if not batch.numel():
             raise ValueError(f"a tensor of shape {tuple(batch.shape)} holds nothing")
         if batch.is_floating_point():
@@ -169,8 +174,12 @@ class Learns(Held):
                 raise ValueError("this model has several modalities: say which with modality_type")
             if not batch.ndim:
                 raise ValueError("latents are [item, ...], not a single number")
-            found = self.parts.documents([[(modality_type or 0, one)] for one in batch])
+            found = self.parts.documents([[(modality_type or 0, one)] for one in batch], encode=encode)
             return [replace(one, language_loss=False) for one in found], True
+        if batch.dtype not in TEXT_DTYPES:
+            raise ValueError(
+                f"ids are int64 or int32, latents floating point, not {batch.dtype}: convert with .long() or .float()"
+            )
         if batch.ndim != 2:
             raise ValueError(f"ids are [document, length], not of shape {tuple(batch.shape)}; put one text in a list: [[ids]]")
         return self.parts.documents([[one] for one in batch]), False
@@ -321,7 +330,7 @@ def _breakdown(total: Tensor, losses: Losses) -> Breakdown:
 
 
 def _show(documents: Sequence[Document], entries: Sequence[Entry]) -> None:
-    """Log how documents were read."""
+    """Print how documents were read."""
     for index, (document, entry) in enumerate(zip(documents, entries, strict=True)):
         items = iter(entry.sequence.items)
         lines = []
@@ -335,4 +344,4 @@ def _show(documents: Sequence[Document], entries: Sequence[Entry]) -> None:
             assert segment.values is not None
             shape, slots = tuple(segment.values.shape), " x ".join(map(str, item.grid)) or "1"
             lines.append(f"item {at}: {segment.modality}, latents {shape}, slots {slots} at token {item.start}")
-        log.info("document %d: %d tokens\n  %s", index, len(entry.sequence), "\n  ".join(lines))
+        print(f"document {index}: {len(entry.sequence)} tokens", *lines, sep="\n  ", file=sys.stderr)

@@ -12,6 +12,7 @@ from transfusion.codec.autoencoder import Autoencoder
 from transfusion.data.compose import Drop
 from transfusion.data.document import Document, Media, Segment, Text
 from transfusion.data.vocabulary import Vocabulary
+from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
 from transfusion.modality import Modality
 from transfusion.model.transfusion import Network
@@ -32,10 +33,12 @@ class Quick:
 
     Args:
         channel_first: by modality, whether latents are [channels, *size] instead of [*size, channels].
+        coded: names of the modalities that had an encoder or a decoder, which are not saved with the model.
         text_weight: factor on the whole loss (the weight of a modality's loss beside it is `Model.media_weight`).
     """
 
     channel_first: tuple[bool, ...] = ()
+    coded: tuple[str, ...] = ()
     text_weight: float = 1.0
 
 
@@ -48,6 +51,7 @@ class _Part:
     tensor: Tensor | None = None
     weight: float = 1.0
     mask: Tensor | None = None
+    where: str = ""
 
 
 class Parts:
@@ -63,12 +67,13 @@ class Parts:
 
     # ---- lists -> documents -----------------------------------------------------------------------------------------
 
-    def documents(self, samples: Sequence[Any], *, prompts: bool = False) -> list[Document]:
+    def documents(self, samples: Sequence[Any], *, prompts: bool = False, encode: bool = True) -> list[Document]:
         """Documents of lists of tensors.
 
         Args:
             samples: a list with one entry a document: a list (or tuple) of items, or a Document.
             prompts: whether an entry may also be None (nothing), or one item alone; and may be empty.
+            encode: whether items go through their encoder; if not, they are latents already.
 
         Raises:
             ValueError: what is wrong with which item of which document.
@@ -80,31 +85,40 @@ class Parts:
         read: list[Document | list[_Part]] = []
         for index, sample in enumerate(samples):
             read.append(sample if isinstance(sample, Document) else self._sample(index, sample, prompts))
-        self._encode([part for one in read if not isinstance(one, Document) for part in one])
+        if encode:
+            self._encode([part for one in read if not isinstance(one, Document) for part in one])
         return [self._document(index, one) for index, one in enumerate(read)]
 
     def problems(self, samples: Sequence[Any]) -> list[str]:
-        """Everything that is wrong with lists of tensors, a line an item; nothing is computed but encoders' latents."""
+        """Everything that is wrong with lists of tensors, a line an item; no encoder is run."""
         found: list[str] = []
         for index, sample in enumerate(samples):
-            if not isinstance(sample, list | tuple):
+            whole = sample.segments if isinstance(sample, Document) else sample
+            if not isinstance(whole, list | tuple) or _is_item(whole) or not whole:
                 try:
-                    self._sample(index, sample, False)
+                    self._sample(index, list(whole) if isinstance(sample, Document) else sample, False)
                 except ValueError as error:
                     found.append(str(error))
                 continue
-            for at, entry in enumerate(sample):
+            for at, entry in enumerate(whole):
                 try:
-                    part = self._part(entry)
-                    if part.tensor is not None:
-                        self._check_raw(part)
-                        if self._autoencoder(part) is None:
-                            self.latents(part.tensor, part.modality)
+                    self._try(entry)
                 except ValueError as error:
                     found.append(f"document {index}, item {at}: {error}")
-            if not sample:
-                found.append(f"document {index} is empty: leave it out")
         return found
+
+    def _try(self, entry: Any) -> None:
+        """Raises ValueError for what is wrong with one entry of a list."""
+        part = self._part(entry)
+        if part.tensor is not None:
+            self._check_raw(part)
+            if self._autoencoder(part) is None:
+                Media(self.latents(part.tensor, part.modality), mask=part.mask)
+        elif isinstance(part.segment, Media):
+            modality, values = self.vocabulary.modality(part.segment.modality), part.segment.tensor()
+            if values.shape[0] != modality.channels:
+                raise ValueError(f"latents of {modality.name!r} have {modality.channels} channels, not {values.shape[0]}")
+            modality.slots(tuple(values.shape[1:]))
 
     def _sample(self, index: int, sample: Any, prompt: bool) -> list[_Part]:
         if prompt and sample is None:
@@ -125,6 +139,7 @@ class Parts:
                     self._check_raw(part)
             except ValueError as error:
                 raise ValueError(f"document {index}, item {at}: {error}") from error
+            part.where = f"document {index}, item {at}"
             if part.segment is not None or part.tensor is not None:
                 parts.append(part)
         return parts
@@ -220,14 +235,21 @@ class Parts:
             assert autoencoder is not None
             weight = next(autoencoder.parameters(), None)
             raw = torch.stack([part.tensor for part in members if part.tensor is not None])
+            where = ", ".join(part.where for part in members[:3]) + (", ..." if len(members) > 3 else "")
             try:
                 latents = autoencoder.encode(raw if weight is None else raw.to(weight))
-            except RuntimeError as error:
-                raise ValueError(f"the encoder of modality {index} does not take items of shape {shape}: {error}") from error
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                raise ValueError(
+                    f"{where}: the encoder of modality {index} does not take items of shape {shape}: {error}"
+                ) from error
             if len(latents) != len(members):
-                raise ValueError(f"the encoder of modality {index} gives {len(latents)} latents for {len(members)} items")
+                raise ValueError(
+                    f"{where}: the encoder of modality {index} gives {len(latents)} latents for {len(members)} items"
+                )
             for part, one in zip(members, latents, strict=True):
                 part.tensor = one
+                if not torch.isfinite(one).all():
+                    raise ValueError(f"{part.where}: the encoder of modality {index} gives NaN or infinity for this item")
 
     def _document(self, index: int, read: "Document | list[_Part]") -> Document:
         if isinstance(read, Document):
@@ -343,6 +365,11 @@ class Held(nn.Module):
     @property
     def sampler(self) -> Sampler:
         """How items are drawn, if nothing else is said."""
+        raise NotImplementedError
+
+    @property
+    def guidance(self) -> Guidance:
+        """How strongly items follow what stands before them, if nothing else is said."""
         raise NotImplementedError
 
     @property

@@ -1,6 +1,8 @@
 """What the quick face draws and writes: `sample`, `sample_many`, and text or items alone."""
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +25,8 @@ from transfusion.quick.parts import Held, Item
 class Samples(Held):
     """The methods that generate."""
 
+    fallbacks: Counter[str]
+
     # ---- samples ----------------------------------------------------------------------------------------------------
 
     def sample(self, prompt: Any = None, max_length: int = 2048, **options: Any) -> list[Tensor | Item]:
@@ -40,11 +44,11 @@ class Samples(Held):
         fixed_modality_shape: tuple[int, ...] | None = None,
         force_modality_at_start: int | tuple[int, tuple[int, ...]] | None = None,
         init_modality_noise: Tensor | None = None,
-        modality_steps: int = 16,
+        modality_steps: int | None = None,
         sampler: Sampler | None = None,
         return_unprocessed_modalities: bool = False,
         return_without_prompt: bool = False,
-        cfg_scale: float = 3.0,
+        cfg_scale: float | None = None,
         seed: int | None = None,
     ) -> list[list[Tensor | Item]]:
         """Continue many documents together; each comes out as it would alone.
@@ -57,21 +61,23 @@ class Samples(Held):
             fixed_modality_shape: size of every item, whatever the model writes.
             force_modality_at_start: index of a modality of which an item is drawn at once, or (index, size).
             init_modality_noise: what the first forced item starts from, shaped like its latents, or [slots, channels].
-            modality_steps: steps of the sampler.
+            modality_steps: steps of the sampler (None: as many as the model's own takes).
             sampler: instead of the model's own.
             return_unprocessed_modalities: latents instead of what the decoder makes of them.
             return_without_prompt: only what was written.
-            cfg_scale: guidance by the text before an item; 1: none.
+            cfg_scale: guidance by the text before an item; 1: none (None: the model's own).
             seed: names all chance; None: drawn from torch's generator.
+
+        Sizes that the model wrote and that could not be used are counted in `fallbacks`, by reason, for the last call.
 
         Raises:
             ValueError: what is wrong with which prompt.
         """
         del cache_kv
         parts = self.parts
-        documents = parts.documents(prompts, prompts=True)
         _whole("max_length, the tokens that a document may have,", max_length)
-        _whole("modality_steps, the steps of the sampler,", modality_steps)
+        if modality_steps is not None:
+            _whole("modality_steps, the steps of the sampler,", modality_steps)
         force, size = self._forced(force_modality_at_start)
         if not self.vocabulary.num_text and force is None:
             force = self.vocabulary.modalities[0].name
@@ -79,8 +85,16 @@ class Samples(Held):
         noise = None if init_modality_noise is None else self._start(init_modality_noise, force, size or fixed_modality_shape)
         if sampler is not None and not hasattr(sampler, "step"):
             raise ValueError(f"sampler is Euler(...), Heun(...), DDIM(...) or DDPM(...), not {sampler!r}")
-        if not isinstance(cfg_scale, int | float):
+        if cfg_scale is not None and not isinstance(cfg_scale, int | float):
             raise ValueError(f"cfg_scale is a number, 1 for no guidance, not {cfg_scale!r}")
+        guidance = self.guidance if cfg_scale is None else Guidance(text=cfg_scale)
+        if guidance.text != 1.0 and self.drop.text + self.drop.both == 0:
+            if cfg_scale is not None:
+                warnings.warn(
+                    "cfg_scale is left out: this model was never trained without text (prob_uncond is 0)", stacklevel=2
+                )
+            guidance = replace(guidance, text=1.0)
+        documents = parts.documents(prompts, prompts=True)
         name = seed if seed is not None else int(torch.randint(1 << 62, ()))
         requests = [
             Request(
@@ -92,8 +106,8 @@ class Samples(Held):
                 sizes=sizes,
                 noise=noise,
                 decoding=_decoding(text_temperature, text_min_p),
-                sampler=replace(self.sampler, num_steps=modality_steps) if sampler is None else sampler,
-                guidance=Guidance(text=cfg_scale if self.drop.text + self.drop.both > 0 else 1.0),
+                sampler=self._sampler(sampler, modality_steps),
+                guidance=guidance,
             )
             for index, one in enumerate(documents)
         ]
@@ -111,7 +125,13 @@ class Samples(Held):
             engine = Engine(
                 self.network, self.vocabulary, rows=min(128, held * len(requests)), capacity=capacity, readable=False
             )
+            self.fallbacks = engine.fallbacks
             return generate(engine, requests)
+
+    def _sampler(self, sampler: Sampler | None, steps: int | None) -> Sampler:
+        if sampler is not None or steps is None:
+            return sampler or self.sampler
+        return replace(self.sampler, num_steps=steps)
 
     def _forced(self, asked: Any) -> tuple[str | None, tuple[int, ...] | None]:
         if asked is None:
@@ -127,8 +147,10 @@ class Samples(Held):
         if fixed is None:
             return {}
         fixed = _size("fixed_modality_shape", fixed)
-        found = {m.name: fixed for m in self.vocabulary.modalities if len(m.patch) == len(fixed)}
-        if not found or (force is not None and force not in found):
+        found = {
+            m.name: fixed for m in self.vocabulary.modalities if len(m.patch) == len(fixed) and (m.varies or m.name == force)
+        }
+        if (not found and force is None) or (force is not None and force not in found):
             axes = sorted({len(m.patch) for m in self.vocabulary.modalities if force in (None, m.name)})
             raise ValueError(f"fixed_modality_shape {fixed} has {len(fixed)} axes, items have {' or '.join(map(str, axes))}")
         for name, size in found.items():
@@ -164,6 +186,13 @@ class Samples(Held):
         if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
             raise ValueError("prompt is a tensor of ids [document, length]; one text is text[None]")
         _whole("length, the number of ids to write,", length)
+        if not self.vocabulary.num_text:
+            raise ValueError("this model has no ids of text to write: num_text_tokens is 0")
+        if prompt.shape[1] + length + 1 > self.network.model.context:
+            raise ValueError(
+                f"the prompt and {length} ids more take {prompt.shape[1] + length + 1} tokens, the context has "
+                f"{self.network.model.context}: ask for fewer"
+            )
         name = seed if seed is not None else int(torch.randint(1 << 62, ()))
         documents = self.parts.documents([[one] if len(one) else None for one in prompt], prompts=True)
         decoding = _decoding(temperature, min_p)
@@ -180,7 +209,7 @@ class Samples(Held):
         batch_size: int = 1,
         modality_type: int | None = None,
         fixed_modality_shape: tuple[int, ...] | None = None,
-        modality_steps: int = 16,
+        modality_steps: int | None = None,
         return_unprocessed_modalities: bool = False,
         sampler: Sampler | None = None,
         seed: int | None = None,
@@ -193,11 +222,12 @@ class Samples(Held):
         if modality_type is None and len(self.vocabulary.modalities) > 1:
             raise ValueError("this model has several modalities: say which with modality_type")
         _whole("batch_size, the number of items to draw,", batch_size)
-        _whole("modality_steps, the steps of the sampler,", modality_steps)
+        if modality_steps is not None:
+            _whole("modality_steps, the steps of the sampler,", modality_steps)
         force, _ = self._forced(modality_type or 0)
         size = None if fixed_modality_shape is None else _size("fixed_modality_shape", fixed_modality_shape)
         name = seed if seed is not None else int(torch.randint(1 << 62, ()))
-        chosen = replace(self.sampler, num_steps=modality_steps) if sampler is None else sampler
+        chosen = self._sampler(sampler, modality_steps)
         requests = [
             Request(Document(()), chance.key(name, i), 0, force=force, size=size, sampler=chosen, guidance=Guidance(1.0))
             for i in range(batch_size)
