@@ -11,7 +11,7 @@ from transfusion import Transfusion, print_modality_sample
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, unchecked) -> None:
-    """The blocks as printed have width 512 and depth 8; drawn to an end they take a minute. A shorter sample is enough."""
+    """The models are as printed; what is drawn from them is not drawn to the end, which would take minutes (2,048 tokens each)."""
     whole = Transfusion.sample
     monkeypatch.setattr(
         Transfusion, "sample", lambda self, *a, **kw: whole(self, *a, **{"max_length": 48, "modality_steps": 2} | kw)
