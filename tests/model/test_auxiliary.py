@@ -279,6 +279,13 @@ def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
     assert 0 < of(m, documents(), teacher=m)["representation"].value < 2
 
 
+def test_the_teachers_layer_is_deeper_where_there_is_one() -> None:
+    found = [auxiliary.layers(Auxiliary(), count) for count in (1, 2, 3, 4, 10)]
+    assert found == [(0, 0), (0, 1), (0, 1), (0, 2), (2, 6)]
+    assert auxiliary.layers(Auxiliary(student_depth=0.9, teacher_depth=1.0), 2) == (0, 1)
+    assert auxiliary.layers(Auxiliary(student_depth=0.5, teacher_depth=0.5), 4) == (1, 1)
+
+
 def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
     m = seeing(student_depth=0.5, teacher_depth=0.75)
     teacher = other(m)

@@ -243,8 +243,8 @@ def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representatio
     late: list[Tensor] = []
     with torch.no_grad():
         teacher.hidden(batch.tokens, batch.positions, passed.media, place=passed.place, layers=late)
-    student = early[layer(auxiliary.student_depth, len(early))].flatten(0, 1)
-    taught = late[layer(auxiliary.teacher_depth, len(late))].flatten(0, 1)
+    shallow, deep = layers(auxiliary, len(early))
+    student, taught = early[shallow].flatten(0, 1), late[deep].flatten(0, 1)
     errors = []
     for noisy in passed.media:
         projected = at_least_single(representation(student[noisy.slots]))
@@ -252,9 +252,15 @@ def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representatio
     return _mean(errors, batch.media, batch.positions)
 
 
-def layer(depth: float, count: int) -> int:
-    """Index of the layer behind which a share of a trunk of `count` layers is done."""
-    return max(1, round(depth * count)) - 1
+def layers(auxiliary: Auxiliary, count: int) -> tuple[int, int]:
+    """Indices of the student's layer and the teacher's in a trunk of `count` layers, behind which these shares of it are done.
+
+    Where the shares differ the layers do too, though rounding makes them one, if there are two layers at all.
+    """
+    shallow, deep = (max(1, round(share * count)) - 1 for share in (auxiliary.student_depth, auxiliary.teacher_depth))
+    if shallow == deep and auxiliary.student_depth < auxiliary.teacher_depth:
+        return (shallow, deep + 1) if deep + 1 < count else (max(shallow - 1, 0), deep)
+    return shallow, deep
 
 
 def unseen(group: MediaGroup, share: float) -> Tensor:
