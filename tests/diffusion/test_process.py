@@ -56,7 +56,17 @@ def test_cosine_is_nichol_and_dhariwals() -> None:
     assert PAPER.schedule.signal(t[-1:]).item() == pytest.approx(math.sqrt(expected[-1].item()), rel=0.02)
 
 
-@pytest.mark.parametrize("betas", [LinearBetas(), LinearBetas(first=1e-3, last=0.05, steps=200)])
+@pytest.mark.parametrize(
+    "betas",
+    [
+        LinearBetas(),
+        LinearBetas(first=1e-3, last=0.05, steps=200),
+        LinearBetas(steps=100),
+        LinearBetas(last=0.05, steps=50),  # DiffWave's (arXiv 2009.09761)
+        LinearBetas(first=0.01, last=0.01, steps=100),
+    ],
+    ids=lambda b: f"{b.first}-{b.last}-{b.steps}",
+)
 def test_linear_betas_are_ho_et_als(betas: LinearBetas) -> None:
     """signal^2 against the product over the betas, at every step: within 1e-5 where they end at 0.02 (measured: 8e-6 of its log)."""
     product = (1 - torch.linspace(betas.first, betas.last, betas.steps, dtype=torch.float64)).log().cumsum(0)
@@ -66,11 +76,17 @@ def test_linear_betas_are_ho_et_als(betas: LinearBetas) -> None:
     assert (single - betas.signal(t)).abs().max() < 1e-6
     assert (betas.signal(t) ** 2 + betas.noise(t) ** 2 - 1).abs().max() < 1e-12
     assert betas.signal(torch.zeros(())) == 1 and betas.noise(torch.zeros(())) == 0
+    fine = torch.linspace(0, 1, 20 * betas.steps, dtype=torch.float64)
+    assert (betas.signal(fine).diff() < 0).all() and (betas.noise(fine).diff() > 0).all()
+    middle, width = (fine[1:] + fine[:-1]) / 2, fine[1] - fine[0]
+    slope, rate = betas.signal(fine).diff() / width, betas.signal_rate(middle)
+    away = (middle * betas.steps - 1).abs() > 0.1  # from a kink behind the first step
+    assert ((slope - rate) / rate)[away].abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("bad", [{"first": 0.0}, {"last": 0.5}, {"first": 0.03}, {"steps": 1}, {"steps": 50}])
+@pytest.mark.parametrize("bad", [{"first": 0.0}, {"last": 0.5}, {"first": 0.03}, {"steps": 1}, {"first": float("nan")}])
 def test_betas_that_cannot_be_are_refused(bad: dict) -> None:
-    with pytest.raises(ValueError, match="betas must rise"):
+    with pytest.raises(ValueError, match="betas must be above 0, must not fall"):
         LinearBetas(**bad)
 
 

@@ -51,6 +51,12 @@ class Cosine:
     offset: float = 0.008
     least: float = 4.9e-5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.offset < math.inf or not 0 < self.least < 1:
+            raise ValueError(
+                f"offset must be a finite number, 0 or more, and least between 0 and 1, not {self.offset} and {self.least}"
+            )
+
     def _phase(self, t: Tensor | float) -> Tensor:
         return (torch.as_tensor(t) + self.offset) / (1 + self.offset) * (math.pi / 2)
 
@@ -82,11 +88,16 @@ class LinearBetas:
 
         sum of beta = n (b + e) / 2,  of beta^2 = n (b^2 + be + e^2) / 3,  of beta^3 = n (b^3 + b^2 e + b e^2 + e^3) / 4
 
-    At all T steps log signal^2 is within 1e-5 of the product's. Some signal is left at t = 1: 6.4e-3 for the defaults.
+    At all T steps log signal^2 is within 1e-5 of the product's. Some signal is left at t = 1: 6.4e-3 for the defaults. Betas
+    that rise by more than twice the first in a step have b < 0, with which signal would grow at first: there log signal^2 is a
+    straight line within the first step.
 
     Args:
-        first, last: the first beta and the last.
+        first, last: the first beta and the last; equal: all are.
         steps: T.
+
+    Raises:
+        ValueError: betas that fall, are not positive, or reach 0.1, where three powers are too few; fewer than 2 steps.
     """
 
     kind: ClassVar[str] = "linear_betas"
@@ -95,9 +106,9 @@ class LinearBetas:
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.steps < 2 or not 0 < self._slope / 2 < self.first <= self.last < 0.1:
+        if self.steps < 2 or not 0 < self.first <= self.last < 0.1:
             raise ValueError(
-                f"betas must rise slowly (at first by less than twice their size) and stay below 0.1; not from {self.first} to "
+                f"betas must be above 0, must not fall and must stay below 0.1, in 2 steps or more; not from {self.first} to "
                 f"{self.last} in {self.steps} steps"
             )
 
@@ -105,10 +116,15 @@ class LinearBetas:
     def _slope(self) -> float:
         return (self.last - self.first) / (self.steps - 1)
 
+    @property
+    def _steep(self) -> bool:
+        return self.first <= self._slope / 2
+
     def _log(self, t: Tensor) -> Tensor:
         n, b = t * self.steps, self.first - self._slope / 2
         e = b + self._slope * n
-        return -n * ((b + e) / 2 + (b * b + b * e + e * e) / 6 + (b**3 + b * b * e + b * e * e + e**3) / 12)
+        found = -n * ((b + e) / 2 + (b * b + b * e + e * e) / 6 + (b**3 + b * b * e + b * e * e + e**3) / 12)
+        return torch.where(n < 1, n * math.log1p(-self.first), found) if self._steep else found
 
     def signal(self, t: Tensor) -> Tensor:
         """The square root of the product"""
@@ -121,7 +137,10 @@ class LinearBetas:
     def signal_rate(self, t: Tensor) -> Tensor:
         """signal / 2 times the rate of log signal^2"""
         e = self.first + self._slope * (t * self.steps - 0.5)
-        return -self.signal(t) * (self.steps / 2) * (e + e**2 / 2 + e**3 / 3)
+        rate = e + e**2 / 2 + e**3 / 3
+        if self._steep:
+            rate = torch.where(t * self.steps < 1, -math.log1p(-self.first), rate)
+        return -self.signal(t) * (self.steps / 2) * rate
 
     def noise_rate(self, t: Tensor) -> Tensor:
         """-signal * signal_rate / noise; infinite at t = 0, where it is cut at noise = 1e-4"""
