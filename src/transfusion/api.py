@@ -287,8 +287,12 @@ class Transfusion(Learns, Samples):
         vocabularies know. What is new stays as it is.
 
         Raises:
-            ValueError: the trunks differ in more than depth: weights of the same shape would mean something else.
+            ValueError: the trunks differ in more than depth: weights of the same shape would mean something else. Or adapters
+                stand in one of them.
         """
+        for model, where in ((source, "there"), (self, "here")):
+            if model.network.lora is not None:
+                raise ValueError(f"adapters stand in the trunk {where}: merge them first (lora.merge), or take them off")
         ours, theirs = (config.to_plain(replace(m.settings.model.trunk, depth=1)) for m in (self, source))
         if ours != theirs:
             differ = [f"{name}: {theirs[name]} there, {value} here" for name, value in ours.items() if value != theirs[name]]

@@ -223,6 +223,15 @@ def test_what_cannot_be_done_says_what_to_do(tmp_path: Path, monkeypatch: pytest
         lora.add(model(IMAGE).network, RANK)
 
 
+def test_weights_are_taken_from_merged_adapters_alone() -> None:
+    there, here = adapted(), model(IMAGE)
+    for one, other in ((here, there), (there, here)):
+        with pytest.raises(ValueError, match="merge them first"):
+            one.take_weights(other)
+    lora.merge(there.network)
+    assert not here.take_weights(there).new and torch.equal(losses(here), losses(there))
+
+
 def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     from small import png
 
