@@ -283,7 +283,56 @@ class Sized(nn.Conv2d):
         return super().forward(latents)[..., :2]
 
 
+class Scaled(Inward):
+    """Takes the times behind something else."""
+
+    def forward(self, x: Tensor, scale: float = 1.0, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        assert scale == 1.0 and t is not None
+        return super().forward(x, t)
+
+
+class Keyed(Inward):
+    """Takes the times by name alone."""
+
+    def forward(self, x: Tensor, *, t: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, t)
+
+
+@pytest.mark.parametrize("kind", [Scaled, Keyed])
+def test_times_are_given_by_name_where_they_stand_elsewhere(kind: type[Inward]) -> None:
+    usual, other = Inward(), kind()
+    other.load_state_dict(usual.state_dict())
+    latents, t = torch.randn(2, 1, 4, 4), torch.tensor([0.1, 0.9])
+    pair = [fresh(IMAGE, modules={"image": (way, Outward())}).network.patching(0) for way in (usual, other)]
+    one, same = (patching.encode(latents, t)[0] for patching in pair)
+    assert torch.equal(one, same) and not torch.equal(one, pair[1].encode(latents, t + 0.1)[0])
+
+
+class Mixed(nn.Conv2d):
+    """Each item is told of the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        return h + h.mean(0, keepdim=True)
+
+
+class MixedOut(nn.ConvTranspose2d):
+    """The same on the way out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        return h + h.mean(0, keepdim=True)
+
+
+def test_a_dry_run_leaves_modes_as_they_are_and_minds_no_dropout() -> None:
+    dropped = nn.Sequential(plain()[0], nn.Dropout(0.5))
+    fresh(IMAGE, modules={"image": (dropped, plain()[1].eval())})
+    assert dropped.training and dropped[1].training
+
+
 MISTAKES = {
+    "mixed items": (lambda: (Mixed(1, WIDTH, 2, 2), plain()[1]), "encoder of 'image' mixes the items.*each item by itself"),
+    "mixed on the way out": (lambda: (plain()[0], MixedOut(WIDTH, 1, 2, 2)), "decoder of 'image' mixes the items"),
     "slots": (
         lambda: (nn.Conv2d(1, WIDTH, 4, 4), plain()[1]),
         r"gives \(1, 32, 1, 1\) for latents \(1, 1, 4, 4\).*\(1, 4, 32\)",

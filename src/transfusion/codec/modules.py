@@ -31,8 +31,8 @@ class ModulesPatcher:
     Latents are Float[item, channels, *size], times t Float[item] from 0 (clean) to 1 (noise). Slots are Float[item, slot,
     width], in raster order, or Float[item, width, *grid]: the decoder is given what the encoder gives. (One axis of as many
     slots as the model is wide could be either, and is taken for the first.) Their number is what the modality's `patch`
-    declares. An encoder takes the times if it has a parameter called t, time or times, or a second one without default;
-    otherwise the time's embedding is added to its slots. Each item must be treated by itself.
+    declares. An encoder takes the times if it has a parameter called t, time or times, by which name it is given them, or a
+    second one without default; otherwise the time's embedding is added to its slots. Each item must be treated by itself.
 
     Args:
         encoder: class of the way in, a note for readers.
@@ -73,7 +73,9 @@ class ModulesPatching(Patching):
                     "stands beside it: use GroupNorm or LayerNorm"
                 )
         where = _weight(encoder).device
-        self.time = None if _takes_times(encoder) else TimeEmbedding(options.features, width).to(where)
+        told = _told(encoder)
+        self.told = told or ""
+        self.time = TimeEmbedding(options.features, width).to(where) if told is None else None
         self.spread = self._spread()
 
     def _spread(self) -> bool:
@@ -96,8 +98,43 @@ class ModulesPatching(Patching):
         return spread == {True}
 
     def _encoded(self, latents: Tensor, t: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-        out = self.encoder(latents, t) if self.time is None else self.encoder(latents)
+        if self.time is not None:
+            out = self.encoder(latents)
+        else:
+            out = self.encoder(latents, **{self.told: t}) if self.told else self.encoder(latents, t)
         return (out[0], tuple(out[1:])) if isinstance(out, tuple | list) else (out, ())
+
+    def check_items(self) -> None:
+        """Two items together against each alone. Modules that draw chance are not compared, nor is what is on no device.
+
+        Raises:
+            ValueError: they are not the same: an item depends on what stands beside it.
+        """
+        like = _weight(self.encoder)
+        if like.device.type == "meta":
+            return
+        size, chance = sizes(self.modality)[0], torch.Generator().manual_seed(0)
+        latents = torch.randn(2, self.modality.channels, *size, generator=chance).to(like)
+        t, grid = torch.tensor([0.2, 0.7], device=like.device), self.modality.slots(size)
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            with torch.no_grad():
+                self.eval()
+                both, again = self._both_ways(latents, t, grid), self._both_ways(latents, t, grid)
+                alone = [self._both_ways(latents[i : i + 1], t[i : i + 1], grid) for i in range(2)]
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        for name, one, same, *items in zip(("encoder", "decoder"), both, again, *alone, strict=True):
+            if torch.equal(one, same) and _differ(one, torch.cat(items)):
+                raise ValueError(
+                    f"the {name} of {self.modality.name!r} mixes the items of a batch, so that a document would depend on what "
+                    "stands beside it: let it treat each item by itself"
+                )
+
+    def _both_ways(self, latents: Tensor, t: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        slots, skip = self.encode(latents, t)
+        return slots, self.decode(slots, skip, grid)
 
     def encode(
         self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
@@ -122,7 +159,18 @@ def _weight(module: nn.Module) -> Tensor:
     return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(()))
 
 
-def _takes_times(encoder: nn.Module) -> bool:
-    found = inspect.signature(encoder.forward).parameters.values()
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """By more than what rounding makes."""
+    share = 0.01 if one.dtype in (torch.float32, torch.float64) else 0.05
+    return bool((one - other).abs().max() > share * one.abs().max())
+
+
+def _told(encoder: nn.Module) -> str | None:
+    """How an encoder is given the times: by the name of a parameter, as its second one (""), or not at all."""
+    found = list(inspect.signature(encoder.forward).parameters.values())
     plain = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return any(p.name in TIMES for p in plain[1:]) or len([p for p in plain if p.default is p.empty]) > 1
+    for p in found:
+        if p.name in TIMES and p is not found[0] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            return "" if p in plain[1:2] else p.name
+    named = any(p.name in TIMES for p in plain[1:2])
+    return "" if named or len([p for p in plain if p.default is p.empty]) > 1 else None

@@ -40,11 +40,13 @@ def build(options: Patcher, modality: Modality, width: int, eps: float, modules:
     """The patcher of a modality, after a dry run.
 
     Raises:
-        ValueError: it does not give the slots that the modality says, or not the latents' shape back.
+        ValueError: it does not give the slots that the modality says, or not the latents' shape back, or mixes items.
     """
     if isinstance(options, ModulesPatcher) and modality.name in modules:
         patching = ModulesPatching(options, modality, width, *modules[modality.name])
     else:
         patching = options.build(modality, width, eps)
     check(patching, modality, width)
+    if isinstance(patching, ModulesPatching):
+        patching.check_items()
     return patching
