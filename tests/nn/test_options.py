@@ -34,9 +34,8 @@ FACTORS: dict[str, dict[str, Any]] = {
     "laser": {"laser": 15.0},
     "residual": {"hyper": "hyper", "attention": "attention"},
     "long_skips": {"long skips": True},
-    "adaln": {"adaln": True},
+    "adaln": {"adaln": "width", "told nowhere else": "none"},
     "axial": {"axial": True},
-    "time": {"told nowhere else": "none"},
 }
 HEADS = {"alibi", "soft_cap", "value_residual", "gated", "laser"}
 Choice = dict[str, str]
@@ -46,8 +45,8 @@ def built(choice: Choice, *, double: bool = True, **more: Any) -> Transfusion:
     """A model with some factors set, of three layers, its weights random everywhere."""
     values = {factor: FACTORS[factor][level] for factor, level in choice.items()}
     heads = Heads(**{k: v for k, v in values.items() if k in HEADS})
-    trunk = {k: v for k, v in values.items() if k not in HEADS | {"axial", "time"}}
-    patcher, axial = LinearPatcher(time=values.get("time", "width")), "axial" in choice
+    trunk = {k: v for k, v in values.items() if k not in HEADS | {"axial", "adaln"}} | {"adaln": "adaln" in choice}
+    patcher, axial = LinearPatcher(time=values.get("adaln", "width")), "axial" in choice
     return model(IMAGE, SOUND, double=double, depth=3, attention=heads, patcher=patcher, axial=axial, **trunk, **more)
 
 
@@ -139,7 +138,7 @@ def test_in_pairs(choice: Choice, unchecked) -> None:
     gradients(m)
 
 
-LEARNED = [{}, *SINGLE, {"adaln": "adaln", "time": "told nowhere else"}]
+LEARNED = [{}, *SINGLE]
 
 
 @pytest.mark.parametrize("choice", LEARNED, ids=lambda c: name(c) or "none")
@@ -210,6 +209,8 @@ def test_wrong_settings_say_what_to_do(wrong: dict[str, Any], message: str, unch
 
 
 def test_wrong_parts_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="needs a trunk with adaln"):
+        model(IMAGE, patcher=LinearPatcher(time="none"))
     with pytest.raises(ValueError, match="2 of 1 heads: give at most as many"):
         Trunk(heads=1, attention=Heads(alibi=2))
     with pytest.raises(ValueError, match="between 0"):

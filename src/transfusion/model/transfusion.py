@@ -91,7 +91,8 @@ class Network(nn.Module):
             parameters apart (0: there is none).
 
     Raises:
-        ValueError: a patcher that does not give the slots that its modality says; modules that are missing, or for a
+        ValueError: a patcher that does not give the slots that its modality says, or leaves it to a trunk without adaLN to be
+            told the times; modules that are missing, or for a
             modality that there is not.
     """
 
@@ -112,6 +113,12 @@ class Network(nn.Module):
         if model.axial:
             gridded = (m for m in model.modalities if m.shape)
             self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, trunk.width) for m in gridded})
+        for patcher, modality in zip(chosen, model.modalities, strict=True):
+            if isinstance(patcher, LinearPatcher) and patcher.time == "none" and not trunk.adaln:
+                raise ValueError(
+                    f"nothing would be told the times of {modality.name!r}: patcher.time none needs a trunk with adaln; or "
+                    "take time width or patch"
+                )
         initialise(self, trunk.depth)
         patchings = (build(p, m, trunk.width, trunk.eps, modules) for p, m in zip(chosen, model.modalities, strict=True))
         self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
