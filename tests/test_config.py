@@ -1,6 +1,7 @@
 """Configurations there and back, mistakes named; the command line."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import torch
 from small import model, picture
 from transfusion import config
 from transfusion.api import Transfusion
-from transfusion.cli import main, settings
+from transfusion.cli import _resolved, main, settings
+from transfusion.codec.patcher import LinearPatcher, UNetPatcher
 from transfusion.config import ConfigError
 from transfusion.diffusion.process import PAPER
-from transfusion.diffusion.sampler import DDPM, Heun
+from transfusion.diffusion.sampler import DDPM, Euler, Heun
 from transfusion.folder import Settings
 from transfusion.model.transfusion import Network
 from transfusion.recipes import RECIPES
 from transfusion.recipes.presets import LLAMA_2_IDS, PRESETS, SIZES, paper_model, preset
-from transfusion.recipes.run import Run
+from transfusion.recipes.run import Run, typed
 
 RUNS = [recipe.run() for recipe in RECIPES.values()]
 RUNS += [preset(name, run) for name in PRESETS for run in RUNS] + [replace(RUNS[0], model=paper_model(s)) for s in SIZES]
@@ -70,9 +72,44 @@ def test_overrides_from_the_command_line() -> None:
         ["--sampler.kind", "heun", "--sampler.num-steps", "50", "--train.steps=7", "--model.modalities.0.patch", "4", "4"],
         "x",
     )
-    assert run.sampler == Heun(num_steps=50) and run.train.steps == 7 and run.model.modalities[0].patch == (4, 4)
+    assert run.sampler == Heun(num_steps=50, shift=2.0) and run.train.steps == 7 and run.model.modalities[0].patch == (4, 4)
     untouched = settings(RECIPES["digits"].run(), [], "x")
     assert untouched == RECIPES["digits"].run()
+
+
+SAID = (
+    "--lora.parts qkv out --lora.rank 4",
+    "--model.modalities.0.largest 16 16 --model.modalities.0.patch 4 4 --train.steps 7",
+    "--model.modalities.0.shape 16 8",
+    "--sampler.kind ddpm --sampler.num-steps 25",
+    "--sampler.kind heun --sampler.shift 1.0 --sampler.clip 1",
+    "--model.patchers.0.kind unet --model.patchers.0.channels 16 --data 'a folder'",
+    "--model.patcher.kind unet --model.patcher.attention 2 --tokenizer.kind bytes --optim.method.kind muon",
+    "--preset paper --size 0.16B --compose.drop.text 0.25 --model.trunk.attention.gated True",
+    "--model.diffusion.times.kind logit_normal --model.trunk.kv-heads 2 --model.trunk.scaling.kind linear",
+)
+
+
+@pytest.mark.parametrize("line", SAID)
+def test_the_recorded_command_says_the_same_run(line: str) -> None:
+    run = _resolved("digits", shlex.split(line), "x")
+    assert run != RECIPES["digits"].run()
+    words = shlex.split(typed(run))
+    assert words[:3] == ["transfusion", "train", "digits"]
+    assert _resolved("digits", words[3:], "x") == run
+    assert shlex.split(typed(RECIPES["digits"].run())) == words[:3]
+
+
+def test_another_kind_keeps_what_both_have_and_was_set() -> None:
+    digits, papers = RECIPES["digits"].run(), preset("paper", RECIPES["digits"].run())
+    assert settings(digits, ["--sampler.kind", "heun"], "x").sampler == Heun(num_steps=25, shift=2.0)
+    assert settings(digits, ["--sampler.kind", "ddpm"], "x").sampler == DDPM(num_steps=250, shift=2.0)
+    assert settings(papers, ["--sampler.kind", "euler"], "x").sampler == Euler(num_steps=25, clip=1.0)
+    unet = settings(digits, ["--model.patcher.features", "64"], "x")
+    unet = settings(unet, ["--model.patcher.kind", "unet", "--model.patchers.0.kind", "unet"], "x")
+    assert unet.model.patcher == UNetPatcher(features=64) and unet.model.patchers == (UNetPatcher(),)
+    unet = settings(unet, ["--model.patchers.0.features", "32"], "x")
+    assert settings(unet, ["--model.patchers.0.kind", "linear"], "x").model.patchers == (LinearPatcher(features=32),)
 
 
 @pytest.mark.parametrize(

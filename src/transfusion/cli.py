@@ -287,17 +287,30 @@ def _choose_kinds(default: Any, arguments: list[str]) -> tuple[Any, list[str]]:
 
 
 def _replaced(value: Any, path: list[str], kind: type) -> Any:
-    """The configuration with another kind at a path; settings that both kinds have are kept."""
+    """The configuration with another kind at a path; settings that both kinds have, and that are not as by default, are kept."""
     if isinstance(value, tuple):  # of kinds: the entry of a number, or the next one
         index = int(path[0])
-        entry = value[index] if index < len(value) and type(value[index]) is kind else kind()
+        entry = _turned(value[index], kind) if index < len(value) else kind()
         return (*value[:index], entry, *value[index + 1 :])
     inner = getattr(value, path[0])
     if len(path) > 1:
         return dataclasses.replace(value, **{path[0]: _replaced(inner, path[1:], kind)})
-    if isinstance(inner, kind) and type(inner) is kind:
-        return value
-    return dataclasses.replace(value, **{path[0]: kind()})
+    return dataclasses.replace(value, **{path[0]: _turned(inner, kind)})
+
+
+def _turned(one: Any, kind: type) -> Any:
+    """One of several kinds as another kind: with that one's defaults, but for what both have and was set."""
+    if type(one) is kind:
+        return one
+    before, after = config.hints(type(one)), config.hints(kind)
+    usual = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in dataclasses.fields(one)
+    }
+    kept = {name: getattr(one, name) for name in before if name in after and before[name] == after[name]}
+    try:
+        return kind(**{name: value for name, value in kept.items() if value != usual[name]})
+    except ValueError as error:
+        raise ConfigError(f"{getattr(kind, 'kind', kind.__name__)}: {error}") from error
 
 
 def _kinds_help(default: Any) -> list[str]:

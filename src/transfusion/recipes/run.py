@@ -135,6 +135,8 @@ def prepare(run: Run, say: Say) -> None:
 
 def _flat(plain: object, where: str = "") -> dict[str, object]:
     """Dotted names of settings and their values."""
+    if isinstance(plain, list) and plain and all(isinstance(one, dict) for one in plain):
+        plain = {str(i): one for i, one in enumerate(plain)}
     if not isinstance(plain, dict):
         return {where: plain}
     return {k: v for key, value in plain.items() for k, v in _flat(value, f"{where}.{key}" if where else key).items()}
@@ -153,8 +155,12 @@ def typed(run: Run) -> str:
     from transfusion.recipes import find
 
     own, now = _flat(config.to_plain(find(run.recipe).run())), _flat(config.to_plain(run))
-    changed = {k: v for k, v in now.items() if own.get(k) != v and k != "out"}
-    return shlex.join(["transfusion", "train", run.recipe, *(w for k, v in changed.items() for w in (f"--{k}", str(v)))])
+    other = tuple(k.removesuffix("kind") for k, v in now.items() if k.endswith(".kind") and own.get(k) != v)
+    words = ["transfusion", "train", run.recipe]
+    for name, value in now.items():  # of another kind all is said: what it keeps of the recipe's own is no matter then
+        if name != "out" and (name not in own or own[name] != value or name.startswith(other)):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
