@@ -362,7 +362,7 @@ def test_other_mistakes_are_named() -> None:
         fresh(Modality("field", 1, (2, 2, 2, 2), (1, 1, 1, 1)), patcher=UNetPatcher())
     with pytest.raises(ValueError, match="16 channels cannot be shared among 3 heads"):
         fresh(IMAGE, patcher=UNetPatcher(8, attention=3))
-    for wrong in ({"channels": 0}, {"blocks": 0}, {"attention": -1}, {"features": 1}):
+    for wrong in ({"channels": 0}, {"blocks": 0}, {"attention": -1}):
         with pytest.raises(ValueError, match="a U-Net needs"):
             UNetPatcher(**wrong)
     with pytest.raises(ValueError, match="must be given"):

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patching import Patching, TimeEmbedding
+from transfusion.codec.patching import Patching, TimeEmbedding, check_features
 from transfusion.modality import Modality
 from transfusion.nn.layers import Norm
 
@@ -26,6 +26,11 @@ class LinearPatcher:
     kind: ClassVar[str] = "linear"
     time: Literal["width", "patch", "none"] = "width"
     features: int = 256
+
+    def __post_init__(self) -> None:
+        check_features(self.features)
+        if self.time not in ("width", "patch", "none"):
+            raise ValueError(f"time must be width, patch or none, not {self.time!r}")
 
     def build(self, modality: Modality, width: int, eps: float) -> "LinearPatching":
         """The module for one modality."""

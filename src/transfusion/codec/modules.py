@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patching import REMEDY, Patching, TimeEmbedding, sizes
+from transfusion.codec.patching import REMEDY, Patching, TimeEmbedding, check_features, sizes
 from transfusion.modality import Modality
 
 Modules: TypeAlias = Mapping[str, tuple[nn.Module, nn.Module]]
@@ -44,6 +44,9 @@ class ModulesPatcher:
     encoder: str = ""
     decoder: str = ""
     features: int = 256
+
+    def __post_init__(self) -> None:
+        check_features(self.features)
 
     def build(self, modality: Modality, width: int, eps: float) -> Patching:
         """Raises ValueError: this needs the modules."""

@@ -29,6 +29,12 @@ class Patching(nn.Module, ABC):
         """The trunk's vectors at an item's slots, and what was kept -> the prediction, shaped like the latents."""
 
 
+def check_features(features: int) -> None:
+    """Raises ValueError: features of the time that are not pairs of a sine and a cosine."""
+    if features < 2 or features % 2:
+        raise ValueError(f"features of the time are sines and cosines, an even number of at least 2, not {features}")
+
+
 def time_features(t: Float[Tensor, " item"], count: int) -> Float[Tensor, "item count"]:
     """Sinusoids of 1000 t at `count` / 2 frequencies from 1 to 1 / 10000 (Vaswani et al. 2017; the scale is DDPM's T)."""
     half = count // 2

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patching import Patching, TimeEmbedding
+from transfusion.codec.patching import Patching, TimeEmbedding, check_features
 from transfusion.modality import Modality
 from transfusion.nn import unet
 
@@ -44,10 +44,11 @@ class UNetPatcher:
     features: int = 256
 
     def __post_init__(self) -> None:
-        if (self.channels is not None and self.channels < 1) or self.blocks < 1 or self.attention < 0 or self.features < 2:
+        check_features(self.features)
+        if (self.channels is not None and self.channels < 1) or self.blocks < 1 or self.attention < 0:
             raise ValueError(
-                f"a U-Net needs channels, blocks of at least 1, features of at least 2 and attention heads of at least 0, not "
-                f"{self.channels}, {self.blocks}, {self.features} and {self.attention}"
+                f"a U-Net needs channels and blocks of at least 1 and attention heads of at least 0, not {self.channels}, "
+                f"{self.blocks} and {self.attention}"
             )
 
     def build(self, modality: Modality, width: int, eps: float) -> "UNetPatching":

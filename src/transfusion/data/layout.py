@@ -38,6 +38,12 @@ class Coordinates:
     order: Literal["grid", "raster", "shared"] = "grid"
     axes: int = 2
 
+    def __post_init__(self) -> None:
+        if self.order not in ("grid", "raster", "shared"):
+            raise ValueError(f"order must be grid, raster or shared, not {self.order!r}")
+        if self.axes < 1:
+            raise ValueError(f"axes must be at least 1, not {self.axes}")
+
     def place(self, start: float, grid: tuple[int, ...]) -> tuple[np.ndarray, float]:
         """Coordinates of an item's slots, [slots, axes], and the coordinate at which the sequence goes on."""
         count = int(np.prod(grid, dtype=int))

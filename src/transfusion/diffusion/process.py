@@ -15,6 +15,7 @@ d = signal * q - noise * p:
 and at fixed x_t an error in kind a is an error d_b / d_a as large in kind b.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -52,6 +53,8 @@ class Diffusion:
     floor: float = 0.05
 
     def __post_init__(self) -> None:
+        if not 0 < self.floor < math.inf:
+            raise ValueError(f"floor must be a finite number above 0, not {self.floor}")
         if self.prediction == "eps" and float(self.schedule.signal(torch.ones(()))) == 0.0:
             raise ValueError(
                 "on this schedule no signal is left at t = 1, where noise says nothing of the data: predict x0, v or velocity"

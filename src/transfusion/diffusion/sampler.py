@@ -4,6 +4,7 @@
 for (x0, eps) and `draw()` for fresh noise; it keeps no state, so items join and leave between steps.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -36,8 +37,10 @@ class _Steps:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"a sampler needs at least 1 step, not {self.num_steps}")
-        if self.shift <= 0:
-            raise ValueError(f"shift must be positive, not {self.shift}")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift must be positive and finite, not {self.shift}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip is a bound above 0, or None for no bound, not {self.clip}")
 
     def times(self) -> list[float]:
         """The times from 1 to 0, num_steps + 1 of them."""
@@ -101,6 +104,11 @@ class DDIM(_Steps):
 
     kind: ClassVar[str] = "ddim"
     eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be between 0 (no fresh noise) and 1 (as DDPM), not {self.eta}")
 
     def step(self, schedule: Schedule, predict: Predict, draw: Draw, x: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """(x_s, clean estimate) from x_t."""

@@ -75,8 +75,8 @@ class LogitNormal:
 
     def __post_init__(self) -> None:
         _check_shift(self.shift)
-        if self.std <= 0:
-            raise ValueError(f"std must be positive, not {self.std}")
+        if not math.isfinite(self.mean) or not 0 < self.std < math.inf:
+            raise ValueError(f"mean must be finite, std must be positive and finite, not {self.mean} and {self.std}")
 
     def quantile(self, u: float) -> float:
         """Time of a uniform number u in [0, 1)."""

@@ -5,6 +5,7 @@ tokens  --embed-->  x  <--patcher-- noisy latents and their times (into their sl
 logits <--head--    h  --patcher--> predictions at the slots
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -58,6 +59,9 @@ class Model:
             where that is asked for.
         context: tokens at most in a sequence.
         auxiliary: losses beside the two; off by default.
+
+    Raises:
+        ValueError: numbers that make no sense; heads so small that a rotary axis would have no frequency.
     """
 
     modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
@@ -72,6 +76,18 @@ class Model:
     attention: Form = "auto"
     context: int = 1024
     auxiliary: Auxiliary = Auxiliary()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.media_weight < math.inf:
+            raise ValueError(f"media_weight must be a finite number, 0 or more, not {self.media_weight}")
+        if self.context < 1:
+            raise ValueError(f"context must be at least 1 token, not {self.context}")
+        axes, size = self.coordinates.axes, self.trunk.head_dim
+        if size // 2 < axes:
+            raise ValueError(
+                f"heads of size {size} have {size // 2} rotary frequencies, too few for {axes} axes of coordinates: take heads "
+                f"of size {2 * axes} or more (trunk.head_size, or fewer trunk.heads), or fewer coordinates.axes"
+            )
 
 
 TIME_FEATURES = 256

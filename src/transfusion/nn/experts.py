@@ -4,6 +4,7 @@ Experts chosen per token, by its own vector alone and without a limit on how man
 does not depend on its neighbours, and cached, packed and batched passes agree.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,8 @@ class Experts:
     def __post_init__(self) -> None:
         if self.number < 0 or (self.number and not 1 <= self.active <= self.number):
             raise ValueError(f"experts.active must be between 1 and experts.number ({self.number}), not {self.active}")
-        if self.balance < 0:
-            raise ValueError(f"experts.balance must not be negative, not {self.balance}")
+        if not 0 <= self.balance < math.inf:
+            raise ValueError(f"experts.balance must not be negative, and finite, not {self.balance}")
 
 
 class MixtureOfExperts(nn.Module):

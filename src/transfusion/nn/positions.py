@@ -36,8 +36,10 @@ class LinearScaling:
     factor: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"the factor says how many times longer sequences become, at least 1, not {self.factor}")
+        if not 1 <= self.factor < math.inf:
+            raise ValueError(
+                f"the factor says how many times longer sequences become, at least 1 and finite, not {self.factor}"
+            )
 
     def __call__(self, frequency: Tensor) -> Tensor:
         """Lower frequencies."""
@@ -64,8 +66,8 @@ class Llama3Scaling:
     original: int = 8192
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or not 0 < self.low < self.high or self.original < 1:
-            raise ValueError(f"needs a factor of at least 1, 0 < low < high, and an original context, not {self}")
+        if not 1 <= self.factor < math.inf or not 0 < self.low < self.high < math.inf or self.original < 1:
+            raise ValueError(f"needs a finite factor of at least 1, finite 0 < low < high, and an original context, not {self}")
 
     def __call__(self, frequency: Tensor) -> Tensor:
         """Scaled frequencies."""

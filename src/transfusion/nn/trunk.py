@@ -31,10 +31,10 @@ class Heads:
     laser: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.alibi < 0 or self.soft_cap < 0 or not 0 <= self.laser <= 40:
+        if self.alibi < 0 or not 0 <= self.soft_cap < math.inf or not 0 <= self.laser <= 40:
             raise ValueError(
-                f"alibi and soft_cap must not be negative, and laser lie between 0 (off) and 40, beyond which exponentials "
-                f"overflow; not {self.alibi}, {self.soft_cap} and {self.laser}"
+                f"alibi and soft_cap must not be negative, soft_cap be finite, and laser lie between 0 (off) and 40, beyond "
+                f"which exponentials overflow; not {self.alibi}, {self.soft_cap} and {self.laser}"
             )
 
 
@@ -95,8 +95,13 @@ class Trunk:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.depth < 1 or self.heads < 1:
-            raise ValueError(f"depth and heads must be at least 1, not {self.depth} and {self.heads}")
+        for name in ("width", "depth", "heads", "kv_heads", "hidden", "round_hidden"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        for name in ("eps", "theta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
         if (self.head_size is None and self.width % self.heads) or self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head size, or give a head-size")
         if self.heads % self.num_kv_heads:

@@ -53,7 +53,17 @@ class Optim:
     language: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.language < 0:
+        for name in ("lr", "eps", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
+        for name in ("floor", "decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number, 0 or more, not {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be 0 steps or more, not {self.warmup}")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(f"beta1 and beta2 are shares from 0 to below 1, not {self.beta1} and {self.beta2}")
+        if not 0 <= self.language < math.inf:
             raise ValueError(f"language is a factor on the learning rate, 0 (frozen) or more, not {self.language}")
 
     def rate(self, step: int, steps: int) -> float:
