@@ -25,7 +25,7 @@ from transfusion.quick.parts import Held, Item
 class Samples(Held):
     """The methods that generate."""
 
-    fallbacks: Counter[str]
+    fallbacks: Counter[Any]
 
     # ---- samples ----------------------------------------------------------------------------------------------------
 
