@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import Unigram, WordLevel
 
 from small import FREE, IMAGE, picture
 from transfusion.api import Transfusion
@@ -61,6 +61,18 @@ def test_no_text_spells_a_language_models_special_token() -> None:
     words = Tokenizer(WordLevel({"a": 0, "</s>": 1}))
     with pytest.raises(ValueError, match="spells a special token"):
         Vocabulary(words, (), TextIds(2, eos=(1,))).encode("</s>")
+
+
+@pytest.mark.parametrize("kind", ["words", "pieces"])
+def test_words_that_a_language_models_tokenizer_does_not_know_are_called_so(kind: str) -> None:
+    model = WordLevel({"<unk>": 0, "a": 1, "</s>": 2}, unk_token="<unk>")
+    pieces = Unigram([("<unk>", 0.0), ("a", -1.0), ("</s>", -1.0)], unk_id=0)
+    tokenizer = Tokenizer(model if kind == "words" else pieces)
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    v = Vocabulary(tokenizer, (), TextIds(3, eos=(2,)))
+    assert v.encode("a") == [1]
+    with pytest.raises(ValueError, match="does not know"):
+        v.encode("b")
 
 
 @pytest.mark.parametrize("end", [257, 258])

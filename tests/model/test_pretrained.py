@@ -244,6 +244,26 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a layer more": ("llama", {"num_hidden_layers": 3}, "no weights model.layers.2"),
     "fewer ids than its tokenizer": ("llama", {"vocab_size": 258}, "do not belong together"),
     "biases that nothing would use": ("qwen2", {"model_type": "llama"}, "weights that this type of model does not"),
+    "an end that is a word": ("llama", {"eos_token_id": "257"}, r"config\.json: eos_token_id must be.*'257'"),
+    "an end in a list": ("llama", {"eos_token_id": [257, "x"]}, r"config\.json: eos_token_id must be.*'x'"),
+    "a begin": ("llama", {"bos_token_id": "256"}, r"config\.json: bos_token_id must be.*'256'"),
+    "heads in words": ("llama", {"num_key_value_heads": "2"}, r"config\.json: num_key_value_heads must be.*'2'"),
+    "a head's size": ("llama", {"head_dim": 8.0}, r"config\.json: head_dim must be"),
+    "a norm": ("llama", {"rms_norm_eps": "tiny"}, r"config\.json: rms_norm_eps must be"),
+    "a context": ("llama", {"max_position_embeddings": "8"}, r"config\.json: max_position_embeddings must be.*'8'"),
+    "a window": ("mistral", {"sliding_window": "8"}, r"config\.json: sliding_window must be.*'8'"),
+    "no factor": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": None}}, r"config\.json: factor must be.*None"),
+    "no bands": (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"rope_type": "llama3", "low_freq_factor": "1"}},
+        r"config\.json: low_freq_factor must be.*'1'",
+    ),
+    "a base": (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": "x"}},
+        r"config\.json: rope_theta must be.*'x'",
+    ),
+    "a base, old form": ("llama", {"rope_parameters": None, "rope_theta": "x"}, r"config\.json: rope_theta must be.*'x'"),
     "an end outside": ("llama", {"eos_token_id": [257, 300]}, "below 300"),
 }
 

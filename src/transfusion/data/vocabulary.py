@@ -4,6 +4,7 @@ Control ids are never reached from text: they stand outside the tokenizer, and a
 plain text when a user or a caption spells them.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,6 +224,15 @@ class Vocabulary:
         return frozenset(named | {*self.ids.eos, self.bos})
 
     @cached_property
+    def _unknown(self) -> tuple[int | None, str | None]:
+        """What a tokenizer writes for words that it does not know: id and name, if there is such a token."""
+        model = json.loads(self.tokenizer.to_str())["model"]
+        if model.get("unk_token") is not None:
+            return self.tokenizer.token_to_id(model["unk_token"]), model["unk_token"]
+        token = model.get("unk_id")
+        return token, None if token is None else self.tokenizer.id_to_token(token)
+
+    @cached_property
     def writable(self) -> Bool[Tensor, " id"]:
         """Ids that may be written as text, or to end a document. Of a language model's: not its BOS, nor its other special
         tokens, nor rows that its tokenizer does not know."""
@@ -279,6 +289,9 @@ class Vocabulary:
                     f"the tokenizer cannot write {text[:60]!r} as ids ({error}); where a model has ids and no text, give ids"
                 ) from error
             if not self._special.isdisjoint(ids):
+                unknown, name = self._unknown
+                if name is not None and name not in text and self._special.isdisjoint(i for i in ids if i != unknown):
+                    raise ValueError(f"{text[:60]!r} has words that this tokenizer does not know, and cannot spell")
                 raise ValueError(f"{text[:60]!r} spells a special token of this tokenizer, which cannot read it as plain text")
             return ids
         for token in text:

@@ -32,6 +32,7 @@ Weights = Literal["shared", "feed_forward", "all"]
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 CONTEXT = 2048
 """Tokens of context where nothing is said: what language models can read would take a cache of many gigabytes."""
+BANDS = ("low_freq_factor", "high_freq_factor")
 SIZES = {
     "width",
     "depth",
@@ -106,26 +107,26 @@ class LanguageModel:
         _refuse(plain, kind, folder)
         heads, width = _whole(plain, "num_attention_heads", folder), _whole(plain, "hidden_size", folder)
         theta, scaling = _rotary(plain, folder)
-        longest = plain.get("max_position_embeddings") or CONTEXT
+        head_size = _whole(plain, "head_dim", folder, 128 if kind == "qwen3" else max(width // heads, 1))
         return cls(
             folder,
             Trunk(
                 width=width,
                 depth=_whole(plain, "num_hidden_layers", folder),
                 heads=heads,
-                kv_heads=plain.get("num_key_value_heads") or heads,
-                head_size=plain.get("head_dim") or (128 if kind == "qwen3" else width // heads),
+                kv_heads=_whole(plain, "num_key_value_heads", folder, heads),
+                head_size=head_size,
                 hidden=_whole(plain, "intermediate_size", folder),
                 qk_norm=kind == "qwen3",
                 qkv_bias=kind == "qwen2",
                 theta=theta,
                 scaling=scaling,
-                eps=float(plain.get("rms_norm_eps", 1e-6)),
+                eps=_number(plain, "rms_norm_eps", folder, 1e-6),
             ),
             tied=bool(plain.get("tie_word_embeddings", False)),
             ids=_ids(plain, folder),
-            longest=longest,
-            window=_window(plain, kind),
+            longest=_whole(plain, "max_position_embeddings", folder, CONTEXT),
+            window=_window(plain, kind, folder),
         )
 
     def model(self, model: Model, *, weights: Weights, context: int | None) -> Model:
@@ -331,11 +332,20 @@ def _tensor(files: dict[str, Any], name: str, folder: Path) -> Tensor:
 # ---- config.json --------------------------------------------------------------------------------------------------------
 
 
-def _whole(plain: dict[str, Any], name: str, folder: Path) -> int:
-    value = plain.get(name)
-    if not isinstance(value, int) or value < 1:
+def _whole(plain: dict[str, Any], name: str, folder: Path, usual: int | None = None) -> int:
+    """A setting that is a whole number; `usual` where it is absent or null."""
+    value = usual if plain.get(name) is None else plain[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number above 0, not {value!r}")
     return value
+
+
+def _number(plain: dict[str, Any], name: str, folder: Path, usual: float | None = None) -> float:
+    """The same for any number."""
+    value = usual if plain.get(name) is None else plain[name]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ValueError(f"{folder / 'config.json'}: {name} must be a number above 0, not {value!r}")
+    return float(value)
 
 
 def _refuse(plain: dict[str, Any], kind: str, folder: Path) -> None:
@@ -353,38 +363,41 @@ def _rotary(plain: dict[str, Any], folder: Path) -> tuple[float, Scaling]:
     given = plain.get("rope_parameters") or plain.get("rope_scaling") or {}
     if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
         raise ValueError(f"{folder}: rotary positions that differ between layers are computed nowhere here")
-    theta = given.get("rope_theta") or plain.get("rope_theta") or 10000.0
+    theta = _number(given if given.get("rope_theta") is not None else plain, "rope_theta", folder, 10000.0)
     kind = given.get("rope_type") or given.get("type") or "default"
-    try:
-        if kind == "default":
-            return float(theta), Unscaled()
-        if kind == "linear":
-            return float(theta), LinearScaling(float(given["factor"]))
-        if kind == "llama3":
-            original = given.get("original_max_position_embeddings") or plain["original_max_position_embeddings"]
-            low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
-            return float(theta), Llama3Scaling(float(given["factor"]), low, high, int(original))
-    except KeyError as error:
-        raise ValueError(f"{folder}: its {kind} scaling of rotary positions has no {error.args[0]}") from error
+    if kind == "default":
+        return theta, Unscaled()
+    needed = {"linear": ("factor",), "llama3": ("original_max_position_embeddings", "factor", *BANDS)}.get(kind, ())
+    found = {k: plain[k] for k in needed if k in plain} | given
+    for name in needed:
+        if name not in found:
+            raise ValueError(f"{folder}: its {kind} scaling of rotary positions has no {name}")
+    if kind == "linear":
+        return theta, LinearScaling(_number(found, "factor", folder))
+    if kind == "llama3":
+        low, high = (_number(found, name, folder) for name in BANDS)
+        return theta, Llama3Scaling(_number(found, "factor", folder), low, high, _whole(found, needed[0], folder))
     raise ValueError(
         f"{folder}: scaling rotary positions by {kind!r} is computed nowhere here (linear and llama3 are); where it is only "
         "for texts longer than the original context, take rope_scaling out of its config.json"
     )
 
 
-def _window(plain: dict[str, Any], kind: str) -> int | None:
+def _window(plain: dict[str, Any], kind: str, folder: Path) -> int | None:
     """Tokens that attention looks back at most, if that is not all."""
     layers = plain.get("layer_types")
     slides = "sliding_attention" in layers if layers else plain.get("use_sliding_window", kind == "mistral")
-    return plain.get("sliding_window") if slides else None
+    return _whole(plain, "sliding_window", folder) if slides and plain.get("sliding_window") is not None else None
 
 
 def _ids(plain: dict[str, Any], folder: Path) -> TextIds:
-    ends = plain.get("eos_token_id")
-    ends = [ends] if isinstance(ends, int) else ends or []
-    begin = plain.get("bos_token_id")
+    ends, begin = plain.get("eos_token_id"), plain.get("bos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for name, found in (("eos_token_id", ends), ("bos_token_id", [] if begin is None else [begin])):
+        if wrong := [one for one in found if not isinstance(one, int) or isinstance(one, bool)]:
+            raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number, not {wrong[0]!r}")
     return TextIds(
         _whole(plain, "vocab_size", folder),
-        begin if isinstance(begin, int) and begin >= 0 else None,
+        begin if begin is not None and begin >= 0 else None,
         tuple(end for end in ends if end >= 0),
     )
