@@ -287,7 +287,7 @@ def _choose_kinds(default: Any, arguments: list[str]) -> tuple[Any, list[str]]:
 
 
 def _replaced(value: Any, path: list[str], kind: type) -> Any:
-    """The configuration with another kind at a path; settings that both kinds have, and that are not as by default, are kept."""
+    """The configuration with another kind at a path; what was set, and both kinds have, is kept."""
     if isinstance(value, tuple):  # of kinds: the entry of a number, or the next one
         index = int(path[0])
         entry = _turned(value[index], kind) if index < len(value) else kind()
