@@ -232,6 +232,19 @@ def test_weights_are_taken_from_merged_adapters_alone() -> None:
     assert not here.take_weights(there).new and torch.equal(losses(here), losses(there))
 
 
+@pytest.mark.parametrize("language", ["0", "0.1"])
+def test_adapters_and_a_rate_for_the_language_model_exclude_each_other(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "lm")
+    with pytest.raises(SystemExit) as ended:
+        main(f"train digits --init lm --lora.rank 2 --optim.language {language} --out run".split())
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and f"--optim.language {language}" in said and "leave out one of the two" in said
+    assert not Path("run").exists()
+
+
 def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     from small import png
 

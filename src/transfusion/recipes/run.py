@@ -118,6 +118,11 @@ def prepare(run: Run, say: Say) -> None:
     """
     if run.packing.rows % run.train.accumulate:
         raise ConfigError(f"packing.rows ({run.packing.rows}) must be a multiple of train.accumulate ({run.train.accumulate})")
+    if run.lora.rank and run.optim.language != 1.0:
+        raise ConfigError(
+            f"--lora.rank {run.lora.rank} freezes what came from a language model and puts adapters onto its matrices, which "
+            f"--optim.language {run.optim.language:g} would neither slow nor keep: leave out one of the two"
+        )
     pick_device(run.device)
     if run.optim.warmup >= run.train.steps:
         say(f"note: the warm-up ({run.optim.warmup} steps) is longer than the run ({run.train.steps}): see --optim.warmup")
