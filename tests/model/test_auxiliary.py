@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -236,10 +237,16 @@ def test_the_error_is_that_of_decoded_pictures() -> None:
     assert latents.item() == pytest.approx(2 * 0.04)
 
 
-@pytest.mark.parametrize("form", ["module", "method"])
+@pytest.mark.parametrize("form", ["module", "method", "lambda", "partial"])
 def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> None:
     m, decoder = model(auxiliary=Auxiliary(reconstruction=1.0)), Decoder()
-    given = decoder if form == "module" else decoder.decode
+    forms = {
+        "module": decoder,
+        "method": decoder.decode,
+        "lambda": lambda x: 2 * decoder(x),
+        "partial": partial(Decoder.decode, decoder),
+    }
+    given = forms[form]
     of(m, [["a", picture(1)]], decoders={"image": given})["reconstruction"].sum.backward()
     through = {n: p.grad for n, p in m.named_parameters()}
     assert all(p.grad is None and p.requires_grad for p in decoder.parameters())
@@ -249,6 +256,20 @@ def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> Non
     assert m.network.head.weight.grad is None  # nothing that only the language loss needs
     with pytest.raises(ValueError, match="stops gradients"):
         of(m, [["a", picture(1)]], decoders={"image": torch.no_grad()(decoder.decode)})
+    with pytest.raises(ValueError, match="stops gradients"):
+        of(m, [["a", picture(1)]], decoders={"image": lambda x: decoder(x.detach())})
+
+
+def test_the_gradient_through_the_decoder_is_the_errors() -> None:
+    decoder, estimate = Decoder().double(), picture(1, 3, 1, 4, 4).double().requires_grad_()
+    clean, weights = picture(2, 3, 1, 4, 4).double(), torch.tensor([1.0, 0.5, 2.0]).double()
+    found = auxiliary.decoded_error(decoder, estimate, clean)
+    plain = (decoder(estimate) - decoder(clean)).square().flatten(1).mean(1)
+    assert torch.equal(found, plain)
+    one, other = (torch.autograd.grad((error * weights).sum(), estimate)[0] for error in (found, plain))
+    assert torch.allclose(one, other) and one.abs().sum() > 0
+    with torch.no_grad():
+        assert torch.equal(auxiliary.decoded_error(decoder, estimate, clean), plain)
 
 
 def test_modalities_without_a_decoder_are_compared_as_latents() -> None:

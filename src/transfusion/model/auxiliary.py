@@ -9,8 +9,7 @@ item's own mean, times the item's weight.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -201,31 +200,34 @@ def reconstruction(diffusion: Diffusion, passed: Passed, decoders: Sequence[Call
         if decoder is None:
             error = (estimate - clean).square().flatten(1).mean(1)
         elif len(chosen):  # a decoder is costly: what takes no loss is not decoded
-            with torch.no_grad():
-                target = decoder(clean[chosen])
-            with frozen(decoder):
-                decoded = decoder(estimate[chosen])
-            if estimate.requires_grad and not decoded.requires_grad:
-                raise ValueError("this decoder stops gradients (torch.no_grad inside?), which the reconstruction loss needs")
-            found = (at_least_single(decoded) - at_least_single(target)).square().flatten(1).mean(1)
+            found = decoded_error(decoder, estimate[chosen], clean[chosen])
             error = error.index_copy(0, chosen, found.to(error))
         errors.append(error * diffusion.trust("x0", noisy.times))
     return _mean(errors, passed.batch.media, passed.batch.positions)
 
 
-@contextmanager
-def frozen(function: Callable[..., Any]) -> Iterator[None]:
-    """Within this block the weights of a module (given itself, or one of its methods) take no gradient; what flows through it
-    does."""
-    module = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
-    weights = [p for p in module.parameters() if p.requires_grad] if isinstance(module, nn.Module) else []
-    for weight in weights:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
+def decoded_error(decoder: Callable[[Tensor], Tensor], estimate: Tensor, clean: Tensor) -> Tensor:
+    """Each item's mean squared difference of what is decoded, [item]; `estimate` alone gets its gradient.
+
+    Whatever the decoder is (a module, a method, a lambda around one), its weights get none: the gradient is taken at once, with
+    respect to the latents only, and handed on when the error passes backward. So nothing of the decoder is kept until then.
+    It must treat each item by itself.
+
+    Raises:
+        ValueError: no gradient comes through the decoder.
+    """
+    with torch.no_grad():
+        target = at_least_single(decoder(clean))
+    wanted = torch.is_grad_enabled() and estimate.requires_grad
+    latents = estimate.detach().requires_grad_(wanted)
+    decoded = at_least_single(decoder(latents))
+    error = (decoded - target).square().flatten(1).mean(1)
+    if not wanted:
+        return error.detach()
+    gradient = torch.autograd.grad(error.sum(), latents, allow_unused=True)[0] if error.requires_grad else None
+    if gradient is None:
+        raise ValueError("this decoder stops gradients (torch.no_grad inside?), which the reconstruction loss needs")
+    return error.detach() + (gradient * (estimate - latents.detach())).flatten(1).sum(1)
 
 
 def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representation: Representation, teacher: Runs) -> Mean:
