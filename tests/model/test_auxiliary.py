@@ -22,6 +22,7 @@ from transfusion.model import auxiliary
 from transfusion.model.auxiliary import Auxiliary, Passed, unseen
 from transfusion.model.loss import Losses, Mean
 from transfusion.nn.attention import Place
+from transfusion.nn.experts import Experts
 from transfusion.recipes import digits
 
 ALL = Auxiliary(consistency=0.5, reconstruction=0.3, representation=0.2)
@@ -320,6 +321,19 @@ def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
     late = [n for n in grads if n.startswith(("trunk.blocks.2", "trunk.blocks.3", "head"))]
     assert late and all(grads[n] is None for n in late)
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_its_pass_balances_no_experts() -> None:
+    """The routers' gradient from the balance alone is that of a model without this loss."""
+    found, state = [], {}
+    for one in (Auxiliary(), Auxiliary(representation=1e-9)):
+        m = model(double=True, auxiliary=one, depth=3, experts=Experts(4, 1, balance=1.0)).train()
+        state = state or m.state_dict()
+        m.load_state_dict(state, strict=False)
+        losses = m(m.batch(documents()), **({"teacher": other(m)} if one.active else {}))
+        (losses.total(1.0) * 1e-9).backward()
+        found.append(torch.cat([p.grad.flatten() for n, p in m.named_parameters() if "router" in n and p.grad is not None]))
+    assert found[0].any() and (found[0] - found[1]).abs().max() < 1e-9 * found[0].abs().max()
 
 
 def test_unseen_slots_are_drawn_by_the_items_key() -> None:

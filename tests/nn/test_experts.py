@@ -1,5 +1,7 @@
 """Mixture of experts: which experts a token runs through, what it costs, and how the work is kept equal."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from small import documents, model
 from test_equalities import entries, rows
-from transfusion.nn.experts import Experts, MixtureOfExperts, balance, same
+from transfusion.nn.experts import Experts, MixtureOfExperts, balance, balancing, same
 
 
 def layer(options: Experts) -> MixtureOfExperts:
@@ -57,6 +59,21 @@ def test_the_balance_is_one_where_work_is_equal_and_its_gradient_is_added() -> N
     # padding is routed, but does not count
     expected = gradient(0.3 * balance(probabilities[:15], probabilities[:15].topk(2).indices, torch.ones(15).double()))
     assert (added - plain - expected).abs().max() < 1e-10 and expected.abs().max() > 1e-3
+
+
+def test_parts_of_a_batch_are_balanced_by_their_shares() -> None:
+    """A batch of four equal parts, whole and cut: the same gradient; and none of a share of 0."""
+    moe, x = layer(Experts(4, 2, balance=0.3)).train(), torch.randn(20, 8).double()
+
+    def gradient(x: Tensor, share: float | None = None) -> Tensor:
+        with nullcontext() if share is None else balancing(share):
+            out = moe(x, same)
+        return torch.autograd.grad((out * 0).sum(), moe.router.weight)[0]
+
+    whole = gradient(x.repeat(4, 1))
+    assert whole.abs().max() > 1e-3 and torch.allclose(whole, gradient(x))
+    assert torch.allclose(4 * gradient(x, 0.25), whole)
+    assert not gradient(x, 0.0).any() and torch.equal(gradient(x), gradient(x, 1.0))
 
 
 def test_training_keeps_experts_busy() -> None:

@@ -12,6 +12,7 @@ from small import picture
 from transfusion.data.document import Document, Media, Text
 from transfusion.model.auxiliary import Auxiliary
 from transfusion.nn.ema import EMA
+from transfusion.nn.experts import Experts
 from transfusion.recipes.run import Run, build, train
 from transfusion.train.trainer import Trainer
 
@@ -44,6 +45,23 @@ def test_each_is_in_the_metrics_and_falls(tmp_path: Path) -> None:
     assert model.network.representation is not None
     again = type(model).from_pretrained(tmp_path / "model")
     assert again.settings.model.auxiliary == ALL and again.network.representation is not None
+
+
+def test_experts_are_balanced_once_a_step(tmp_path: Path, monkeypatch) -> None:
+    """The norm of the first step's gradient, nearly all of it the balance's: cut into four, and four times the same batch."""
+    step = Trainer._step
+
+    def norm(name: str, parts: int = 1, repeat: int = 1, balance: float = 1e4) -> float:
+        options = run(tmp_path / name, 1)
+        trunk = replace(options.model.trunk, experts=Experts(4, 1, balance=balance))
+        options = replace(options, model=replace(options.model, trunk=trunk), train=replace(options.train, accumulate=parts))
+        monkeypatch.setattr(Trainer, "_step", lambda self, batches: step(self, batches * repeat))
+        train(options, corpus(), [], quiet)
+        return json.loads((tmp_path / name / "metrics.jsonl").read_text())["grad_norm"]
+
+    whole, cut, again, without = norm("a"), norm("b", parts=4), norm("c", repeat=4), norm("d", balance=0.0)
+    assert whole > 20 * without
+    assert 0.8 * whole < cut < 1.6 * whole and again == pytest.approx(whole, rel=1e-4)
 
 
 def test_off_the_trainer_makes_no_teacher(tmp_path: Path, monkeypatch) -> None:

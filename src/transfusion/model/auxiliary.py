@@ -23,6 +23,7 @@ from transfusion.diffusion.process import Diffusion
 from transfusion.model.loss import Mean, Term, at_least_single
 from transfusion.model.noised import Noised
 from transfusion.nn.attention import Place
+from transfusion.nn.experts import balancing
 
 Decoders: TypeAlias = Mapping[str, Callable[[Tensor], Tensor]]
 """Modality name -> what turns latents [item, channels, *size] into something to compare, such as pixels."""
@@ -241,7 +242,8 @@ def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representatio
         replace(noisy, unseen=unseen(group, auxiliary.unseen)) for group, noisy in zip(batch.media, passed.media, strict=True)
     ]
     early: list[Tensor] = []
-    network.hidden(batch.tokens, batch.positions, partly, place=passed.place, layers=early)
+    with balancing(0.0):  # experts are kept equally busy in the pass that all losses share, once
+        network.hidden(batch.tokens, batch.positions, partly, place=passed.place, layers=early)
     late: list[Tensor] = []
     with torch.no_grad():
         teacher.hidden(batch.tokens, batch.positions, passed.media, place=passed.place, layers=late)

@@ -5,7 +5,9 @@ does not depend on its neighbours, and cached, packed and batched passes agree.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,8 @@ class Experts:
         active: experts that a token runs through, the most probable ones; each weighted by its probability.
         shared: one more expert that every token runs through, whatever the router says.
         balance: weight of the loss that keeps experts equally busy. It is no part of the losses that are reported: its
-            gradient is added where the router's probabilities pass backward, in full for each batch that is run backward.
+            gradient is added where the router's probabilities pass backward, in full for each batch that is run backward, but
+            for a batch that is said to be a part of one (`balancing`), as the trainer's are where it accumulates.
     """
 
     number: int = 0
@@ -37,6 +40,20 @@ class Experts:
             raise ValueError(f"experts.active must be between 1 and experts.number ({self.number}), not {self.active}")
         if not 0 <= self.balance < math.inf:
             raise ValueError(f"experts.balance must not be negative, and finite, not {self.balance}")
+
+
+_share: ContextVar[float] = ContextVar("share", default=1.0)
+
+
+@contextmanager
+def balancing(share: float) -> Iterator[None]:
+    """Passes in this block count as this share of a batch in the balance: the share of a step's tokens for one of its parts, 0
+    for a pass whose tokens are balanced in another."""
+    before = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(before)
 
 
 class MixtureOfExperts(nn.Module):
@@ -61,8 +78,8 @@ class MixtureOfExperts(nn.Module):
         chosen = probabilities.detach().topk(options.active, -1).indices
         order = chosen.flatten().argsort(stable=True)
         counts = torch.bincount(chosen.flatten(), minlength=options.number).tolist()
-        if self.training and torch.is_grad_enabled() and options.balance:
-            probabilities = balanced(probabilities, chosen, options.balance, None if real is None else real.flatten())
+        if self.training and torch.is_grad_enabled() and (part := options.balance * _share.get()):
+            probabilities = balanced(probabilities, chosen, part, None if real is None else real.flatten())
         weight = probabilities.gather(-1, chosen).to(h.dtype)
         pieces = h.index_select(0, order // options.active).split(counts)
         outs = [expert(piece, same) for expert, piece in zip(self.experts, pieces, strict=True) if len(piece)]

@@ -20,6 +20,7 @@ from transfusion.data.loader import Loader, ahead
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.loss import Losses
 from transfusion.nn.ema import EMA
+from transfusion.nn.experts import balancing
 from transfusion.train import checkpoint
 from transfusion.train.device import keep_memory
 from transfusion.train.log import Log
@@ -191,9 +192,11 @@ class Trainer:
         # parts changes nothing.
         texts = sum(len(b.learned) for b in batches)
         items = sum(int((g.weights > 0).sum()) for b in batches for g in b.media)
+        tokens = [batch.num_tokens for batch in batches]
         total: Losses | None = None
-        for batch in batches:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        for batch, count in zip(batches, tokens, strict=True):
+            share = count / max(sum(tokens), 1)
+            with balancing(share), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                 losses = self.losses(batch.to(self.device))
             losses.over(self.media_weight, max(texts, 1), max(items, 1)).backward()
             losses = losses.detached()
@@ -205,7 +208,7 @@ class Trainer:
             self.optimizer.step()
             self.ema.update(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        return total, norm, sum(batch.num_tokens for batch in batches)
+        return total, norm, sum(tokens)
 
     def _metrics(self, losses: Losses, norm: float, tokens: int, seconds: float, waited: float) -> dict[str, float]:
         return {
