@@ -284,16 +284,21 @@ class Transfusion(Learns, Samples):
 
     def take_weights(self, source: "Transfusion") -> "Taken":
         """Start from another model's weights: all that have the same name and shape, and the rows of the tokens that both
-        vocabularies know. What is new stays as it is.
+        vocabularies know. What is new stays as it is; but where this trunk has sets of weights that the other shares, they
+        begin as copies of its shared ones.
 
         Raises:
-            ValueError: the trunks differ in more than depth: weights of the same shape would mean something else. Or adapters
-                stand in one of them.
+            ValueError: the trunks differ in more than depth, dropout, adaLN and sets of weights that are new here: those of
+                the same shape would mean something else. Or adapters stand in one of them.
         """
         for model, where in ((source, "there"), (self, "here")):
             if model.network.lora is not None:
                 raise ValueError(f"adapters stand in the trunk {where}: merge them first (lora.merge), or take them off")
-        ours, theirs = (config.to_plain(replace(m.settings.model.trunk, depth=1)) for m in (self, source))
+        ours, theirs = (config.to_plain(replace(m.settings.model.trunk, depth=1, dropout=0.0)) for m in (self, source))
+        divisions = ("shared", "feed_forward", "all")
+        divided = divisions.index(ours["weights"]) > divisions.index(theirs["weights"])
+        ours |= {"weights": theirs["weights"]} if divided else {}
+        ours |= {"adaln": False} if ours["adaln"] and not theirs["adaln"] else {}
         if ours != theirs:
             differ = [f"{name}: {theirs[name]} there, {value} here" for name, value in ours.items() if value != theirs[name]]
             raise ValueError(f"weights of another trunk do not fit (model.trunk {'; '.join(differ)}): give it the same sizes")
@@ -305,6 +310,8 @@ class Transfusion(Learns, Samples):
         with torch.no_grad():
             for name, tensor in own.items():
                 there = other.get(_of_same_modality(name, self.vocabulary.modalities, source.vocabulary.modalities))
+                if there is None and divided:
+                    there = other.get(OF_SETS.sub("", name))
                 part = {"embed": source.network.embed, "head": source.network.head}.get(name.partition(".")[0])
                 if part is not None and part.weight.shape[1] == tensor.shape[1]:
                     begins = first if name.endswith(".new") else 0
@@ -312,9 +319,6 @@ class Transfusion(Learns, Samples):
                     if mine:
                         old, now = (torch.tensor(ids, device=tensor.device) for ids in zip(*mine, strict=True))
                         tensor[now] = rows(part).to(tensor)[old]
-                    loaded.append(name)
-                elif there is not None and there.shape == tensor.shape:
-                    tensor.copy_(there)
                     loaded.append(name)
                 else:
                     new.append(name)
@@ -401,6 +405,11 @@ class Transfusion(Learns, Samples):
             one = cls(replace(settings, model=model, language=vocabulary.ids), vocabulary, modules=modules)
             found.load(one.network, copies=copies)
         return one.to(device)
+
+
+OF_SETS = re.compile(r"\bmedia(?:\.|_(?=norms))(?:\d+\.)?|(?<=norm)s\.\d+(?=\.)")
+"""What the name of a modality's weight has more than that of the text's: blocks.0.media.1.x, and media_norms.1.x, where the
+text's are blocks.0.x and norm.x."""
 
 
 def _of_same_modality(name: str, ours: Sequence[Modality], theirs: Sequence[Modality]) -> str:

@@ -166,6 +166,17 @@ def test_an_unknown_division_is_refused(unchecked) -> None:
 
 
 @pytest.mark.parametrize("weights", SETS)
+def test_new_sets_begin_as_copies_of_shared_weights(weights: str) -> None:
+    there, here = model(IMAGE, SOUND, weights="shared"), model(IMAGE, SOUND, weights=weights)
+    taken = here.take_weights(there)
+    assert not taken.new and not taken.dropped
+    documents = [["a text", picture(0)]]
+    assert torch.allclose(here.loss(documents), there.loss(documents), rtol=1e-5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="another trunk"):
+        there.take_weights(here)
+
+
+@pytest.mark.parametrize("weights", SETS)
 def test_a_modality_takes_its_own_set_from_another_model(weights: str) -> None:
     """Whatever their order, and with one more modality here than there."""
     there, here = model(IMAGE, SOUND, weights=weights), model(VECTOR, SOUND, IMAGE, weights=weights)

@@ -9,6 +9,7 @@ import torch
 
 from llm import write
 from small import IMAGE, model, picture
+from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import main
 from transfusion.data.document import Document, Media, Text
@@ -179,6 +180,28 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     command(f"train pictures --data data --init run {SHORT} {small} --out more")
     more = Transfusion.from_pretrained("more")
     assert more.settings.language == trained.settings.language and more.settings.model.trunk == trained.settings.model.trunk
+    assert config.from_yaml(Run, Path("more/run.yaml").read_text()).model == more.settings.model
+    assert config.from_yaml(Run, Path("run/run.yaml").read_text()).model == trained.settings.model
+    for begin, wrong in (
+        (line, "--model.trunk.width 64"),
+        (f"train pictures --data data --init run {SHORT} {small}", "--model.trunk.theta 7.0"),
+        (f"train pictures --data data --init run {SHORT} {small}", "--model.trunk.attention.gated True"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(f"{begin} {wrong} --out other".split())
+        assert ended.value.code == 2 and f"cannot have {wrong}" in capfd.readouterr().err and not Path("other").exists()
+    # sets of weights, adaLN and dropout can also be had later
+    command(f"train pictures --data data --init lm {SHORT} {small} --out first")
+    later = f"train pictures --data data --init first {SHORT} {small} --out later"
+    later += " --model.trunk.weights all --model.trunk.adaln True --model.trunk.dropout 0.1"
+    command(later)
+    command(later)
+    first, last = Transfusion.from_pretrained("first"), Transfusion.from_pretrained("later")
+    assert last.settings.model.trunk == replace(first.settings.model.trunk, weights="all", adaln=True, dropout=0.1)
+    assert config.from_yaml(Run, Path("later/run.yaml").read_text()).model == last.settings.model
+    with pytest.raises(SystemExit) as ended:
+        main(f"{later} --init run --model.trunk.weights feed_forward --out other".split())
+    assert ended.value.code == 2 and "has no place for all" in capfd.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(f"{line} --out other --model.context 1000".split())
     assert ended.value.code == 1 and "context of 256" in capfd.readouterr().err

@@ -2,8 +2,9 @@
 
 import json
 import shlex
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -18,10 +19,10 @@ from transfusion.data.vocabulary import BPE, Tokenizer, TokenizerFile, Vocabular
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.sheet import sheet
-from transfusion.folder import Settings
+from transfusion.folder import Settings, read_settings
 from transfusion.model import lora
 from transfusion.model.lora import LoRA
-from transfusion.model.pretrained import is_language_model
+from transfusion.model.pretrained import HARMLESS, SIZES, LanguageModel, Weights, is_language_model
 from transfusion.model.transfusion import Model
 from transfusion.nn.trunk import Trunk
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
@@ -138,6 +139,49 @@ def prepare(run: Run, say: Say) -> None:
     recorded.write_text(config.to_yaml(run), encoding="utf-8")
 
 
+def resolved(run: Run) -> Run:
+    """The run with the model that it will have: one that goes on from a language model, directly or by way of a run of ours,
+    has that one's trunk. Of the trunk's settings, `weights`, `adaln` and `dropout` remain the run's own.
+
+    Raises:
+        ConfigError: settings that are not as in the recipe, and can't be had.
+        ValueError: what it goes on from can't be read.
+    """
+    from transfusion.recipes import find
+
+    if not run.init:
+        return run
+    model, usual = run.model, find(run.recipe).run().model
+    if is_language_model(run.init):
+        theirs = LanguageModel.open(run.init).model(model, weights=model.trunk.weights, context=model.context)
+        _refuse(run, usual, theirs, SIZES)
+        return replace(run, model=theirs)
+    settings = read_settings(run.init)
+    if settings.language is None:
+        return run
+    theirs = replace(model, trunk=settings.model.trunk, tied=settings.model.tied)
+    own = {name: getattr(model.trunk, name) for name in HARMLESS if getattr(model.trunk, name) != getattr(usual.trunk, name)}
+    order, there, here = typing.get_args(Weights), theirs.trunk.weights, own.get("weights")
+    if here is not None and order.index(here) < order.index(there):
+        raise ConfigError(f"{run.init} has model.trunk.weights {there}, of which {here} has no place for all: leave it out")
+    _refuse(run, usual, theirs, {f.name for f in fields(Trunk)} - HARMLESS)
+    return replace(run, model=replace(theirs, trunk=replace(theirs.trunk, **own)))
+
+
+def _refuse(run: Run, usual: Model, theirs: Model, names: set[str]) -> None:
+    """Raise ConfigError for settings that are neither the recipe's own nor those that the model will have."""
+    three = [_flat(config.to_plain(model)) for model in (run.model, usual, theirs)]
+    known = ("tied", *(f"trunk.{name}" for name in sorted(names - {"round_hidden"})))  # of no matter where `hidden` is given
+    wrong = [
+        f"--model.{name} {value} ({three[2].get(name)} there)"
+        for name, value in three[0].items()
+        if (name in known or name.startswith(tuple(f"{one}." for one in known)))
+        and value not in (three[1].get(name), three[2].get(name))
+    ]
+    if wrong:
+        raise ConfigError(f"the trunk comes from {run.init}, which cannot have {', '.join(wrong)}: leave these out, or --init")
+
+
 def _flat(plain: object, where: str = "") -> dict[str, object]:
     """Dotted names of settings and their values."""
     if isinstance(plain, list) and plain and all(isinstance(one, dict) for one in plain):
@@ -169,7 +213,7 @@ def typed(run: Run) -> str:
 
 
 def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
-    """The model of a run, new or from `--init` weights, on its device."""
+    """The model of a run that is `resolved`, new or from `--init` weights, on its device."""
     if run.init and isinstance(run.tokenizer, TokenizerFile):
         raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
     settings = Settings(run.model, run.compose.drop, run.sampler, run.guidance)
@@ -198,9 +242,7 @@ def _own(run: Run, settings: Settings, corpus: Sequence[Document], say: Say) -> 
     kept = run.folder / TOKENIZER
     source = Transfusion.from_pretrained(run.init) if run.init else None
     ids = source.settings.language if source is not None else None
-    if source is not None and ids is not None:  # whose trunk was never the recipe's
-        one = source.settings.model
-        settings = replace(settings, model=replace(run.model, trunk=one.trunk, tied=one.tied), language=ids)
+    settings = replace(settings, language=ids)
     if kept.exists():
         vocabulary = Vocabulary.load(kept, run.model.modalities, ids)
     elif source is not None:
@@ -257,6 +299,7 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
         prompts: captions of the sample sheets that are drawn on the way.
         say: takes lines for the reader.
     """
+    run = resolved(run)
     prepare(run, say)
     same_corpus(run, corpus)
     model = build(run, corpus, say)
