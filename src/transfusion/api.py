@@ -320,6 +320,9 @@ class Transfusion(Learns, Samples):
                         old, now = (torch.tensor(ids, device=tensor.device) for ids in zip(*mine, strict=True))
                         tensor[now] = rows(part).to(tensor)[old]
                     loaded.append(name)
+                elif there is not None and there.shape == tensor.shape:
+                    tensor.copy_(there)
+                    loaded.append(name)
                 else:
                     new.append(name)
         used = {_of_same_modality(name, self.vocabulary.modalities, source.vocabulary.modalities) for name in loaded}
