@@ -366,6 +366,40 @@ def test_what_is_unseen_changes_nothing_that_the_trunk_reads() -> None:
     assert torch.equal(outs[0], outs[1]) and (outs[2] - outs[3]).abs().max() > 1e-3 and (outs[0] - outs[2]).abs().max() > 1e-3
 
 
+# ---- masks --------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_weigh_elements_as_in_the_denoising_loss(monkeypatch) -> None:
+    """Halving all of a mask's weights halves what elements cost; what has weight 0 costs nothing."""
+    m = model(double=True, auxiliary=ALL)
+    teacher, upper = other(m), torch.zeros(4, 4)
+    upper[:2] = 1.0
+
+    def costs(mask: Tensor | None) -> dict[str, Tensor]:
+        return {n: mean.sum for n, mean in of(m, [["a", Media(picture(1), mask=mask)]], teacher=teacher).items()}
+
+    whole, ones, top, half, low = (costs(mask) for mask in (None, torch.ones(4, 4), upper, upper / 2, 1 - upper))
+    for one in ("consistency", "reconstruction"):
+        assert torch.allclose(whole[one], ones[one]) and torch.allclose(top[one], 2 * half[one])
+        assert torch.allclose(whole[one], (top[one] + low[one]) / 2) and not torch.allclose(top[one], low[one])
+    assert torch.allclose(whole["representation"], ones["representation"])
+    assert torch.equal(top["representation"], half["representation"])
+    blind = torch.zeros(1, 4, dtype=torch.bool)
+    monkeypatch.setattr(auxiliary, "unseen", lambda group, share: blind)  # the same slots seen whatever the mask
+    whole, top, low = (costs(mask)["representation"] for mask in (None, upper, 1 - upper))
+    assert torch.allclose(whole, (top + low) / 2) and not torch.allclose(top, low)
+
+
+def test_slots_without_weight_are_never_hidden() -> None:
+    mask = torch.zeros(4, 4)
+    mask[3, 0] = mask[0, 3] = 0.5  # in the third slot and the second
+    (group,) = model().batch([[Media(picture(i), mask=mask) for i in range(5)]]).media
+    counted, hidden = auxiliary.weighed(group), unseen(group, 0.5)
+    assert counted is not None and counted.tolist() == [[False, True, True, False]] * 5
+    assert hidden.sum(1).tolist() == [1] * 5 and not (hidden & ~counted).any()
+    assert auxiliary.weighed(replace(group, masks=None)) is None
+
+
 # ---- in a loop of one's own ---------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transfusion import chance
 from transfusion.data.batch import Batch, MediaGroup
 from transfusion.diffusion.process import Diffusion
-from transfusion.model.loss import Mean, Term, at_least_single
+from transfusion.model.loss import Mean, Term, at_least_single, by_item
 from transfusion.model.noised import Noised
 from transfusion.nn.attention import Place
 from transfusion.nn.experts import balancing
@@ -176,17 +176,22 @@ def consistency(delta: float, diffusion: Diffusion, passed: Passed, teacher: Run
         h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, place=passed.place)
         taught = teacher.predict(h, earlier, skips)
     errors = []
-    for now, prediction, before, target in zip(passed.media, passed.predictions, earlier, taught, strict=True):
+    for group, now, prediction, before, target in zip(
+        batch.media, passed.media, passed.predictions, earlier, taught, strict=True
+    ):
         here = diffusion.convert(at_least_single(prediction), kind, "velocity", at_least_single(now.latents), now.times)
         there = diffusion.convert(at_least_single(target), kind, "velocity", at_least_single(before.latents), before.times)
         share = torch.minimum(diffusion.trust("velocity", now.times), diffusion.trust("velocity", before.times))
-        errors.append((here - there).square().flatten(1).mean(1) * share)
+        errors.append(by_item((here - there).square(), group.masks) * share)
     return _mean(errors, batch.media, batch.positions)
 
 
 def reconstruction(diffusion: Diffusion, passed: Passed, decoders: Sequence[Callable[[Tensor], Tensor] | None]) -> Mean:
     """decoder(clean estimate) against decoder(clean latents), one decoder or none a modality. Its gradient reaches the network
     through the decoder, and not the decoder's own weights.
+
+    Where there is no decoder elements count as an item's mask says. What a decoder gives cannot be matched with elements of
+    latents: there the whole item counts.
 
     Raises:
         ValueError: a decoder without gradient.
@@ -199,7 +204,7 @@ def reconstruction(diffusion: Diffusion, passed: Passed, decoders: Sequence[Call
         chosen = (group.weights > 0).nonzero().squeeze(1)
         error = estimate.new_zeros(len(clean))
         if decoder is None:
-            error = (estimate - clean).square().flatten(1).mean(1)
+            error = by_item((estimate - clean).square(), group.masks)
         elif len(chosen):  # a decoder is costly: what takes no loss is not decoded
             found = decoded_error(decoder, estimate[chosen], clean[chosen])
             error = error.index_copy(0, chosen, found.to(error))
@@ -235,7 +240,8 @@ def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representatio
     """1 - cosine between the projected hidden states of the student's layer and the teacher's, mean over an item's slots.
 
     Both see the same noise at the same times; of each item that takes a loss a share of the slots, drawn by the item's key, is
-    unseen by the student. The student has a pass of its own, so that the other losses are what they are without this one.
+    unseen by the student. Slots whose elements all have weight 0 in an item's mask take no part. The student has a pass of its
+    own, so that the other losses are what they are without this one.
     """
     batch = passed.batch
     partly = [
@@ -250,9 +256,11 @@ def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representatio
     shallow, deep = layers(auxiliary, len(early))
     student, taught = early[shallow].flatten(0, 1), late[deep].flatten(0, 1)
     errors = []
-    for noisy in passed.media:
+    for group, noisy in zip(batch.media, passed.media, strict=True):
         projected = at_least_single(representation(student[noisy.slots]))
-        errors.append((1 - F.cosine_similarity(projected, at_least_single(taught[noisy.slots]), dim=-1)).mean(1))
+        error = 1 - F.cosine_similarity(projected, at_least_single(taught[noisy.slots]), dim=-1)
+        counted = weighed(group)
+        errors.append(error.mean(1) if counted is None else by_item(error[:, None], counted.to(error)))
     return _mean(errors, batch.media, batch.positions)
 
 
@@ -267,12 +275,23 @@ def layers(auxiliary: Auxiliary, count: int) -> tuple[int, int]:
     return shallow, deep
 
 
+def weighed(group: MediaGroup) -> Tensor | None:
+    """Which slots cover an element that its item's mask weighs, Bool[item, slot]; None where there are no masks."""
+    if group.masks is None:
+        return None
+    found = group.masks > 0
+    for axis, count in enumerate(group.grid, 1):
+        found = found.unflatten(axis, (count, -1)).any(axis + 1)
+    return found.flatten(1) if group.grid else found[:, None]
+
+
 def unseen(group: MediaGroup, share: float) -> Tensor:
     """Which slots are hidden, Bool[item, slot]: as near to the share as whole slots allow, drawn by each item's key; none of an
     item that takes no loss."""
-    count = group.slots.shape[1]
+    count, counted = group.slots.shape[1], weighed(group)
     hidden = torch.zeros(group.slots.shape, dtype=torch.bool)
-    for row, key in zip(hidden, group.keys.tolist(), strict=True):
-        order = chance.generator(chance.key(key, "unseen")).permutation(count)
-        row[torch.from_numpy(order[: round(share * count)])] = True
+    for item, key in enumerate(group.keys.tolist()):
+        order = torch.from_numpy(chance.generator(chance.key(key, "unseen")).permutation(count))
+        order = order if counted is None else order[counted[item].cpu()[order]]
+        hidden[item, order[: round(share * len(order))]] = True
     return hidden.to(group.slots.device) & (group.weights > 0)[:, None]

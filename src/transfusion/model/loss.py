@@ -3,12 +3,22 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
 def at_least_single(x: Tensor) -> Tensor:
     """In fp32, or in fp64 where it is: what losses are computed in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def by_item(error: Float[Tensor, "item channels ..."], masks: Float[Tensor, "item ..."] | None) -> Float[Tensor, " item"]:
+    """Each item's mean over its elements; where there are masks, over those that its mask weighs, times their weights."""
+    if masks is None:
+        return error.flatten(1).mean(1)
+    masks = masks.to(error)
+    counted = (masks > 0).flatten(1).sum(1) * error.shape[1]
+    return (error * masks[:, None]).flatten(1).sum(1) / counted
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from transfusion.diffusion import times
 from transfusion.diffusion.process import Diffusion
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Auxiliary, Decoders, Passed, Representation, terms
-from transfusion.model.loss import Losses, Mean, at_least_single
+from transfusion.model.loss import Losses, Mean, at_least_single, by_item
 from transfusion.model.noised import Noised
 from transfusion.nn.attention import Form, Place, attention
 from transfusion.nn.axial import AxialPositions
@@ -303,7 +303,7 @@ class Network(nn.Module):
         for group, noisy, eps, prediction in zip(batch.media, media, noises, predictions, strict=True):
             truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
             error = (at_least_single(prediction) - at_least_single(truth)).square()
-            error = error.flatten(1).mean(1) if group.masks is None else masked(error, group.masks.to(error))
+            error = by_item(error, group.masks)
             weight = group.weights * diffusion.loss_weight(noisy.times)
             mean = Mean((error * weight).sum(), (group.weights > 0).sum().to(error))
             by_modality[group.modality] = by_modality[group.modality] + mean
@@ -335,9 +335,3 @@ class Network(nn.Module):
             dtype=dtype,
             axes=self.model.coordinates.axes if trunk.attention.alibi else 0,
         )
-
-
-def masked(error: Float[Tensor, "item channels ..."], masks: Float[Tensor, "item ..."]) -> Float[Tensor, " item"]:
-    """Each item's mean over the elements that its mask weighs, times their weights."""
-    counted = (masks > 0).flatten(1).sum(1) * error.shape[1]
-    return (error * masks[:, None]).flatten(1).sum(1) / counted
