@@ -87,15 +87,22 @@ def test_language_alone_learns_and_goes_on() -> None:
 
 
 def test_latents_alone_learn_and_are_drawn() -> None:
-    """Two kinds of vectors: what is drawn is near one of them."""
+    """Two kinds of vectors: what is drawn is near one of them, and half a unit off would be noise."""
     model = fresh(num_text_tokens=0)
     kinds = torch.stack([torch.full((4, 6), 0.8), torch.full((4, 6), -0.8)])
-    before, after = trained(model, kinds, 150)
-    assert after < 0.5 * before
+
+    def halfway() -> float:
+        model.eval()
+        with torch.no_grad():
+            return float(torch.stack([model(kinds, times=[[0.5]] * 2, seed=s) for s in range(8)]).mean())
+
+    before = halfway()
+    trained(model, kinds, 250)
+    assert halfway() < 0.3 * before
     drawn = model.generate_modality_only(24, modality_steps=16, seed=0)
     assert drawn.shape == (24, 4, 6)
     off = (drawn[:, None] - kinds[None]).abs().mean((2, 3)).min(1).values
-    assert off.mean() < 0.2 and {int(d.mean() > 0) for d in drawn} == {0, 1}
+    assert off.mean() < 0.3 and {int(d.mean() > 0) for d in drawn} == {0, 1}
     sample = model.sample(seed=1)
     assert len(sample) == 1 and sample[0].tensor.shape == (4, 6)
 
