@@ -3,7 +3,7 @@
     python benchmarks/dual.py --out runs/dual [--steps 300]
 
 A document is three digits: two that are read ("[picture] is three. ") and one that is drawn from its name. Three runs, alike
-but for what is done with pictures that later text or pictures are learned from: they stand clean and without a loss (read_high
+but for what is done with pictures that later text or pictures are learned from: they stand clean and without a loss (condition_noise_max
 0), their noise is limited to 0.5, or they stand twice. Rows are of one length, so that a step costs the same; a dual document
 fills more of them. Printed, of held-out digits: nats a token of the text behind clean pictures, and the denoising loss at all
 times behind clean ones, of the last picture (which each run learned) and of all three.
@@ -14,28 +14,28 @@ from dataclasses import replace
 
 import torch
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.api import Transfusion
-from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.handwritten import NAMES, handwritten
-from transfusion.data.loader import Packing
+from transfusion.data.loader import PackingConfig
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.model.network import ModelConfig
+from transfusion.nn.config import TransformerConfig
 from transfusion.recipes.run import Run, train, training_seconds
-from transfusion.train.optim import Optim
-from transfusion.train.trainer import Checkpointing, Train
+from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 READ = {
-    "clean, no loss": Compose(0.0, read_high=0.0, drop=Drop(0.0)),
-    "noise to 0.5": Compose(0.0, read_high=0.5, drop=Drop(0.0)),
-    "dual copies": Compose(0.0, dual=True, drop=Drop(0.0)),
+    "clean, no loss": DocumentTransform(0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(0.0)),
+    "noise to 0.5": DocumentTransform(0.0, condition_noise_max=0.5, condition_dropout=ConditionDropout(0.0)),
+    "dual copies": DocumentTransform(0.0, dual=True, condition_dropout=ConditionDropout(0.0)),
 }
 
 
-def run(out: str, steps: int, compose: Compose) -> Run:
+def run(out: str, steps: int, compose: DocumentTransform) -> Run:
     """The run: width 96, depth 3, patches of 2 x 2, so 16 slots a picture."""
     image = Modality("image", channels=1, shape=(8, 8), patch=(2, 2))
     return Run(
@@ -43,12 +43,14 @@ def run(out: str, steps: int, compose: Compose) -> Run:
         out=out,
         dtype="fp32",
         tokenizer=BPE(300),
-        model=Model(modalities=(image,), trunk=Trunk(width=96, depth=3, heads=3), media_weight=3.0, context=160),
-        compose=compose,
-        packing=Packing(row_length=512, rows=4),
-        train=Train(steps=steps, ema=0.98, log_every=100),
-        optim=Optim(lr=3e-3, warmup=30, decay=0.05),
-        checkpoint=Checkpointing(every=steps, keep=1),
+        model=ModelConfig(
+            modalities=(image,), transformer=TransformerConfig(width=96, depth=3, heads=3), media_weight=3.0, context=160
+        ),
+        transform=compose,
+        packing=PackingConfig(row_length=512, rows=4),
+        trainer=TrainerConfig(steps=steps, ema_decay=0.98, log_every=100),
+        optimizer=AdamWConfig(lr=3e-3, warmup=30, weight_decay=0.05),
+        checkpoint=CheckpointConfig(every=steps, keep=1),
     )
 
 
@@ -57,7 +59,7 @@ def documents(count: int, *, held_out: bool) -> list[Document]:
     digits = handwritten(held_out=held_out)
     found = []
     for index in range(count):
-        picked = [int(chance.uniform("dual", held_out, index, i) * len(digits.labels)) for i in range(3)]
+        picked = [int(rng.uniform("dual", held_out, index, i) * len(digits.labels)) for i in range(3)]
         pictures, names = [Media(digits.pictures[i]) for i in picked], [NAMES[int(digits.labels[i])] for i in picked]
         read = [part for i in (0, 1) for part in (pictures[i], Text(f" is {names[i]}. "))]
         found.append(Document((*read, Text(f"draw {names[2]}: "), pictures[2]), name=f"three digits {index}"))

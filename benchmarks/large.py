@@ -21,7 +21,7 @@ def main() -> None:
 
     import machine
     import work
-    from transfusion.recipes.presets import SIZES
+    from transfusion.recipes.presets import PAPER_SIZES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["0.16B", "0.76B", "1.4B"])
@@ -43,8 +43,8 @@ def main() -> None:
         docs.append(work.documents("uniform")[len(docs) % 8])
     rows = []
     for size in options.sizes:
-        if size in SIZES:
-            shape = (SIZES[size].width, SIZES[size].depth, SIZES[size].heads)
+        if size in PAPER_SIZES:
+            shape = (PAPER_SIZES[size].width, PAPER_SIZES[size].depth, PAPER_SIZES[size].heads)
         else:
             shape = tuple(int(n) for n in size.split("x"))
         width, depth, heads = shape

@@ -22,10 +22,10 @@ def main() -> None:
     import torch
 
     import machine
-    from transfusion import chance
+    from transfusion import rng
     from transfusion.data.document import Document, Media, Text
     from transfusion.data.loader import Loader
-    from transfusion.nn.attention import Place, visible
+    from transfusion.nn.attention import AttentionMetadata, visible
     from transfusion.recipes import digits, fashion
     from transfusion.recipes.run import build
     from transfusion.train.device import pick_device, pick_dtype
@@ -51,32 +51,32 @@ def main() -> None:
             corpus = [
                 Document((Text(w.format(fashion.NAMES[i % 10])), Media(one)))
                 for i, one in enumerate(pixels)
-                for w in (fashion.WORDINGS[i % len(fashion.WORDINGS)],)
+                for w in (fashion.PARAPHRASES[i % len(fashion.PARAPHRASES)],)
             ]
         model = build(run, corpus, lambda line: None)
         parts = {"packing": run.packing, "vocabulary": model.vocabulary, "coordinates": run.model.coordinates, "seed": 0}
-        loader = Loader(corpus, compose=run.compose, **parts)
+        loader = Loader(corpus, transform=run.transform, **parts)
         flops, tokens, slots = [], [], []
         stream = loader.batches()
         for _ in range(8):
             (batch,) = next(stream)
-            place = Place.of_rows(batch.documents, batch.spans, batch.private)
-            trunk = sum(p.numel() for p in model.network.trunk.parameters() if p.ndim > 1)
-            attended = 12.0 * run.model.trunk.width * run.model.trunk.depth * int(visible(place, place).sum())
+            place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
+            transformer = sum(p.numel() for p in model.network.transformer.parameters() if p.ndim > 1)
+            attended = 12.0 * run.model.transformer.width * run.model.transformer.depth * int(visible(place, place).sum())
             head = model.network.head.weight.numel() * len(batch.learned)
-            flops.append(6.0 * (trunk * batch.num_tokens + head) + attended)
+            flops.append(6.0 * (transformer * batch.num_tokens + head) + attended)
             tokens.append(batch.num_tokens)
             slots.append(batch.tokens.numel())
         with tempfile.TemporaryDirectory() as folder:
             Trainer(
                 model,
-                Loader(corpus, compose=run.compose, **parts),
-                train=replace(run.train, steps=options.steps, sample_every=0, log_every=10**6),
-                optim=run.optim,
-                checkpointing=replace(run.checkpoint, every=10**6),
+                Loader(corpus, transform=run.transform, **parts),
+                config=replace(run.trainer, steps=options.steps, sample_every=0, log_every=10**6),
+                optimizer=run.optimizer,
+                checkpoint_config=replace(run.checkpoint, every=10**6),
                 media_weight=run.model.media_weight,
                 folder=Path(folder),
-                digest=str(chance.key("small")),
+                digest=str(rng.key("small")),
                 device=device,
                 dtype=dtype,
             ).run()

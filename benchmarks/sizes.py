@@ -18,30 +18,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transfusion import chance
-from transfusion.data.compose import Compose, Drop
+from transfusion import rng
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.handwritten import NAMES, handwritten
-from transfusion.data.loader import Packing
+from transfusion.data.loader import PackingConfig
 from transfusion.data.readers import pair
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.evaluation.judge import SmallJudge
-from transfusion.evaluation.record import Share
-from transfusion.evaluation.sheet import sheet
+from transfusion.evaluation.classifier import SmallClassifier
+from transfusion.evaluation.image_grid import sheet
+from transfusion.evaluation.record import Proportion
 from transfusion.generate.engine import Engine
 from transfusion.generate.logits import Decoding, Greedy, Sample
 from transfusion.generate.state import Done, ItemDone, Request
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.model.network import ModelConfig
+from transfusion.nn.transformer import TransformerConfig
 from transfusion.recipes.run import Run, train, training_seconds
-from transfusion.train.optim import Optim
-from transfusion.train.trainer import Checkpointing, Train
+from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 SIZES = (8, 12, 16, 20)
-WORDINGS = ("a {0}, {1} wide and {2} high", "a handwritten {0}: {1} wide, {2} high", "the digit {0}, {2} high and {1} wide")
+PARAPHRASES = ("a {0}, {1} wide and {2} high", "a handwritten {0}: {1} wide, {2} high", "the digit {0}, {2} high and {1} wide")
 COPIES = 2
 
 
@@ -52,12 +52,16 @@ def run(out: str, steps: int) -> Run:
         recipe="sizes",
         out=out,
         tokenizer=BPE(400),
-        model=Model(modalities=(image,), trunk=Trunk(width=128, depth=4, heads=4), media_weight=3.0, context=96),
-        compose=Compose(picture_first=0.0, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
-        packing=Packing(row_length=512, rows=4),
-        train=Train(steps=steps, ema=0.99, log_every=100),
-        optim=Optim(lr=3e-3, warmup=50, decay=0.05),
-        checkpoint=Checkpointing(every=steps, keep=1),
+        model=ModelConfig(
+            modalities=(image,), transformer=TransformerConfig(width=128, depth=4, heads=4), media_weight=3.0, context=96
+        ),
+        transform=DocumentTransform(
+            image_first=0.0, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)
+        ),
+        packing=PackingConfig(row_length=512, rows=4),
+        trainer=TrainerConfig(steps=steps, ema_decay=0.99, log_every=100),
+        optimizer=AdamWConfig(lr=3e-3, warmup=50, weight_decay=0.05),
+        checkpoint=CheckpointConfig(every=steps, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=2.0),
     )
@@ -70,7 +74,7 @@ def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
 
 def drawn_size(*names: str | int) -> tuple[int, int]:
     """A size (height, width) that a key names."""
-    height, width = (SIZES[int(chance.uniform("size", *names, axis) * len(SIZES))] for axis in ("high", "wide"))
+    height, width = (SIZES[int(rng.uniform("size", *names, axis) * len(SIZES))] for axis in ("high", "wide"))
     return height, width
 
 
@@ -81,7 +85,7 @@ def documents() -> list[Document]:
     for index, (label, picture) in enumerate(zip(digits.labels.tolist(), digits.pictures, strict=True)):
         for copy in range(COPIES):
             height, width = drawn_size("train", index, copy)
-            said = tuple(wording.format(NAMES[label], width, height) for wording in WORDINGS)
+            said = tuple(wording.format(NAMES[label], width, height) for wording in PARAPHRASES)
             found.append(pair(said, Media(resized(picture, (height, width))), f"digit {index}.{copy}"))
     return found
 
@@ -98,7 +102,7 @@ def main() -> None:
     model = train(asked, documents(), [], print)
     trained = time.process_time() - began
     real = handwritten(held_out=False)
-    judge = SmallJudge(real.pictures, real.labels)
+    judge = SmallClassifier(real.pictures, real.labels)
     report: dict[str, object] = {"steps": options.steps, "seconds": training_seconds(asked.folder), "cpu_seconds": trained}
 
     choices: dict[str, Decoding] = {"most likely": Greedy(), "sampled": Sample()}
@@ -107,7 +111,7 @@ def main() -> None:
         wanted: dict[int, tuple[int, tuple[int, int]]] = {}
         for i in range(options.prompts):
             label, (height, width) = i % len(NAMES), drawn_size("prompt", i)
-            caption = WORDINGS[i // len(NAMES) % len(WORDINGS)].format(NAMES[label], width, height)
+            caption = PARAPHRASES[i // len(NAMES) % len(PARAPHRASES)].format(NAMES[label], width, height)
             request = Request(
                 Document((Text(caption),), name=caption),
                 seed=i,
@@ -128,7 +132,7 @@ def main() -> None:
         right = sum(tuple(items[id].media.tensor().shape[1:]) == size for id, (_, size) in wanted.items() if id in items)
         pictures = torch.stack([resized(items[id].media.tensor(), (8, 8)) for id in items])
         labels = torch.tensor([wanted[id][0] for id in items])
-        sizes, seen = Share(right, len(wanted)), Share(int((judge.classify(pictures) == labels).sum()), len(items))
+        sizes, seen = Proportion(right, len(wanted)), Proportion(int((judge.classify(pictures) == labels).sum()), len(items))
         fallen = sum(one.fallback is not None for one in items.values())
         print(f"{name}: size as named {sizes}; drawn {len(items)}; fallen back {fallen} {dict(engine.fallbacks)}; digit {seen}")
         report[name] = {"size": str(sizes), "drawn": len(items), "fallbacks": dict(engine.fallbacks), "digit": str(seen)}

@@ -36,13 +36,13 @@ class Job:
 
 def documents(workload: str) -> list[list[Tensor]]:
     """Text ids and channel-first latents [16, height, width]."""
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def text(length: int) -> Tensor:
-        return torch.randint(0, VOCABULARY, (length,), generator=chance)
+        return torch.randint(0, VOCABULARY, (length,), generator=rng)
 
     def latent(side: int) -> Tensor:
-        return torch.randn(CHANNELS, side, side, generator=chance)
+        return torch.randn(CHANNELS, side, side, generator=rng)
 
     if workload == "uniform":
         return [[text(32), latent(16)] for _ in range(8)]
@@ -83,35 +83,40 @@ def precision(name: str) -> Any:
 def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Job:
     """This package."""
     from transfusion import Document, Guidance, Media, Text, Transfusion
-    from transfusion.data.compose import Drop
+    from transfusion.data.transforms import ConditionDropout
     from transfusion.data.vocabulary import Bytes, Vocabulary
     from transfusion.diffusion.sampler import Euler
-    from transfusion.folder import Settings
     from transfusion.modality import Modality
-    from transfusion.model.transfusion import Model
-    from transfusion.nn.trunk import Trunk
-    from transfusion.train.device import keep_memory
-    from transfusion.train.optim import Optim
+    from transfusion.model.network import ModelConfig
+    from transfusion.model_folder import Settings
+    from transfusion.nn.config import TransformerConfig
+    from transfusion.train.device import tune_malloc
+    from transfusion.train.optimizer import AdamWConfig
 
     width, depth = SIZES[size] if size in SIZES else tuple(int(n) for n in size.split("x"))
     heads = options.get("heads", width // 64)
     largest = (16, 16) if workload in ("ragged", "growth") else None
     image = Modality("image", channels=CHANNELS, shape=(16, 16), patch=(1, 1), largest=largest)
-    trunk = Trunk(width=width, depth=depth, heads=heads)
-    settings = Settings(Model(modalities=(image,), trunk=trunk, context=options.get("context", 1024)), Drop(text=0.1))
+    transformer = TransformerConfig(width=width, depth=depth, heads=heads)
+    settings = Settings(
+        ModelConfig(modalities=(image,), transformer=transformer, context=options.get("context", 1024)),
+        ConditionDropout(text=0.1),
+    )
     torch.manual_seed(0)
     model = Transfusion(settings, Vocabulary(Bytes().build([]), (image,))).to(_device())
-    weights = sum(p.numel() for p in model.network.trunk.parameters() if p.ndim > 1)
+    weights = sum(p.numel() for p in model.network.transformer.parameters() if p.ndim > 1)
     head = model.network.head.weight.numel()
     parameters = model.network.num_parameters
     shared = {"weight_bytes": (weights + head) * (2 if dtype == "bf16" else 4), "parameters": parameters}
 
     if workload in ("uniform", "ragged", "growth"):
         docs = options["docs"] if "docs" in options else documents(workload)
-        typed = [Document(tuple(Media(p) if p.is_floating_point() else Text(tuple(p.tolist())) for p in doc)) for doc in docs]
-        optimizer = Optim(lr=1e-4).build(model)
-        keep_memory()  # as the trainer does
-        packed = model.batch(typed)
+        command_line = [
+            Document(tuple(Media(p) if p.is_floating_point() else Text(tuple(p.tolist())) for p in doc)) for doc in docs
+        ]
+        optimizer = AdamWConfig(lr=1e-4).build(model)
+        tune_malloc()  # as the trainer does
+        packed = model.batch(command_line)
 
         def train() -> None:
             with precision(dtype):

@@ -10,20 +10,20 @@ from PIL import Image
 from torch import Tensor
 
 from transfusion.api import Transfusion
-from transfusion.codec.modules import Modules
-from transfusion.codec.patcher import LinearPatcher, Patcher
-from transfusion.data.compose import Drop
+from transfusion.codec.custom_patcher import CustomModules
+from transfusion.codec.patchers import LinearPatcherConfig, PatcherConfig
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import Coordinates
+from transfusion.data.tokenize import Coordinates
+from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import Bytes, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import Euler
-from transfusion.folder import Settings
 from transfusion.modality import Modality
-from transfusion.model.auxiliary import Auxiliary
-from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.model.auxiliary import AuxiliaryLossConfig
+from transfusion.model.network import ModelConfig
+from transfusion.model_folder import Settings
+from transfusion.nn.config import TransformerConfig
 
 IMAGE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2))
 FREE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2), largest=(8, 8))
@@ -41,19 +41,19 @@ def model(
     coordinates: Coordinates = Coordinates(),
     context: int = 160,
     diffusion: Diffusion = Diffusion(),
-    drop: Drop = Drop(text=0.1, media=0.1, both=0.1),
+    drop: ConditionDropout = ConditionDropout(text=0.1, media=0.1, both=0.1),
     guidance: Guidance = Guidance(text=3.0),
-    patcher: Patcher = LinearPatcher(),
-    modules: Modules | None = None,
+    patcher: PatcherConfig = LinearPatcherConfig(),
+    modules: CustomModules | None = None,
     axial: bool = False,
-    auxiliary: Auxiliary = Auxiliary(),
-    **trunk: object,
+    auxiliary: AuxiliaryLossConfig = AuxiliaryLossConfig(),
+    **transformer: object,
 ) -> Transfusion:
     """A model whose every weight is random, so that no path agrees with another by being zero."""
     settings = Settings(
-        Model(
+        ModelConfig(
             modalities=modalities or (IMAGE,),
-            trunk=Trunk(**({"width": 32, "depth": 2, "heads": 4, "kv_heads": 2} | trunk)),  # type: ignore[arg-type]
+            transformer=TransformerConfig(**({"width": 32, "depth": 2, "heads": 4, "kv_heads": 2} | transformer)),  # type: ignore[arg-type]
             coordinates=coordinates,
             axial=axial,
             context=context,

@@ -12,18 +12,18 @@ from small import model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import _resolved, main, settings
-from transfusion.codec.patcher import LinearPatcher, UNetPatcher
+from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig
 from transfusion.config import ConfigError
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDPM, Euler, Heun
-from transfusion.folder import Settings
-from transfusion.model.transfusion import Network
+from transfusion.model.network import Network
+from transfusion.model_folder import Settings
 from transfusion.recipes import RECIPES
-from transfusion.recipes.presets import LLAMA_2_IDS, PRESETS, SIZES, paper_model, preset
-from transfusion.recipes.run import Run, typed
+from transfusion.recipes.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, preset
+from transfusion.recipes.run import Run, command_line
 
 RUNS = [recipe.run() for recipe in RECIPES.values()]
-RUNS += [preset(name, run) for name in PRESETS for run in RUNS] + [replace(RUNS[0], model=paper_model(s)) for s in SIZES]
+RUNS += [preset(name, run) for name in PRESETS for run in RUNS] + [replace(RUNS[0], model=paper_model(s)) for s in PAPER_SIZES]
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda r: f"{r.recipe}-{r.digest}")
@@ -35,7 +35,7 @@ def test_every_preset_survives_yaml(run: Run) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("recipe: x\ntrian: {steps: 3}", "trian: no such setting; did you mean 'train'"),
+        ("recipe: x\ntrian: {steps: 3}", "trian: no such setting; did you mean 'trainer'"),
         ("recipe: x\ntrain: {step: 3}", r"train\.step: no such setting; did you mean 'steps'"),
         ("recipe: x\ntrain: {steps: many}", r"train\.steps: must be int, not 'many'"),
         ("recipe: x\ntrain: {steps: 0}", "steps and accumulate must be at least 1"),
@@ -53,7 +53,7 @@ def test_mistakes_are_named(text: str, message: str) -> None:
 
 def test_the_papers_sizes() -> None:
     """Within 4 % of Table 2's names, without allocating them."""
-    for name in SIZES:
+    for name in PAPER_SIZES:
         with torch.device("meta"):
             count = Network(paper_model(name), LLAMA_2_IDS + 5).num_parameters
         assert count / 1e9 == pytest.approx(float(name[:-1]), rel=0.04), name
@@ -62,31 +62,37 @@ def test_the_papers_sizes() -> None:
 def test_the_paper_preset_is_the_papers() -> None:
     run = preset("paper", RECIPES["fashion"].run())
     assert run.model.diffusion == PAPER and run.model.media_weight == 5 and run.sampler == DDPM(250, clip=1.0)
-    assert (run.optim.lr, run.optim.floor, run.optim.warmup, run.optim.decay, run.optim.eps) == (3e-4, 1.5e-5, 4000, 0.1, 1e-8)
-    assert (run.compose.picture_first, run.compose.read_high) == (0.2, 0.5)
+    assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.warmup, run.optimizer.weight_decay, run.optimizer.eps) == (
+        3e-4,
+        1.5e-5,
+        4000,
+        0.1,
+        1e-8,
+    )
+    assert (run.transform.image_first, run.transform.condition_noise_max) == (0.2, 0.5)
 
 
 def test_overrides_from_the_command_line() -> None:
     run = settings(
         RECIPES["digits"].run(),
-        ["--sampler.kind", "heun", "--sampler.num-steps", "50", "--train.steps=7", "--model.modalities.0.patch", "4", "4"],
+        ["--sampler.kind", "heun", "--sampler.num-steps", "50", "--trainer.steps=7", "--model.modalities.0.patch", "4", "4"],
         "x",
     )
-    assert run.sampler == Heun(num_steps=50, shift=2.0) and run.train.steps == 7 and run.model.modalities[0].patch == (4, 4)
+    assert run.sampler == Heun(num_steps=50, shift=2.0) and run.trainer.steps == 7 and run.model.modalities[0].patch == (4, 4)
     untouched = settings(RECIPES["digits"].run(), [], "x")
     assert untouched == RECIPES["digits"].run()
 
 
 SAID = (
     "--lora.parts qkv out --lora.rank 4",
-    "--model.modalities.0.largest 16 16 --model.modalities.0.patch 4 4 --train.steps 7",
+    "--model.modalities.0.largest 16 16 --model.modalities.0.patch 4 4 --trainer.steps 7",
     "--model.modalities.0.shape 16 8",
     "--sampler.kind ddpm --sampler.num-steps 25",
     "--sampler.kind heun --sampler.shift 1.0 --sampler.clip 1",
     "--model.patchers.0.kind unet --model.patchers.0.channels 16 --data 'a folder'",
-    "--model.patcher.kind unet --model.patcher.attention 2 --tokenizer.kind bytes --optim.method.kind muon",
-    "--preset paper --size 0.16B --compose.drop.text 0.25 --model.trunk.attention.gated True",
-    "--model.diffusion.times.kind logit_normal --model.trunk.kv-heads 2 --model.trunk.scaling.kind linear",
+    "--model.patcher.kind unet --model.patcher.attention 2 --tokenizer.kind bytes --optimizer.kind muon",
+    "--preset paper --size 0.16B --transform.condition_dropout.text 0.25 --model.transformer.attention.gated True",
+    "--model.diffusion.times.kind logit_normal --model.transformer.kv-heads 2 --model.transformer.scaling.kind linear",
 )
 
 
@@ -94,10 +100,10 @@ SAID = (
 def test_the_recorded_command_says_the_same_run(line: str) -> None:
     run = _resolved("digits", shlex.split(line), "x")
     assert run != RECIPES["digits"].run()
-    words = shlex.split(typed(run))
+    words = shlex.split(command_line(run))
     assert words[:3] == ["transfusion", "train", "digits"]
     assert _resolved("digits", words[3:], "x") == run
-    assert shlex.split(typed(RECIPES["digits"].run())) == words[:3]
+    assert shlex.split(command_line(RECIPES["digits"].run())) == words[:3]
 
 
 def test_another_kind_keeps_what_both_have_and_was_set() -> None:
@@ -107,9 +113,9 @@ def test_another_kind_keeps_what_both_have_and_was_set() -> None:
     assert settings(papers, ["--sampler.kind", "euler"], "x").sampler == Euler(num_steps=25, clip=1.0)
     unet = settings(digits, ["--model.patcher.features", "64"], "x")
     unet = settings(unet, ["--model.patcher.kind", "unet", "--model.patchers.0.kind", "unet"], "x")
-    assert unet.model.patcher == UNetPatcher(features=64) and unet.model.patchers == (UNetPatcher(),)
+    assert unet.model.patcher == UNetPatcherConfig(features=64) and unet.model.patchers == (UNetPatcherConfig(),)
     unet = settings(unet, ["--model.patchers.0.features", "32"], "x")
-    assert settings(unet, ["--model.patchers.0.kind", "linear"], "x").model.patchers == (LinearPatcher(features=32),)
+    assert settings(unet, ["--model.patchers.0.kind", "linear"], "x").model.patchers == (LinearPatcherConfig(features=32),)
 
 
 @pytest.mark.parametrize(
@@ -118,15 +124,15 @@ def test_another_kind_keeps_what_both_have_and_was_set() -> None:
         ("trian digits", "did you mean 'train'"),
         ("train digitz", "did you mean 'digits'"),
         ("train", "needs a recipe"),
-        ("train digits --train.step 3", "did you mean 'train.steps'"),
+        ("train digits --train.step 3", "did you mean 'trainer.steps'"),
         ("train digits --sampler.kind eulr", "did you mean 'euler'"),
         ("train digits --samplr.kind euler", "no choice 'samplr'"),
         ("train digits --preset papr", "did you mean 'paper'"),
         ("train digits --size 0.16b", "did you mean '0.16B'"),
-        ("train digits --train.steps", "train.steps"),
-        ("train digits --train.steps many", "many"),
-        ("train digits --train.steps 0", "at least 1"),
-        ("train digits --packing.rows 7 --train.accumulate 2", "multiple"),
+        ("train digits --trainer.steps", "trainer.steps"),
+        ("train digits --trainer.steps many", "many"),
+        ("train digits --trainer.steps 0", "at least 1"),
+        ("train digits --packing.rows 7 --trainer.accumulate 2", "multiple"),
         ("train fashion", "needs --data"),
         ("train pictures", "needs --data"),
         ("generate", "needs a run"),
@@ -178,20 +184,22 @@ def test_help_and_information_end_with_0(line: str, capfd) -> None:
 
 def test_config_prints_what_train_would_do(capfd) -> None:
     with pytest.raises(SystemExit):
-        main(["config", "fashion", "--train.steps", "5", "--preset", "paper"])
+        main(["config", "fashion", "--trainer.steps", "5", "--preset", "paper"])
     assert config.from_yaml(Run, capfd.readouterr().out) == replace(
-        preset("paper", RECIPES["fashion"].run()), train=replace(RECIPES["fashion"].run().train, steps=5)
+        preset("paper", RECIPES["fashion"].run()), trainer=replace(RECIPES["fashion"].run().trainer, steps=5)
     )
 
 
 # ---- model folders ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_saved_model_is_the_same_model(tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_a_saved_model_is_the_same_model(tmp_path: Path, tie_embeddings: bool) -> None:
     found = model()
-    if tied:
-        found = Transfusion(replace(found.settings, model=replace(found.settings.model, tied=True)), found.vocabulary).eval()
+    if tie_embeddings:
+        found = Transfusion(
+            replace(found.settings, model=replace(found.settings.model, tie_embeddings=True)), found.vocabulary
+        ).eval()
     found.save_pretrained(tmp_path)
     again = Transfusion.from_pretrained(tmp_path).eval()
     assert again.settings == found.settings

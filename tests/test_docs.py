@@ -1,4 +1,4 @@
-"""docs/options.md: each test and name on it exists, each setting is one, no row is without a test or a reason."""
+"""docs/compat.md: each test and name on it exists, each setting is one, no row is without a test or a reason."""
 
 import dataclasses
 import importlib
@@ -13,8 +13,8 @@ import pytest
 
 import transfusion
 from transfusion.cli import _choose_kinds, _names
-from transfusion.quick.arguments import LEFT_OUT, TRUNK, configure
-from transfusion.quick.losses import Learns
+from transfusion.compat.constructor import LEFT_OUT, TRUNK, configure
+from transfusion.compat.training import Learns
 from transfusion.recipes import RECIPES
 from transfusion.recipes.prompts import Generate
 
@@ -60,7 +60,9 @@ def has(value: Any, attribute: str) -> bool:
 def exists(name: str) -> bool:
     """Whether a name as the page writes it is one: see the page's second paragraph."""
     if found := re.fullmatch(r"transformer=dict\((\w+)=\)", name):
-        fields = {f.name for kind in known()["Trunk"] + known()["Heads"] for f in dataclasses.fields(kind)}
+        fields = {
+            f.name for kind in known()["TransformerConfig"] + known()["AttentionConfig"] for f in dataclasses.fields(kind)
+        }
         return found[1] in {*TRUNK, *fields, "dim", "dim_head", "heads", "attn_kwargs", "ff_kwargs"}
     if found := re.fullmatch(r"Transfusion\((\w+)=\)", name):
         return found[1] in inspect.signature(configure).parameters

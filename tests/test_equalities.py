@@ -12,20 +12,20 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from small import FREE, SOUND, VECTOR, documents, model, picture
-from transfusion import chance
+from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.batch import Batch, Entry, collate
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import Coordinates, lay_out
+from transfusion.data.tokenize import Coordinates, tokenize_document
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, Sampler
 from transfusion.generate.engine import Engine, generate
 from transfusion.generate.logits import Sample
 from transfusion.generate.state import Done, Request
-from transfusion.model.loss import Losses
-from transfusion.model.transfusion import Network
-from transfusion.nn.attention import Place, attention, dense, visible
+from transfusion.model.losses import Losses
+from transfusion.model.network import Network
+from transfusion.nn.attention import AttentionMetadata, attention, dense, visible
 from transfusion.nn.layers import Linear
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -34,10 +34,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 def entries(m: Transfusion, docs: list[Document]) -> list[Entry]:
     found = []
     for index, one in enumerate(docs):
-        laid = lay_out(one, m.vocabulary, m.settings.model.coordinates)
-        keys = tuple(chance.key("test", index, i) for i in range(len(laid.items)))
-        values = tuple(item.media.tensor().to(next(m.parameters()).dtype) for item in laid.items)
-        found.append(Entry(laid, values, keys))
+        tokenized = tokenize_document(one, m.vocabulary, m.settings.model.coordinates)
+        keys = tuple(rng.key("test", index, i) for i in range(len(tokenized.items)))
+        values = tuple(item.media.tensor().to(next(m.parameters()).dtype) for item in tokenized.items)
+        found.append(Entry(tokenized, values, keys))
     return found
 
 
@@ -61,12 +61,12 @@ def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, 
     monkeypatch.setattr("transfusion.nn.attention._FLEX", flex_attention)  # compiled: in a process of its own, below
     m = model(coordinates=coordinates, double=dtype == torch.float64)
     batch = rows(m, [entries(m, documents())[:3], entries(m, documents())[3:]], 128)
-    place = Place.of_rows(batch.documents, batch.spans, batch.private)
+    place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     outs = {}
     with torch.no_grad():
         media, _ = m.network.noise(batch)
         for form in ("dense", "sdpa", "document", "flex"):
-            h, _ = with_form(m, form).hidden(batch.tokens, batch.positions, media, place=place)
+            h, _ = with_form(m, form).hidden(batch.tokens, batch.positions, media, metadata=place)
             outs[form] = h[(batch.documents >= 0).flatten()]
     for form in ("sdpa", "document", "flex"):
         assert (outs[form] - outs["dense"]).abs().max() < TOLERANCE[dtype]
@@ -169,7 +169,10 @@ def test_neighbours_change_nothing_at_all() -> None:
             batch = rows(m, [row], 160)
             media, _ = m.network.noise(batch)
             h, _ = m.network.hidden(
-                batch.tokens, batch.positions, media, place=Place.of_rows(batch.documents, batch.spans, batch.private)
+                batch.tokens,
+                batch.positions,
+                media,
+                metadata=AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private),
             )
             states.append(h[(batch.documents == row.index(a)).flatten()])
     for other in states[1:]:
@@ -186,63 +189,67 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
         batch = rows(m, [[entry]], len(entry.sequence))
         with torch.no_grad():
             media, _ = m.network.noise(batch)
-            place = Place.of_rows(batch.documents, batch.spans, batch.private)
-            full, _ = m.network.hidden(batch.tokens, batch.positions, media, place=place)
+            place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
+            full, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
             engine = Engine(m.network, m.vocabulary, rows=3, dtype=dtype)
             engine._cache.take()
-            row, at, laid = engine._cache.take(), 0, entry.sequence
+            row, at, tokenized = engine._cache.take(), 0, entry.sequence
             pieces = []
-            while at < len(laid):
-                span = laid.spans[at]
+            while at < len(tokenized):
+                span = tokenized.spans[at]
                 end = at + 1
-                while span >= 0 and end < len(laid) and laid.spans[end] == span:
+                while span >= 0 and end < len(tokenized) and tokenized.spans[end] == span:
                     end += 1
                 items = tuple(
                     (item.modality, item.grid, value, 0.0, item.start - at)
-                    for item, value in zip(laid.items, entry.values, strict=True)
+                    for item, value in zip(tokenized.items, entry.values, strict=True)
                     if at <= item.start < end
                 )
-                piece = engine._prefix(row, laid, len(laid))
+                piece = engine._prefix(row, tokenized, len(tokenized))
                 piece = replace(
                     piece,
-                    tokens=laid.tokens[at:end],
-                    positions=torch.from_numpy(laid.positions[at:end]),
-                    spans=laid.spans[at:end],
-                    private=laid.private[at:end],
+                    tokens=tokenized.tokens[at:end],
+                    positions=torch.from_numpy(tokenized.positions[at:end]),
+                    spans=tokenized.spans[at:end],
+                    private=tokenized.private[at:end],
                     media=items,
                 )
                 h, _, _ = engine._run([piece], commit=True)
                 pieces.append(h[0])
                 at = end
         # the cached pass gives each piece's last hidden state
-        ends = [i for i in range(len(laid)) if i + 1 == len(laid) or laid.spans[i] < 0 or laid.spans[i + 1] != laid.spans[i]]
+        ends = [
+            i
+            for i in range(len(tokenized))
+            if i + 1 == len(tokenized) or tokenized.spans[i] < 0 or tokenized.spans[i + 1] != tokenized.spans[i]
+        ]
         assert (torch.stack(pieces) - full[ends]).abs().max() < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
-@pytest.mark.parametrize("trunk", [{}, {"head_size": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
-def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, trunk: dict) -> None:
-    cached_is_full(model(coordinates=coordinates, double=dtype == torch.float64, **trunk), documents(), dtype)
+@pytest.mark.parametrize("transformer", [{}, {"head_size": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
+def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, transformer: dict) -> None:
+    cached_is_full(model(coordinates=coordinates, double=dtype == torch.float64, **transformer), documents(), dtype)
 
 
 def requests(sampler: Sampler = Euler(3)) -> list[Request]:
-    say = Sample(temperature=1.0)
+    log = Sample(temperature=1.0)
     both = Guidance(text=3.0, media=2.0)
     return [
-        Request(Document((Text("a cat"),)), seed=1, force="image", max_tokens=6, sampler=sampler, guidance=both, decoding=say),
+        Request(Document((Text("a cat"),)), seed=1, force="image", max_tokens=6, sampler=sampler, guidance=both, decoding=log),
         Request(
             Document((Media(picture(3)), Text("then "))), seed=2, force="image", max_tokens=0, sampler=sampler, guidance=both
         ),
-        Request(Document((Media(picture(4)),)), seed=3, max_items=0, max_tokens=9, decoding=say),
-        Request(Document(()), seed=4, max_tokens=7, sampler=sampler, guidance=Guidance(text=1.0), decoding=say),
+        Request(Document((Media(picture(4)),)), seed=3, max_items=0, max_tokens=9, decoding=log),
+        Request(Document(()), seed=4, max_tokens=7, sampler=sampler, guidance=Guidance(text=1.0), decoding=log),
         Request(
             Document((Text("a longer prompt than the others"),)),
             seed=5,
             force="image",
             max_tokens=3,
             sampler=sampler,
-            decoding=say,
+            decoding=log,
         ),
     ]
 
@@ -350,7 +357,7 @@ def test_the_rule_is_what_it_says() -> None:
     docs = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, -1]])
     spans = torch.tensor([[-1, 0, 0, -1, 1, -1, 2, 2, -1, -1]])
     private = torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0, 0, 0]]).bool()
-    seen = visible(Place.of_rows(docs, spans, private), Place.of_rows(docs, spans, private))[0]
+    seen = visible(AttentionMetadata.of_rows(docs, spans, private), AttentionMetadata.of_rows(docs, spans, private))[0]
     for q in range(10):
         for k in range(10):
             same_document = docs[0, q] == docs[0, k]
@@ -359,7 +366,7 @@ def test_the_rule_is_what_it_says() -> None:
 
 
 def test_a_form_that_lacks_an_option_is_refused(unchecked) -> None:
-    place = Place.of_rows(torch.zeros(1, 4).long(), -torch.ones(1, 4).long(), torch.zeros(1, 4).bool())
+    place = AttentionMetadata.of_rows(torch.zeros(1, 4).long(), -torch.ones(1, 4).long(), torch.zeros(1, 4).bool())
     with pytest.raises(ValueError, match="no backward on cpu"):
         attention("flex", place, backward=True)
     with pytest.raises(ValueError, match="no cached keys"):

@@ -7,8 +7,8 @@ import torch
 
 from small import FREE, IMAGE, SOUND, model, picture
 from transfusion.api import Transfusion
-from transfusion.data.compose import Drop
 from transfusion.data.document import Document, Media, Text
+from transfusion.data.transforms import ConditionDropout
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import DDPM, Euler
 from transfusion.generate.engine import Engine, generate
@@ -162,7 +162,7 @@ def test_a_bad_request_is_refused_before_it_is_among_others() -> None:
 
 
 def test_guidance_that_the_model_was_not_trained_for_is_said_to_be_left_out() -> None:
-    m = model(drop=Drop(text=0.0))
+    m = model(drop=ConditionDropout(text=0.0))
     with pytest.warns(UserWarning, match="guidance for text is left out"):
         m.generate(["a"], force="image", sampler=Euler(1), guidance=Guidance(3.0))
 
@@ -222,7 +222,7 @@ def test_guidance_that_is_off_warns_where_the_model_was_trained_for_it() -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model().generate("a", max_items=0, max_tokens=1, guidance=Guidance(1.0))
-        model(drop=Drop(0.0)).generate("a", force="image", guidance=Guidance(1.0))
+        model(drop=ConditionDropout(0.0)).generate("a", force="image", guidance=Guidance(1.0))
 
 
 def test_nothing_several_pictures_and_all_media() -> None:
@@ -274,7 +274,7 @@ def test_bf16_matrices_are_what_autocast_would_make_of_them(monkeypatch: pytest.
         return drawn.text, drawn.media[0].tensor()
 
     kept = written()
-    monkeypatch.setattr("transfusion.generate.passes._in_bf16", lambda network: network)
+    monkeypatch.setattr("transfusion.generate.runner._in_bf16", lambda network: network)
     converted = written()
     assert kept[0] == converted[0] and torch.equal(kept[1], converted[1])
     assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in m.named_parameters())
@@ -284,8 +284,8 @@ def test_a_document_that_may_not_end_has_all_its_tokens_as_ids() -> None:
     m = with_bias(model(IMAGE))
 
     def written(ends: bool) -> list[tuple[int, ...]]:
-        say = Sample(3.0)
-        asked = [Request(Document(()), seed=i, max_tokens=30, max_items=0, ends=ends, decoding=say) for i in range(8)]
+        log = Sample(3.0)
+        asked = [Request(Document(()), seed=i, max_tokens=30, max_items=0, ends=ends, decoding=log) for i in range(8)]
         done = generate(Engine(m.network, m.vocabulary, rows=24, readable=False), asked)
         return [tuple(i for s in d.segments if isinstance(s, Text) for i in s.content if isinstance(i, int)) for d in done]
 

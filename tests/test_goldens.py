@@ -12,7 +12,7 @@ import torch
 
 from small import FREE, IMAGE, documents, model, picture
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import Coordinates
+from transfusion.data.tokenize import Coordinates
 from transfusion.diffusion.process import PAPER, Diffusion
 
 FILE = Path(__file__).parent / "goldens.json"

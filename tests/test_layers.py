@@ -8,13 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "transfusion"
 LAYERS = [
-    {"config", "modality", "chance"},
+    {"config", "modality", "rng"},
     {"data", "nn", "diffusion"},
     {"codec"},
     {"model"},
     {"generate"},
-    {"quick"},
-    {"folder"},
+    {"compat"},
+    {"model_folder"},
     {"api"},
     {"train", "evaluation"},
     {"recipes"},
@@ -53,7 +53,7 @@ def test_imports_go_down(path: Path) -> None:
         parts = name.split(".")
         if parts[0] != "transfusion":
             continue
-        # `from transfusion import chance` names a room, `from transfusion import Transfusion` the public surface
+        # `from transfusion import rng` names a room, `from transfusion import Transfusion` the public surface
         assert len(parts) > 1 and parts[1] in LEVEL, f"{path.name} imports {name}: inside the package, name the module"
         assert parts[1] == here or LEVEL[parts[1]] < LEVEL[here], f"{here} may not import {parts[1]} ({path.name})"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from small import FREE, IMAGE, SOUND, model, picture
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import lay_out
-from transfusion.data.vocabulary import Control
+from transfusion.data.tokenize import tokenize_document
+from transfusion.data.vocabulary import SpecialToken
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
 from transfusion.generate.engine import Engine, generate
@@ -44,11 +44,11 @@ def ids(m: Transfusion, written: str) -> tuple[int, ...]:
         role, _, modality = word.partition("-")
         if ":" in word:
             axis, _, extent = word.partition(":")
-            found.append(m.vocabulary.id(Control("size", "image", int(axis), int(extent))))
+            found.append(m.vocabulary.id(SpecialToken("size", "image", int(axis), int(extent))))
         elif role in ("begin", "end"):
-            found.append(m.vocabulary.id(Control(role, modality or "image")))  # type: ignore[arg-type]
+            found.append(m.vocabulary.id(SpecialToken(role, modality or "image")))  # type: ignore[arg-type]
         elif role in ("eos", "pad"):
-            found.append(m.vocabulary.id(Control(role)))  # type: ignore[arg-type]
+            found.append(m.vocabulary.id(SpecialToken(role)))  # type: ignore[arg-type]
         else:
             found += m.vocabulary.encode(word)
     return tuple(found)
@@ -205,7 +205,7 @@ def test_a_sequence_is_never_longer_than_asked_for() -> None:
             for i in range(6)
         ]  # fmt: skip
         for document in generate(Engine(m.network, m.vocabulary, rows=6, readable=False), asked):
-            assert len(lay_out(document, m.vocabulary, m.settings.model.coordinates, closed=False)) <= limit
+            assert len(tokenize_document(document, m.vocabulary, m.settings.model.coordinates, add_eos=False)) <= limit
             drawn += len(document.media)
     assert drawn > 5
     (document,) = m.generate("ab", max_length=5, max_items=0, decoding=Sample(3.0), guidance=Guidance(1.0))

@@ -1,9 +1,13 @@
 """Transfusion: one transformer that reads and writes documents of text and images (arXiv 2408.11039)."""
 
 from transfusion.api import Transfusion as Transfusion
-from transfusion.codec.patcher import LinearPatcher as LinearPatcher
-from transfusion.codec.patcher import ModulesPatcher as ModulesPatcher
-from transfusion.codec.patcher import UNetPatcher as UNetPatcher
+from transfusion.codec.patchers import CustomPatcherConfig as CustomPatcherConfig
+from transfusion.codec.patchers import LinearPatcherConfig as LinearPatcherConfig
+from transfusion.codec.patchers import UNetPatcherConfig as UNetPatcherConfig
+from transfusion.compat.lists import Item as Item
+from transfusion.compat.lists import print_modality_sample as print_modality_sample
+from transfusion.compat.training import Breakdown as Breakdown
+from transfusion.compat.training import create_dataloader as create_dataloader
 from transfusion.data.document import Document as Document
 from transfusion.data.document import Media as Media
 from transfusion.data.document import Text as Text
@@ -17,27 +21,25 @@ from transfusion.diffusion.sampler import DDIM as DDIM
 from transfusion.diffusion.sampler import DDPM as DDPM
 from transfusion.diffusion.sampler import Euler as Euler
 from transfusion.diffusion.sampler import Heun as Heun
-from transfusion.folder import Settings as Settings
 from transfusion.generate.engine import Engine as Engine
 from transfusion.generate.logits import Greedy as Greedy
 from transfusion.generate.logits import Sample as Sample
 from transfusion.generate.state import Request as Request
 from transfusion.modality import Modality as Modality
-from transfusion.model.transfusion import Model as Model
-from transfusion.nn.trunk import Trunk as Trunk
-from transfusion.quick.losses import Breakdown as Breakdown
-from transfusion.quick.losses import create_dataloader as create_dataloader
-from transfusion.quick.parts import Item as Item
-from transfusion.quick.parts import print_modality_sample as print_modality_sample
-from transfusion.train.muon import Muon as Muon
-from transfusion.train.optim import Optim as Optim
+from transfusion.model.network import ModelConfig as ModelConfig
+from transfusion.model_folder import Settings as Settings
+from transfusion.nn.config import TransformerConfig as TransformerConfig
+from transfusion.train.optimizer import AdamWConfig as AdamWConfig
+from transfusion.train.optimizer import MuonConfig as MuonConfig
 
 __all__ = [  # so that `from transfusion import *` brings no room along (`nn` would hide torch's)
     "BPE",
     "DDIM",
     "DDPM",
+    "AdamWConfig",
     "Breakdown",
     "Bytes",
+    "CustomPatcherConfig",
     "Diffusion",
     "Document",
     "Engine",
@@ -46,21 +48,19 @@ __all__ = [  # so that `from transfusion import *` brings no room along (`nn` wo
     "Guidance",
     "Heun",
     "Item",
-    "LinearPatcher",
+    "LinearPatcherConfig",
     "Media",
     "Modality",
-    "Model",
-    "ModulesPatcher",
-    "Muon",
-    "Optim",
+    "ModelConfig",
+    "MuonConfig",
     "Request",
     "Sample",
     "Settings",
     "Text",
     "TokenizerFile",
+    "TransformerConfig",
     "Transfusion",
-    "Trunk",
-    "UNetPatcher",
+    "UNetPatcherConfig",
     "Vocabulary",
     "create_dataloader",
     "print_modality_sample",

@@ -10,35 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfusion import chance, config
+from transfusion import config, rng
 from transfusion.codec.autoencoder import Autoencoder
-from transfusion.codec.modules import Modules
+from transfusion.codec.custom_patcher import CustomModules
+from transfusion.compat.constructor import configure, known
+from transfusion.compat.lists import Quick
+from transfusion.compat.sampling import Samples, evaluating
+from transfusion.compat.training import Learns
 from transfusion.data.batch import Batch
-from transfusion.data.compose import Drop
 from transfusion.data.document import Document, Media, Segment, Text, document
+from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
-from transfusion.folder import Settings, find, fit, read_settings, read_weights, write
 from transfusion.generate.engine import Engine, generate
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Event, Request
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Decoders
+from transfusion.model.network import Network
 from transfusion.model.pretrained import LanguageModel, Weights
-from transfusion.model.transfusion import Network
+from transfusion.model_folder import Settings, find, fit, read_settings, read_weights, write
 from transfusion.nn.ema import Averaged
-from transfusion.nn.rows import rows
-from transfusion.quick.arguments import configure, known
-from transfusion.quick.losses import Learns
-from transfusion.quick.parts import Quick
-from transfusion.quick.samples import Samples, evaluating
+from transfusion.nn.split_embedding import rows
 
 Prompt = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
 
 
 @dataclass(frozen=True)
-class Taken:
+class LoadReport:
     """What was taken from another model: names of weights loaded, new here, dropped there, and tokens that are new."""
 
     loaded: tuple[str, ...]
@@ -66,9 +66,9 @@ class Transfusion(Learns, Samples):
     Args:
         settings: model, and sampling defaults.
         vocabulary: tokenizer and control tokens; its modalities must be the model's.
-        modules: patchers of your own, {"image": (encoder, decoder)}; see `ModulesPatcher`. The settings record that they
+        modules: patchers of your own, {"image": (encoder, decoder)}; see `CustomPatcherConfig`. The settings record that they
             are there.
-        words: see `transfusion.quick.arguments.configure`.
+        words: see `transfusion.compat.constructor.configure`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Transfusion(Learns, Samples):
         settings: Settings | None = None,
         vocabulary: Vocabulary | None = None,
         *,
-        modules: Modules | None = None,
+        modules: CustomModules | None = None,
         **words: Any,
     ) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Transfusion(Learns, Samples):
         return self.settings.quick
 
     @property
-    def drop(self) -> Drop:
+    def drop(self) -> ConditionDropout:
         """How often an item loses its context in training."""
         return self.settings.drop
 
@@ -170,7 +170,7 @@ class Transfusion(Learns, Samples):
         return losses.total(self.settings.model.media_weight) * self.quick.text_weight
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        """The trunk's matrices. The optimiser that knows which of them are several in one (`Optim(method=Muon()).build(model)`)
+        """The trunk's matrices. The optimiser that knows which of them are several in one (`MuonConfig().build(model)`)
         finds them itself; torch.optim.Muon would take a fused projection for one matrix."""
         return self.network.muon_parameters()
 
@@ -253,14 +253,14 @@ class Transfusion(Learns, Samples):
                 if asked:
                     warnings.warn(
                         f"guidance for {name} is left out: this model was never trained without {name} before its items "
-                        f"(compose.drop.{name})",
+                        f"(transform.condition_dropout.{name})",
                         stacklevel=2,
                     )
                 guidance = replace(guidance, **{name: 1.0})
         if seeds is not None and len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
         if seeds is None:
-            seeds = [chance.key(seed, index) for index in range(len(prompts))]
+            seeds = [rng.key(seed, index) for index in range(len(prompts))]
         requests = [
             Request(
                 document(prompt),
@@ -282,7 +282,7 @@ class Transfusion(Learns, Samples):
             engine = Engine(self.network, self.vocabulary, rows=max(held, min(rows, held * len(requests))), dtype=dtype)
             return generate(engine, requests, each=each)
 
-    def take_weights(self, source: "Transfusion") -> "Taken":
+    def init_from(self, source: "Transfusion") -> "LoadReport":
         """Start from another model's weights: all that have the same name and shape, and the rows of the tokens that both
         vocabularies know. What is new stays as it is; but where this trunk has sets of weights that the other shares, they
         begin as copies of its shared ones.
@@ -294,14 +294,16 @@ class Transfusion(Learns, Samples):
         for model, where in ((source, "there"), (self, "here")):
             if model.network.lora is not None:
                 raise ValueError(f"adapters stand in the trunk {where}: merge them first (lora.merge), or take them off")
-        ours, theirs = (config.to_plain(replace(m.settings.model.trunk, depth=1, dropout=0.0)) for m in (self, source))
+        ours, theirs = (config.to_plain(replace(m.settings.model.transformer, depth=1, dropout=0.0)) for m in (self, source))
         divisions = ("shared", "feed_forward", "all")
         divided = divisions.index(ours["weights"]) > divisions.index(theirs["weights"])
         ours |= {"weights": theirs["weights"]} if divided else {}
         ours |= {"adaln": False} if ours["adaln"] and not theirs["adaln"] else {}
         if ours != theirs:
             differ = [f"{name}: {theirs[name]} there, {value} here" for name, value in ours.items() if value != theirs[name]]
-            raise ValueError(f"weights of another trunk do not fit (model.trunk {'; '.join(differ)}): give it the same sizes")
+            raise ValueError(
+                f"weights of another trunk do not fit (model.transformer {'; '.join(differ)}): give it the same sizes"
+            )
         own, other = self.network.state_dict(), source.network.state_dict()
         first = self.vocabulary.num_language
         here = {name: i for i, name in enumerate(self.vocabulary.names)}
@@ -328,7 +330,7 @@ class Transfusion(Learns, Samples):
         used = {_of_same_modality(name, self.vocabulary.modalities, source.vocabulary.modalities) for name in loaded}
         dropped = tuple(sorted(other.keys() - used - {"embed.new", "head.new"}))
         tokens = set(range(len(self.vocabulary))) - {now for _, now in pairs}
-        return Taken(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
+        return LoadReport(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder; weights that were there stay where it fails.
@@ -343,7 +345,7 @@ class Transfusion(Learns, Samples):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", modules: Modules | None = None
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", modules: CustomModules | None = None
     ) -> "Transfusion":
         """Read a model folder, or the model of a run folder.
 
@@ -357,7 +359,7 @@ class Transfusion(Learns, Samples):
         folder, settings = find(folder), read_settings(folder)
         vocabulary = Vocabulary.load(folder / "tokenizer.json", settings.model.modalities, settings.language)
         model = cls(settings, vocabulary, modules=modules)
-        fit(model.network, read_weights(folder, tied=settings.model.tied))
+        fit(model.network, read_weights(folder, tie_embeddings=settings.model.tie_embeddings))
         if settings.quick.coded:
             warnings.warn(
                 f"this model was made with an encoder or decoder for {', '.join(settings.quick.coded)}, which are not in its "
@@ -376,7 +378,7 @@ class Transfusion(Learns, Samples):
         copies: bool = True,
         context: int | None = None,
         settings: Settings = Settings(),
-        modules: Modules | None = None,
+        modules: CustomModules | None = None,
         seed: int = 0,
         revision: str | None = None,
         device: str | torch.device = "cpu",
@@ -388,7 +390,7 @@ class Transfusion(Learns, Samples):
             name: a folder as Hugging Face's libraries write it, or OWNER/MODEL on their hub (extra `hf`).
             modalities: the media to learn (None: those of `settings`).
             weights: "shared": media run through the language model's weights; "feed_forward", "all": through weights of their
-                own beside these, see `Trunk.weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
+                own beside these, see `TransformerConfig.weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
             copies: whether such weights begin as copies of the text's.
             context: tokens of context (None: what it can read, at most 2048).
             settings: all else: patchers, diffusion, sampling. Sizes of the trunk are the language model's.
@@ -404,7 +406,7 @@ class Transfusion(Learns, Samples):
         model = found.model(model, weights=weights, context=context)
         vocabulary = found.vocabulary(model.modalities)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(chance.key(seed, "weights"))
+            torch.manual_seed(rng.key(seed, "weights"))
             one = cls(replace(settings, model=model, language=vocabulary.ids), vocabulary, modules=modules)
             found.load(one.network, copies=copies)
         return one.to(device)

@@ -84,7 +84,7 @@ def _train(rest: list[str]) -> int:
     if name == "judge":
         from transfusion.recipes import judge
 
-        judge.carry_out(settings(judge.JudgeRun(), rest, "transfusion train judge"), _say)
+        judge.run_recipe(settings(judge.ClassifierRun(), rest, "transfusion train judge"), _say)
         return 0
     return _carry_out(name, rest, f"transfusion train {name}")
 
@@ -92,7 +92,7 @@ def _train(rest: list[str]) -> int:
 def _carry_out(name: str, rest: list[str], program: str) -> int:
     from transfusion.recipes import find
 
-    find(name).carry_out(_resolved(name, rest, program), _say)
+    find(name).run_recipe(_resolved(name, rest, program), _say)
     return 0
 
 
@@ -105,7 +105,7 @@ def _config(rest: list[str]) -> int:
 def _resolved(name: str, rest: list[str], program: str) -> Any:
     """A recipe's run under the preset, the size and the settings of a command line."""
     from transfusion.recipes import find
-    from transfusion.recipes.presets import PRESETS, SIZES, preset, trunk
+    from transfusion.recipes.presets import PAPER_SIZES, PRESETS, preset, transformer
 
     run = find(name).run()
     chosen, rest = _taken("preset", rest)
@@ -113,8 +113,8 @@ def _resolved(name: str, rest: list[str], program: str) -> Any:
         run = preset(chosen, run)
     size, rest = _taken("size", rest)
     if size is not None:
-        run = dataclasses.replace(run, model=dataclasses.replace(run.model, trunk=trunk(size)))
-    return settings(run, rest, program, notes=[f"  --preset {{{','.join(PRESETS)}}}", f"  --size {{{','.join(SIZES)}}}"])
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, transformer=transformer(size)))
+    return settings(run, rest, program, notes=[f"  --preset {{{','.join(PRESETS)}}}", f"  --size {{{','.join(PAPER_SIZES)}}}"])
 
 
 def _taken(name: str, rest: list[str]) -> tuple[str | None, list[str]]:
@@ -159,24 +159,24 @@ def _say(line: str) -> None:
 
 
 def _generate(rest: list[str]) -> int:
-    from transfusion.recipes.prompts import Generate, carry_out, defaults
+    from transfusion.recipes.prompts import Generate, defaults, run_recipe
 
     folder = rest[0] if rest and not rest[0].startswith("-") else ""
     if not folder and not {"-h", "--help"} & set(rest):
         raise ConfigError("generate needs a run or model folder: transfusion generate RUN --prompt TEXT")
     options: Generate = settings(defaults(folder), rest[1:] if folder else rest, "transfusion generate RUN")
-    carry_out(folder, options, _say)
+    run_recipe(folder, options, _say)
     return 0
 
 
 def _evaluate(rest: list[str]) -> int:
-    from transfusion.recipes.evaluate import Evaluate, carry_out, defaults
+    from transfusion.recipes.evaluate import Evaluate, defaults, run_recipe
 
     folder = rest[0] if rest and not rest[0].startswith("-") else ""
     if not folder and not {"-h", "--help"} & set(rest):
         raise ConfigError("evaluate needs a run or model folder: transfusion evaluate RUN --suite draw read")
     options: Evaluate = settings(defaults(folder), rest[1:] if folder else rest, "transfusion evaluate RUN")
-    return carry_out(folder, options, _say, shlex.join(["transfusion", "evaluate", *rest]))
+    return run_recipe(folder, options, _say, shlex.join(["transfusion", "evaluate", *rest]))
 
 
 def _results(rest: list[str]) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from transfusion.codec.linear import LinearPatcher
+from transfusion.codec.linear_patcher import LinearPatcherConfig
 from transfusion.modality import Modality
 
 
@@ -15,12 +15,12 @@ from transfusion.modality import Modality
 def test_patches_and_back(shape: tuple[int, ...], patch: tuple[int, ...]) -> None:
     """Bit for bit; patch after patch in reading order."""
     modality = Modality("image", channels=3, shape=shape, patch=patch)
-    patching = LinearPatcher().build(modality, 16, 1e-5)
+    patcher_of = LinearPatcherConfig().build(modality, 16, 1e-5)
     latents = torch.randn(2, 3, *shape)
-    patches = patching.patches(latents)
+    patches = patcher_of.patches(latents)
     grid = modality.slots(shape)
     assert patches.shape == (2, int(torch.tensor(grid).prod()) if grid else 1, modality.patch_width)
-    assert torch.equal(patching.latents(patches, grid), latents)
+    assert torch.equal(patcher_of.latents(patches, grid), latents)
     if len(shape) == 2:
         rows, columns = patch
         corner = latents[:, :, :rows, columns : 2 * columns]  # the second patch stands to the right of the first

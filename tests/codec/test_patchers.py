@@ -15,33 +15,33 @@ from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import settings
-from transfusion.codec.modules import ModulesPatcher
-from transfusion.codec.patcher import LinearPatcher, UNetPatcher, build
-from transfusion.codec.patching import sizes
-from transfusion.codec.unet import UNetPatching
+from transfusion.codec.custom_patcher import CustomPatcherConfig
+from transfusion.codec.patcher import sizes
+from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig, build
+from transfusion.codec.unet_patcher import UNetPatcher
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import Coordinates
+from transfusion.data.tokenize import Coordinates
 from transfusion.data.vocabulary import Bytes, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.folder import Settings
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model, Network
-from transfusion.nn.transformer import Trunk
+from transfusion.model.network import ModelConfig, Network
+from transfusion.model_folder import Settings
+from transfusion.nn.transformer import TransformerConfig
 from transfusion.nn.unet import stages
 from transfusion.recipes import RECIPES
 from transfusion.recipes.run import Run
 
 WIDTH = 32
-TRUNK = Trunk(width=WIDTH, depth=2, heads=4)
+TRUNK = TransformerConfig(width=WIDTH, depth=2, heads=4)
 
 
 def fresh(*modalities: Modality, modules=None, **kw) -> Transfusion:
     """A model as it begins to train."""
     torch.manual_seed(0)
     vocabulary = Vocabulary(Bytes().build([]), modalities)
-    return Transfusion(Settings(Model(modalities=modalities, trunk=TRUNK, **kw)), vocabulary, modules=modules)
+    return Transfusion(Settings(ModelConfig(modalities=modalities, transformer=TRUNK, **kw)), vocabulary, modules=modules)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_patch_is_taken_in_steps_of_primes(patch: tuple[int, ...], expected: l
 )
 def test_slots_are_the_modalitys_on_any_axes_and_patch(channels, shape, patch, largest, attention: int) -> None:
     modality = Modality("it", channels, shape, patch, largest)
-    unet = build(UNetPatcher(channels=8, attention=attention), modality, WIDTH, 1e-5, {})
+    unet = build(UNetPatcherConfig(channels=8, attention=attention), modality, WIDTH, 1e-5, {})
     for size in sizes(modality):
         latents, grid = torch.randn(2, channels, *size), modality.slots(size)
         slots, skip = unet.encode(latents, torch.tensor([0.1, 0.9]))
@@ -89,16 +89,16 @@ def test_slots_begin_as_loud_as_the_linear_patchers(patch: tuple[int, int]) -> N
     """Fainter ones are learned late (LOG.md). Tokens begin at 0.02."""
     modality = Modality("image", 1, (8, 8), patch)
     latents, t = torch.randn(64, 1, 8, 8), torch.rand(64)
-    loud = [build(p, modality, 128, 1e-5, {}).encode(latents, t)[0].std() for p in (LinearPatcher(), UNetPatcher())]
+    loud = [build(p, modality, 128, 1e-5, {}).encode(latents, t)[0].std() for p in (LinearPatcherConfig(), UNetPatcherConfig())]
     assert 1 < loud[1] / loud[0] < 8  # measured: 4.9, 3.3 and 2.1
 
 
 @pytest.mark.parametrize("modality", [IMAGE, SOUND, VECTOR], ids=lambda m: m.name)
 def test_every_part_changes_the_prediction(modality: Modality) -> None:
     """The skip, the trunk's vectors, the time, attention, and the number of blocks."""
-    m = model(modality, patcher=UNetPatcher(channels=8, attention=2))
-    unet = m.network.patching(0)
-    assert isinstance(unet, UNetPatching)
+    m = model(modality, patcher=UNetPatcherConfig(channels=8, attention=2))
+    unet = m.network.patcher_of(0)
+    assert isinstance(unet, UNetPatcher)
     latents, grid = torch.randn(1, modality.channels, *modality.shape), modality.slots(modality.shape)
     t = torch.tensor([0.3])
     with torch.no_grad():
@@ -135,14 +135,14 @@ def learned(m: Transfusion, docs: list[Document], steps: int = 25) -> float:
 
 @pytest.mark.parametrize("options", [{}, {"attention": 2, "blocks": 2}], ids=["plain", "attention"])
 def test_the_unet_learns(options: dict) -> None:
-    assert learned(fresh(IMAGE, patcher=UNetPatcher(channels=8, **options)), PICTURES) > 30  # 167 and 96; linear: 46
+    assert learned(fresh(IMAGE, patcher=UNetPatcherConfig(channels=8, **options)), PICTURES) > 30  # 167 and 96; linear: 46
 
 
 @pytest.mark.parametrize("modality", [SOUND, VECTOR, Modality("video", 2, (2, 4, 4), (1, 2, 2))], ids=lambda m: m.name)
 def test_the_unet_learns_other_media(modality: Modality) -> None:
     shape = (modality.channels, *modality.shape)
     docs = [Document((Text("ab"[i]), Media(picture(i, *shape), modality.name))) for i in range(2)]
-    m = fresh(modality, patcher=UNetPatcher(channels=16, attention=2), coordinates=Coordinates(axes=3))
+    m = fresh(modality, patcher=UNetPatcherConfig(channels=16, attention=2), coordinates=Coordinates(axes=3))
     assert learned(m, docs) > 5  # measured: sound 102, the vector 11, video 331
 
 
@@ -155,22 +155,27 @@ def test_modules_learn() -> None:
 
 
 def test_each_modality_has_its_own_patcher() -> None:
-    m = fresh(IMAGE, SOUND, VECTOR, patcher=LinearPatcher(time="patch"), patchers=(UNetPatcher(8), LinearPatcher()))
-    kinds = [type(m.network.patching(i)).__name__ for i in range(3)]
-    assert kinds == ["UNetPatching", "LinearPatching", "LinearPatching"]
-    assert [m.network.patching(i).options.time for i in (1, 2)] == ["width", "patch"]
+    m = fresh(
+        IMAGE, SOUND, VECTOR, patcher=LinearPatcherConfig(time="patch"), patchers=(UNetPatcherConfig(8), LinearPatcherConfig())
+    )
+    kinds = [type(m.network.patcher_of(i)).__name__ for i in range(3)]
+    assert kinds == ["UNetPatcher", "LinearPatcher", "LinearPatcher"]
+    assert [m.network.patcher_of(i).options.time for i in (1, 2)] == ["width", "patch"]
     with pytest.raises(ValueError, match=r"2 patchers for 1 modalities \(image\)"):
-        fresh(IMAGE, patchers=(UNetPatcher(), UNetPatcher()))
+        fresh(IMAGE, patchers=(UNetPatcherConfig(), UNetPatcherConfig()))
 
 
 def test_kinds_survive_yaml_json_and_the_command_line(capfd) -> None:
     run = RECIPES["digits"].run()
     given = settings(run, ["--model.patcher.kind", "unet", "--model.patcher.channels", "48"], "x")
-    assert given.model.patcher == UNetPatcher(channels=48) and given.model.patchers == ()
+    assert given.model.patcher == UNetPatcherConfig(channels=48) and given.model.patchers == ()
     line = ["--model.patchers.0.kind", "unet", "--model.patchers.0.attention=4", "--model.patchers.1.kind=linear"]
     listed = settings(run, line, "x")
-    assert listed.model.patchers == (UNetPatcher(attention=4), LinearPatcher()) and listed.model.patcher == LinearPatcher()
-    modules = replace(run, model=replace(run.model, patchers=(ModulesPatcher("A", "B"),)))
+    assert (
+        listed.model.patchers == (UNetPatcherConfig(attention=4), LinearPatcherConfig())
+        and listed.model.patcher == LinearPatcherConfig()
+    )
+    modules = replace(run, model=replace(run.model, patchers=(CustomPatcherConfig("A", "B"),)))
     for one in (given, listed, modules):
         assert config.from_yaml(Run, config.to_yaml(one)) == one
         assert config.from_plain(Run, json.loads(json.dumps(config.to_plain(one)))) == one
@@ -211,16 +216,16 @@ def test_both_forms_of_slots_stand_in_raster_order(form: str) -> None:
     """The linear patcher's weights in a user's modules give the linear patcher's numbers."""
     linear = fresh(FREE)
     given = fresh(FREE, modules={"image": plain() if form == "grid" else rows()})
-    one, other = linear.network.patching(0), given.network.patching(0)
-    inward, outward = (other.encoder, other.decoder) if form == "grid" else (other.encoder[1], other.decoder)
+    one, other = linear.network.patcher_of(0), given.network.patcher_of(0)
+    proj_in, proj_out = (other.encoder, other.decoder) if form == "grid" else (other.encoder[1], other.decoder)
     with torch.no_grad():
         one.norm.weight.fill_(1.0)
-        inward.weight.copy_(one.inward.weight.view_as(inward.weight))
-        inward.bias.zero_()
+        proj_in.weight.copy_(one.proj_in.weight.view_as(proj_in.weight))
+        proj_in.bias.zero_()
         other.time.load_state_dict(one.time.state_dict())
-        weight = one.outward.weight
-        outward.weight.copy_(weight.T.view_as(outward.weight) if form == "grid" else weight)
-        outward.bias.zero_()
+        weight = one.proj_out.weight
+        proj_out.weight.copy_(weight.T.view_as(proj_out.weight) if form == "grid" else weight)
+        proj_out.bias.zero_()
         latents, t = torch.randn(2, 1, 8, 6), torch.rand(2)
         slots, skip = other.encode(latents, t)
         assert torch.allclose(slots, one.encode(latents, t)[0], atol=1e-6)
@@ -248,7 +253,7 @@ def test_a_vectors_modules() -> None:
 
 def test_modules_are_saved_with_the_model_and_given_again(tmp_path: Path) -> None:
     m = model(FREE, SOUND, modules={"image": (Inward(), Outward())})
-    assert m.settings.model.patchers == (ModulesPatcher("Inward", "Outward"), LinearPatcher())
+    assert m.settings.model.patchers == (CustomPatcherConfig("Inward", "Outward"), LinearPatcherConfig())
     m.save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"'image' is a pair of modules \(Inward and Outward\).*from_pretrained\(folder, modules="
@@ -265,10 +270,10 @@ def test_modules_are_saved_with_the_model_and_given_again(tmp_path: Path) -> Non
 
 def test_modules_that_share_weights_are_saved(tmp_path: Path) -> None:
     def pair() -> tuple[nn.Module, nn.Module]:
-        inward, outward = plain()
-        assert isinstance(inward, nn.Conv2d) and isinstance(outward, nn.ConvTranspose2d)
-        outward.weight = inward.weight
-        return inward, outward
+        proj_in, proj_out = plain()
+        assert isinstance(proj_in, nn.Conv2d) and isinstance(proj_out, nn.ConvTranspose2d)
+        proj_out.weight = proj_in.weight
+        return proj_in, proj_out
 
     m = fresh(IMAGE, modules={"image": pair()})
     m.save_pretrained(tmp_path)
@@ -303,8 +308,8 @@ def test_times_are_given_by_name_where_they_stand_elsewhere(kind: type[Inward]) 
     usual, other = Inward(), kind()
     other.load_state_dict(usual.state_dict())
     latents, t = torch.randn(2, 1, 4, 4), torch.tensor([0.1, 0.9])
-    pair = [fresh(IMAGE, modules={"image": (way, Outward())}).network.patching(0) for way in (usual, other)]
-    one, same = (patching.encode(latents, t)[0] for patching in pair)
+    pair = [fresh(IMAGE, modules={"image": (way, Outward())}).network.patcher_of(0) for way in (usual, other)]
+    one, same = (patcher_of.encode(latents, t)[0] for patcher_of in pair)
     assert torch.equal(one, same) and not torch.equal(one, pair[1].encode(latents, t + 0.1)[0])
 
 
@@ -359,11 +364,11 @@ def test_other_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"modules for 'sound', which is no modality.*image"):
         fresh(IMAGE, modules={"sound": plain()})
     with pytest.raises(ValueError, match="4 axes, the U-Net knows up to 3"):
-        fresh(Modality("field", 1, (2, 2, 2, 2), (1, 1, 1, 1)), patcher=UNetPatcher())
+        fresh(Modality("field", 1, (2, 2, 2, 2), (1, 1, 1, 1)), patcher=UNetPatcherConfig())
     with pytest.raises(ValueError, match="16 channels cannot be shared among 3 heads"):
-        fresh(IMAGE, patcher=UNetPatcher(8, attention=3))
+        fresh(IMAGE, patcher=UNetPatcherConfig(8, attention=3))
     for wrong in ({"channels": 0}, {"blocks": 0}, {"attention": -1}):
         with pytest.raises(ValueError, match="a U-Net needs"):
-            UNetPatcher(**wrong)
+            UNetPatcherConfig(**wrong)
     with pytest.raises(ValueError, match="must be given"):
-        Network(Model(modalities=(IMAGE,), trunk=TRUNK, patcher=ModulesPatcher()), 300)
+        Network(ModelConfig(modalities=(IMAGE,), transformer=TRUNK, patcher=CustomPatcherConfig()), 300)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import test_equalities
 from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
 from transfusion.api import Transfusion
-from transfusion.codec.patcher import UNetPatcher
+from transfusion.codec.patchers import UNetPatcherConfig
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import Coordinates
+from transfusion.data.tokenize import Coordinates
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, Sampler
 from transfusion.generate.engine import Engine, generate
@@ -50,7 +50,7 @@ def plain() -> tuple[nn.Module, nn.Module]:
 
 
 def unet(**options: int) -> Callable[..., Transfusion]:
-    return lambda *modalities, **kw: model(*modalities, patcher=UNetPatcher(channels=8, **options), **kw)
+    return lambda *modalities, **kw: model(*modalities, patcher=UNetPatcherConfig(channels=8, **options), **kw)
 
 
 MODELS: dict[str, Callable[..., Transfusion]] = {
@@ -137,8 +137,8 @@ def test_drawing_is_denoising_whole_documents(made) -> None:
             with torch.no_grad():
                 (noised,), _ = m.network.noise(batch)
                 noised.latents.copy_(x)
-                place = test_equalities.Place.of_rows(batch.documents, batch.spans, batch.private)
-                h, skips = m.network.hidden(batch.tokens, batch.positions, [noised], place=place)
+                place = test_equalities.AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
+                h, skips = m.network.hidden(batch.tokens, batch.positions, [noised], metadata=place)
                 estimates.append(m.network.predict(h, [noised], skips)[0])
         total = guidance.text * estimates[0] + (1 - guidance.text) * estimates[1]
         t = torch.tensor([now], dtype=torch.float64)
@@ -152,8 +152,8 @@ def test_the_way_in_runs_once_a_pass(made) -> None:
     """In training once a group; in drawing once a step for all branches and documents; and so the way out."""
     m = made(IMAGE)
     calls = {"in": 0, "out": 0}
-    patching = m.network.patching(0)
-    parts = (patching.first, patching.last) if hasattr(patching, "first") else (patching.encoder, patching.decoder)
+    patcher_of = m.network.patcher_of(0)
+    parts = (patcher_of.first, patcher_of.last) if hasattr(patcher_of, "first") else (patcher_of.encoder, patcher_of.decoder)
     for name, part in zip(calls, parts, strict=True):
         part.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
     m(m.batch(documents()))

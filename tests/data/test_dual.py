@@ -11,14 +11,14 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from small import FREE, IMAGE, model, picture, vocabulary
 from transfusion.api import Transfusion
-from transfusion.codec.patcher import UNetPatcher
+from transfusion.codec.patchers import UNetPatcherConfig
 from transfusion.data.batch import Batch, Entry, collate
-from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import CLEAN, Document, Media, Text
-from transfusion.data.layout import Coordinates, lay_out, longest
-from transfusion.data.loader import Loader, Packing
-from transfusion.model.loss import Losses
-from transfusion.nn.attention import Place
+from transfusion.data.loader import Loader, PackingConfig
+from transfusion.data.tokenize import Coordinates, longest, tokenize_document
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
+from transfusion.model.losses import Losses
+from transfusion.nn.attention import AttentionMetadata
 
 ORDERS = [Coordinates("grid"), Coordinates("raster", axes=1)]
 
@@ -37,14 +37,22 @@ def dual_documents() -> list[Document]:
 
 def test_the_sequence_of_a_dual_item() -> None:
     v = vocabulary(IMAGE)
-    laid = lay_out(Document((Text("a"), two(), Text("c"))), v, Coordinates())
+    tokenized = tokenize_document(Document((Text("a"), two(), Text("c"))), v, Coordinates())
     pad = v.pad
-    assert laid.tokens.tolist() == [v.bos, *v.encode("a"), v.begin("image"), *[pad] * 8, v.end("image"), *v.encode("c"), v.eos]
-    assert laid.spans.tolist() == [-1] * 3 + [0] * 4 + [1] * 4 + [-1] * 3
-    assert laid.private.tolist() == [False] * 3 + [True] * 4 + [False] * 7
-    assert laid.positions[3:7].tolist() == laid.positions[7:11].tolist() == [[3, 3], [3, 4], [4, 3], [4, 4]]
-    assert laid.positions[11:].tolist() == [[5, 5], [6, 6], [7, 7]]
-    noised, clean = laid.items
+    assert tokenized.tokens.tolist() == [
+        v.bos,
+        *v.encode("a"),
+        v.begin("image"),
+        *[pad] * 8,
+        v.end("image"),
+        *v.encode("c"),
+        v.eos,
+    ]
+    assert tokenized.spans.tolist() == [-1] * 3 + [0] * 4 + [1] * 4 + [-1] * 3
+    assert tokenized.private.tolist() == [False] * 3 + [True] * 4 + [False] * 7
+    assert tokenized.positions[3:7].tolist() == tokenized.positions[7:11].tolist() == [[3, 3], [3, 4], [4, 3], [4, 4]]
+    assert tokenized.positions[11:].tolist() == [[5, 5], [6, 6], [7, 7]]
+    noised, clean = tokenized.items
     assert (noised.copy, noised.start, noised.media.times, noised.media.private) == ("noised", 3, (0.0, 1.0), True)
     assert (clean.copy, clean.start, clean.media.times, clean.media.private) == ("clean", 7, CLEAN, False)
     assert noised.index == clean.index == 0
@@ -53,10 +61,10 @@ def test_the_sequence_of_a_dual_item() -> None:
 def test_an_item_without_a_loss_stands_once_and_so_does_a_prompts() -> None:
     v = vocabulary(IMAGE)
     for media in (two(times=CLEAN), two(weight=0.0)):
-        laid = lay_out(Document((media, Text("c"))), v, Coordinates())
-        assert [item.copy for item in laid.items] == [""] and not laid.private.any()
-    prompt = lay_out(Document((two(), Text("c"))), v, Coordinates(), closed=False)
-    plain = lay_out(Document((Media(picture(1)), Text("c"))), v, Coordinates(), closed=False)
+        tokenized = tokenize_document(Document((media, Text("c"))), v, Coordinates())
+        assert [item.copy for item in tokenized.items] == [""] and not tokenized.private.any()
+    prompt = tokenize_document(Document((two(), Text("c"))), v, Coordinates(), add_eos=False)
+    plain = tokenize_document(Document((Media(picture(1)), Text("c"))), v, Coordinates(), add_eos=False)
     assert prompt.tokens.tolist() == plain.tokens.tolist() and prompt.positions.tolist() == plain.positions.tolist()
     with pytest.raises(ValueError, match="dual or private, not both"):
         two(private=True)
@@ -65,7 +73,7 @@ def test_an_item_without_a_loss_stands_once_and_so_does_a_prompts() -> None:
 def test_the_length_is_known_before() -> None:
     for v in (vocabulary(IMAGE), vocabulary(FREE)):
         for one in dual_documents():
-            assert longest(one, v, {}) == len(lay_out(one, v, Coordinates()))
+            assert longest(one, v, {}) == len(tokenize_document(one, v, Coordinates()))
     with pytest.raises(ValueError, match="document 0 takes 12 tokens, the context has 10"):
         model(context=10).batch([[two()]])
     model(context=10).batch([[Media(picture(1))]])
@@ -101,7 +109,7 @@ def test_later_text_reads_the_clean_copy(coordinates: Coordinates) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"patcher": UNetPatcher(channels=8)}, {"weights": "all", "adaln": True}, {"axial": True, "residual": "hyper"}],
+    [{"patcher": UNetPatcherConfig(channels=8)}, {"weights": "all", "adaln": True}, {"axial": True, "residual": "hyper"}],
     ids=["unet", "mixture of transformers, adaLN", "axial, hyper-connections"],
 )
 def test_other_options_keep_it_so(options: dict) -> None:
@@ -127,8 +135,8 @@ def test_every_item_takes_the_loss_that_it_has_behind_clean_ones() -> None:
 
 
 def entries(m: Transfusion, documents: list[Document]) -> list[Entry]:
-    laid = [lay_out(one, m.vocabulary, m.settings.model.coordinates) for one in documents]
-    return [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(laid)]
+    tokenized = [tokenize_document(one, m.vocabulary, m.settings.model.coordinates) for one in documents]
+    return [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
 
 
 def rows(m: Transfusion, packed: list[list[Entry]], length: int) -> Batch:
@@ -147,10 +155,10 @@ def test_packed_is_alone_and_forms_of_attention_agree(coordinates: Coordinates, 
         together = m(packed)
         alone = [m(rows(m, [[one]], len(one.sequence))) for one in found]
         media, _ = m.network.noise(packed)
-        place = Place.of_rows(packed.documents, packed.spans, packed.private)
+        place = AttentionMetadata.of_rows(packed.documents, packed.spans, packed.private)
         for form in ("dense", "sdpa", "document", "flex"):
             m.network.model = replace(m.network.model, attention=form)  # type: ignore[arg-type]
-            h, _ = m.network.hidden(packed.tokens, packed.positions, media, place=place)
+            h, _ = m.network.hidden(packed.tokens, packed.positions, media, metadata=place)
             hidden[form] = h[(packed.documents >= 0).flatten()]
     for name in ("text", "media"):
         parts = torch.stack([getattr(one, name).sum for one in alone]).sum()
@@ -168,8 +176,8 @@ def corpus() -> list[Document]:
 def loader(dual: bool, length: int = 64) -> Loader:
     return Loader(
         corpus(),
-        compose=Compose(0.0, read_high=0.0, dual=dual, drop=Drop(0.0)),
-        packing=Packing(length, 2, 16),
+        transform=DocumentTransform(0.0, condition_noise_max=0.0, dual=dual, condition_dropout=ConditionDropout(0.0)),
+        packing=PackingConfig(length, 2, 16),
         vocabulary=vocabulary(IMAGE),
         coordinates=Coordinates(),
         seed=0,
@@ -196,19 +204,25 @@ def test_rows_must_have_room_for_the_copies() -> None:
     loader(False, length=26)
     with pytest.raises(ValueError, match="takes 31 tokens, a row has 30"):
         loader(True, length=30)
-    assert max(len(lay_out(Compose(1.0, dual=True).fullest(one), vocabulary(IMAGE), Coordinates())) for one in corpus()) == 31
+    assert (
+        max(
+            len(tokenize_document(DocumentTransform(1.0, dual=True).fullest(one), vocabulary(IMAGE), Coordinates()))
+            for one in corpus()
+        )
+        == 31
+    )
 
 
 def test_compose_leaves_alone_what_nothing_noised_is_read_of() -> None:
-    compose = Compose(0.0, read_high=0.0, drop=Drop(0.0))
+    compose = DocumentTransform(0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(0.0))
     documents = Document((two(), Media(picture(2), private=True), Media(picture(3)), Text("x")))
     dual, private, plain = compose(documents, 0, 0, 0).media
     assert dual.times == private.times == (0.0, 1.0) and plain.times == CLEAN
-    first, hidden, third = Compose(0.0, dual=True, drop=Drop(0.0))(documents, 0, 0, 0).media
+    first, hidden, third = DocumentTransform(0.0, dual=True, condition_dropout=ConditionDropout(0.0))(documents, 0, 0, 0).media
     assert first.dual and third.dual and not hidden.dual and third.times == (0.0, 1.0)
     pair = Document((Text("a"), Media(picture(1))))
-    assert not Compose(0.0, dual=True, drop=Drop(0.0))(pair, 0, 0, 0).media[0].dual
-    assert Compose(1.0, dual=True, drop=Drop(0.0))(pair, 0, 0, 0).media[0].dual
+    assert not DocumentTransform(0.0, dual=True, condition_dropout=ConditionDropout(0.0))(pair, 0, 0, 0).media[0].dual
+    assert DocumentTransform(1.0, dual=True, condition_dropout=ConditionDropout(0.0))(pair, 0, 0, 0).media[0].dual
 
 
 def test_a_prompt_goes_on_from_the_clean_item() -> None:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from small import IMAGE, picture, vocabulary
 from transfusion.data.batch import Batch, Position
-from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document, Media, MediaError, Text
-from transfusion.data.layout import Coordinates, lay_out, longest
-from transfusion.data.loader import Loader, Packing, TooManyUnreadable, ahead
+from transfusion.data.loader import Loader, PackingConfig, TooManyUnreadable, prefetch
 from transfusion.data.packing import fill, pack
+from transfusion.data.tokenize import Coordinates, longest, tokenize_document
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
 
 
 @settings(max_examples=100, deadline=None)
@@ -39,7 +39,7 @@ def corpus(count: int = 37) -> list[Document]:
 
 
 def loader(documents: list[Document] | None = None, **kw) -> Loader:
-    kw = {"packing": Packing(row_length=48, rows=2, window=16), "compose": Compose(0.3), "seed": 5} | kw
+    kw = {"packing": PackingConfig(row_length=48, rows=2, window=16), "compose": DocumentTransform(0.3), "seed": 5} | kw
     return Loader(documents or corpus(), vocabulary=vocabulary(IMAGE), coordinates=Coordinates(), **kw)
 
 
@@ -89,7 +89,7 @@ def test_a_row_is_filled_as_far_as_any_choice_allows(counts: dict[int, int], roo
 
 
 def test_ranks_and_parts_take_their_rows_of_one_plan() -> None:
-    packing = Packing(row_length=48, rows=4, window=16)
+    packing = PackingConfig(row_length=48, rows=4, window=16)
     whole = [b for (b,) in islice(loader(packing=packing).batches(), 6)]
     for world, parts in ((2, 1), (1, 2)):
         streams = [loader(packing=packing, rank=r, world=world, parts=parts) for r in range(world)]
@@ -107,7 +107,7 @@ def test_ranks_and_parts_take_their_rows_of_one_plan() -> None:
 def test_chance_belongs_to_the_sample_and_not_to_its_place() -> None:
     """The same document gets the same noise key, order and wording however it is packed."""
 
-    def by_name(packing: Packing) -> dict[str, tuple[int, ...]]:
+    def by_name(packing: PackingConfig) -> dict[str, tuple[int, ...]]:
         found = {}
         for (batch,) in islice(loader(packing=packing).batches(), 100):
             if batch.state.epoch > 0:
@@ -116,7 +116,7 @@ def test_chance_belongs_to_the_sample_and_not_to_its_place() -> None:
                 found[name] = key
         return found
 
-    one, other = by_name(Packing(48, 2, 16)), by_name(Packing(96, 1, 64))
+    one, other = by_name(PackingConfig(48, 2, 16)), by_name(PackingConfig(96, 1, 64))
     shared = one.keys() & other.keys()
     assert len(shared) > 25 and all(one[n] == other[n] for n in shared)
 
@@ -130,7 +130,7 @@ class Broken:
 
 def test_a_picture_that_fails_when_decoded_is_left_out_and_named() -> None:
     documents = [*corpus(99), Document((Text("bad"), Media(Broken())), name="bad")]
-    found = [b for (b,) in islice(loader(documents, packing=Packing(48, 8, 128)).batches(), 6)]
+    found = [b for (b,) in islice(loader(documents, packing=PackingConfig(48, 8, 128)).batches(), 6)]
     assert "bad" not in [n for b in found for n in b.names]
     assert any("pictures/7.png" in line for b in found for line in b.unreadable)
 
@@ -153,34 +153,41 @@ def test_the_share_holds_for_a_small_corpus_too_once_all_was_seen() -> None:
 def test_a_document_longer_than_a_row_is_named() -> None:
     """Before the first step, whatever wording the first epochs would have drawn."""
     with pytest.raises(ValueError, match="document long takes 66 tokens"):
-        loader([*corpus(500), Document((Text("x", wordings=("x" * 64,)),), name="long")])
+        loader([*corpus(500), Document((Text("x", paraphrases=("x" * 64,)),), name="long")])
 
 
 def test_the_longest_wording_is_what_is_laid_out() -> None:
     v = vocabulary(IMAGE)
     for one in corpus(12):
-        assert longest(one, v, {}) == len(lay_out(one, v, Coordinates()))
-    assert longest(Document((Text("ab", wordings=("a", "abcd")), Text((1, 2)))), v, {}) == 8
+        assert longest(one, v, {}) == len(tokenize_document(one, v, Coordinates()))
+    assert longest(Document((Text("ab", paraphrases=("a", "abcd")), Text((1, 2)))), v, {}) == 8
 
 
 def test_an_empty_corpus_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        Loader([], compose=Compose(), packing=Packing(), vocabulary=vocabulary(IMAGE), coordinates=Coordinates(), seed=0)
+        Loader(
+            [],
+            transform=DocumentTransform(),
+            packing=PackingConfig(),
+            vocabulary=vocabulary(IMAGE),
+            coordinates=Coordinates(),
+            seed=0,
+        )
 
 
 def test_wordings_are_drawn_anew_each_epoch() -> None:
-    compose = Compose(0.0, drop=Drop(0.0))
-    one = Document((Text("a", wordings=("b", "c")), Media(picture(0))))
+    compose = DocumentTransform(0.0, condition_dropout=ConditionDropout(0.0))
+    one = Document((Text("a", paraphrases=("b", "c")), Media(picture(0))))
     drawn = Counter(compose(one, 0, epoch, 0).text for epoch in range(3000))
     assert set(drawn) == {"a", "b", "c"} and min(drawn.values()) > 900
 
 
-@pytest.mark.parametrize("bad", [{"picture_first": 1.5}, {"read_low": 0.6}, {"read_high": 2.0}])
+@pytest.mark.parametrize("bad", [{"image_first": 1.5}, {"condition_noise_min": 0.6}, {"condition_noise_max": 2.0}])
 def test_shares_out_of_range(bad: dict) -> None:
     with pytest.raises(ValueError):
-        Compose(**bad)
+        DocumentTransform(**bad)
     with pytest.raises(ValueError, match="drop rates"):
-        Drop(0.6, 0.3, 0.3)
+        ConditionDropout(0.6, 0.3, 0.3)
 
 
 def test_batches_ahead_are_the_same_and_errors_arrive() -> None:
@@ -193,11 +200,11 @@ def test_batches_ahead_are_the_same_and_errors_arrive() -> None:
             yield i
         raise MediaError("broken")
 
-    coming = ahead(stream())
+    coming = prefetch(stream())
     assert next(coming) == 0
     assert [next(coming) for _ in range(4)] == [1, 2, 3, 4]
     with pytest.raises(MediaError, match="broken"):
         next(coming)
     assert made == [0, 1, 2, 3, 4]
     straight = [b.names for (b,) in islice(loader().batches(), 6)]
-    assert [b.names for (b,) in islice(ahead(loader().batches()), 6)] == straight
+    assert [b.names for (b,) in islice(prefetch(loader().batches()), 6)] == straight

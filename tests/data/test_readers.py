@@ -89,7 +89,7 @@ def test_parquet_cells_that_say_nothing_or_something_else(tmp_path: Path) -> Non
     corpus = read_parquet([table("text.parquet", text=broken)], FIT)
     assert [d.text for d in corpus.documents] == ["ok"] and corpus.unreadable == ["text.parquet:1: its caption is not UTF-8"]
     (one,) = read_parquet([table("list.parquet", caption=pa.array([["a cat", "a kitten"]]))], FIT).documents
-    assert isinstance(one.segments[0], Text) and one.segments[0].wordings == ("a kitten",)
+    assert isinstance(one.segments[0], Text) and one.segments[0].paraphrases == ("a kitten",)
     assert read_parquet([table("plain.parquet", label=pa.array([0, 3]))], FIT).documents[0].text == "0"
     info = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
     labels = pa.table({"image": pa.array([data] * 4), "label": pa.array([1, -1, 2, None])})
@@ -117,7 +117,7 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
     write_idx(tmp_path, zipped=zipped)
     corpus = read(tmp_path, FIT, lambda label: (f"class {label}", f"a {label}"))
     assert len(corpus) == 5 and corpus.documents[3].text == "class 3"
-    assert isinstance(corpus.documents[3].segments[0], Text) and corpus.documents[3].segments[0].wordings == ("a 3",)
+    assert isinstance(corpus.documents[3].segments[0], Text) and corpus.documents[3].segments[0].paraphrases == ("a 3",)
     pixels, _ = idx_arrays(tmp_path, train=True)
     assert corpus.documents[0].media[0].tensor().shape == FIT.shape
     own = read_idx(tmp_path).documents[0].media[0]

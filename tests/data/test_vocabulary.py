@@ -10,31 +10,35 @@ from tokenizers.models import Unigram, WordLevel
 from small import FREE, IMAGE, picture
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import Coordinates, lay_out
-from transfusion.data.vocabulary import BPE, Bytes, Control, Ids, TextIds, Vocabulary
-from transfusion.folder import Settings
+from transfusion.data.tokenize import Coordinates, tokenize_document
+from transfusion.data.vocabulary import BPE, Bytes, Ids, PretrainedVocabulary, SpecialToken, Vocabulary
 from transfusion.generate.engine import Engine
 from transfusion.generate.state import Done, Request, Token
-from transfusion.model.transfusion import Model
-from transfusion.nn.transformer import Trunk
+from transfusion.model.network import ModelConfig
+from transfusion.model_folder import Settings
+from transfusion.nn.transformer import TransformerConfig
 
-TRUNK = Trunk(width=32, depth=1, heads=2)
+TRUNK = TransformerConfig(width=32, depth=1, heads=2)
 
 
 def language(modalities=(IMAGE,), **ids) -> Vocabulary:
     """256 bytes, <s> 256, </s> 257, <|call|> 258; three more rows that the tokenizer does not know."""
     tokenizer = Bytes().build([])
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<s>", "</s>", "<|call|>")])
-    return Vocabulary(tokenizer, modalities, TextIds(262, **ids))
+    return Vocabulary(tokenizer, modalities, PretrainedVocabulary(262, **ids))
 
 
 def test_a_language_models_ids_frame_a_document() -> None:
     v = language(bos=256, eos=(257, 258))
     assert v.num_text == v.num_language == 262 and (v.bos, v.eos) == (256, 257)
     assert [c.role for c in v.controls] == ["pad", "begin", "end"] and len(v) == 265
-    laid = lay_out(Document((Text("ab"), Media(picture(0)))), v, Coordinates())
-    assert laid.tokens.tolist() == [256, *v.encode("ab"), 263, *[262] * 4, 264, 257]
-    assert v.control(258) == v.control(257) == Control("eos") and v.control(256) == Control("bos") and v.control(65) is None
+    tokenized = tokenize_document(Document((Text("ab"), Media(picture(0)))), v, Coordinates())
+    assert tokenized.tokens.tolist() == [256, *v.encode("ab"), 263, *[262] * 4, 264, 257]
+    assert (
+        v.control(258) == v.control(257) == SpecialToken("eos")
+        and v.control(256) == SpecialToken("bos")
+        and v.control(65) is None
+    )
     assert v.decode([256, *v.encode("a b"), 257, 263]) == "a b"
 
 
@@ -43,7 +47,7 @@ def test_what_a_language_model_lacks_stays_ours() -> None:
     assert [c.role for c in v.controls] == ["bos", "pad", "eos", "begin", "end"] and v.bos == 262 and v.eos == 264
     assert v.num_language == 263, "our BOS stands before every text, so it belongs to the rows that are frozen"
     one = language(bos=257, eos=(257,))
-    assert one.bos == one.eos == 257 and one.control(257) == Control("eos") and one.writable[257]
+    assert one.bos == one.eos == 257 and one.control(257) == SpecialToken("eos") and one.writable[257]
 
 
 def test_what_may_be_written_of_a_language_models_ids() -> None:
@@ -60,7 +64,7 @@ def test_no_text_spells_a_language_models_special_token() -> None:
         assert max(ids) < 256 and v.decode(ids) == text
     words = Tokenizer(WordLevel({"a": 0, "</s>": 1}))
     with pytest.raises(ValueError, match="spells a special token"):
-        Vocabulary(words, (), TextIds(2, eos=(1,))).encode("</s>")
+        Vocabulary(words, (), PretrainedVocabulary(2, eos=(1,))).encode("</s>")
 
 
 @pytest.mark.parametrize("kind", ["words", "pieces"])
@@ -69,7 +73,7 @@ def test_words_that_a_language_models_tokenizer_does_not_know_are_called_so(kind
     pieces = Unigram([("<unk>", 0.0), ("a", -1.0), ("</s>", -1.0)], unk_id=0)
     tokenizer = Tokenizer(model if kind == "words" else pieces)
     tokenizer.add_special_tokens(["<unk>", "</s>"])
-    v = Vocabulary(tokenizer, (), TextIds(3, eos=(2,)))
+    v = Vocabulary(tokenizer, (), PretrainedVocabulary(3, eos=(2,)))
     assert v.encode("a") == [1]
     with pytest.raises(ValueError, match="does not know"):
         v.encode("b")
@@ -78,7 +82,7 @@ def test_words_that_a_language_models_tokenizer_does_not_know_are_called_so(kind
 @pytest.mark.parametrize("end", [257, 258])
 def test_any_of_its_end_ids_ends_a_document(end: int) -> None:
     v = language(bos=256, eos=(257, 258))
-    m = Transfusion(Settings(Model(modalities=(IMAGE,), trunk=TRUNK), language=v.ids), v).eval()
+    m = Transfusion(Settings(ModelConfig(modalities=(IMAGE,), transformer=TRUNK), language=v.ids), v).eval()
     logits = torch.zeros(len(v))
     logits[256], logits[end] = 9.0, 5.0  # BOS would be likelier, and may not be written
     engine = Engine(m.network, v, rows=1)
@@ -97,18 +101,18 @@ def test_frames_outside_the_language_models_ids_are_refused(bad: dict) -> None:
 
 def test_a_tokenizer_of_another_language_model_is_refused() -> None:
     with pytest.raises(ValueError, match="do not belong together"):
-        Vocabulary(BPE(300).build(["some words and words"]), (), TextIds(200))
+        Vocabulary(BPE(300).build(["some words and words"]), (), PretrainedVocabulary(200))
 
 
 def test_a_language_models_vocabulary_is_saved_with_the_model(tmp_path: Path) -> None:
     v = language((FREE,), bos=256, eos=(257, 258))
-    m = Transfusion(Settings(Model(modalities=(FREE,), trunk=TRUNK), language=v.ids), v)
+    m = Transfusion(Settings(ModelConfig(modalities=(FREE,), transformer=TRUNK), language=v.ids), v)
     m.save_pretrained(tmp_path)
     again = Transfusion.from_pretrained(tmp_path)
     assert again.vocabulary.ids == v.ids and again.vocabulary.names == v.names and again.vocabulary.eos == 257
     assert torch.equal(again.loss(["one", [picture(1)]]), m.loss(["one", [picture(1)]]))
     with pytest.raises(ValueError, match="language model"):
-        Transfusion(Settings(Model(modalities=(FREE,), trunk=TRUNK)), v)
+        Transfusion(Settings(ModelConfig(modalities=(FREE,), transformer=TRUNK)), v)
 
 
 # ---- ids without text ---------------------------------------------------------------------------------------------------
@@ -131,7 +135,7 @@ def test_no_ids_at_all() -> None:
     assert v.num_text == 0 and v.pad == 0 and v.decode([v.bos, v.eos]) == "" and v.encode("") == []
     with pytest.raises(ValueError, match="media alone"):
         v.encode((0,))
-    m = Transfusion(Settings(Model(modalities=(IMAGE,), trunk=TRUNK)), v)
+    m = Transfusion(Settings(ModelConfig(modalities=(IMAGE,), transformer=TRUNK)), v)
     m.loss([[picture(1)]]).backward()
     assert len(m.generate(force="image", max_tokens=0)[0].media) == 1
 

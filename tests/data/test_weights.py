@@ -11,15 +11,15 @@ from small import FREE, IMAGE, model, picture
 from transfusion.api import Transfusion
 from transfusion.data.batch import Batch
 from transfusion.data.document import CLEAN, Document, Media, Text
-from transfusion.nn.attention import Place
+from transfusion.nn.attention import AttentionMetadata
 
 
 def targets(m: Transfusion, batch: Batch) -> torch.Tensor:
     """Nats of every target, in the order of `learned`."""
     with torch.no_grad():
         media, _ = m.network.noise(batch)
-        place = Place.of_rows(batch.documents, batch.spans, batch.private)
-        h, _ = m.network.hidden(batch.tokens, batch.positions, media, place=place)
+        place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
+        h, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
         return F.cross_entropy(m.network.head(h[batch.learned]), batch.targets.flatten()[batch.learned], reduction="none")
 
 

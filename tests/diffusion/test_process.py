@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from transfusion import chance, config
+from transfusion import config, rng
 from transfusion.diffusion import times
-from transfusion.diffusion.process import PAPER, Diffusion, Kind
+from transfusion.diffusion.process import PAPER, Diffusion, Prediction
 from transfusion.diffusion.sampler import DDPM
-from transfusion.diffusion.schedule import Cosine, Linear, LinearBetas
+from transfusion.diffusion.schedule import Cosine, LinearBetas, LinearInterpolant
 from transfusion.diffusion.times import LogitNormal, Tabulated, Uniform, shifted
 
-KINDS: tuple[Kind, ...] = ("x0", "eps", "v", "velocity")
-SCHEDULES = (Linear(), Cosine(), LinearBetas())
+KINDS: tuple[Prediction, ...] = ("x0", "eps", "v", "velocity")
+SCHEDULES = (LinearInterpolant(), Cosine(), LinearBetas())
 
 
 def some(count: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,19 +26,19 @@ def some(count: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_time_runs_from_clean_to_noise(schedule) -> None:
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     left = 6.36e-3 if schedule.kind == "linear_betas" else 0.0  # of the signal, at the end
-    assert torch.allclose(schedule.signal(ends), torch.tensor([1.0, left]).double(), atol=1e-4)
-    assert torch.allclose(schedule.noise(ends), torch.tensor([0.0, (1 - left**2) ** 0.5]).double(), atol=1e-6)
+    assert torch.allclose(schedule.alpha(ends), torch.tensor([1.0, left]).double(), atol=1e-4)
+    assert torch.allclose(schedule.sigma(ends), torch.tensor([0.0, (1 - left**2) ** 0.5]).double(), atol=1e-6)
     x0, eps, _ = some(2)
     noisy = Diffusion(schedule=schedule).corrupt(x0, eps, ends)
     assert torch.allclose(noisy[0], x0[0]) and torch.allclose(noisy[1], eps[1] + left * x0[1], atol=1e-3)
     t = torch.linspace(0, 1, 999, dtype=torch.float64)
-    assert (schedule.signal(t).diff() < 0).all() and (schedule.noise(t).diff() > 0).all()
+    assert (schedule.alpha(t).diff() < 0).all() and (schedule.sigma(t).diff() > 0).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
 def test_rates_are_derivatives(schedule) -> None:
     t = torch.linspace(0.05, 0.95, 50, dtype=torch.float64, requires_grad=True)
-    for value, rate in ((schedule.signal, schedule.signal_rate), (schedule.noise, schedule.noise_rate)):
+    for value, rate in ((schedule.alpha, schedule.alpha_dot), (schedule.sigma, schedule.sigma_dot)):
         (slope,) = torch.autograd.grad(value(t).sum(), t)
         assert torch.allclose(slope, rate(t), atol=1e-9)
 
@@ -52,8 +52,8 @@ def test_cosine_is_nichol_and_dhariwals() -> None:
     betas = [min(1 - f((i + 1) / 1000) / f(i / 1000), 0.999) for i in range(1000)]
     expected = torch.tensor(list(itertools.accumulate((1 - b for b in betas), lambda a, b: a * b))).double()
     t = torch.arange(1, 1001).double() / 1000
-    assert (PAPER.schedule.signal(t) ** 2 - expected).abs().max() < 1e-6
-    assert PAPER.schedule.signal(t[-1:]).item() == pytest.approx(math.sqrt(expected[-1].item()), rel=0.02)
+    assert (PAPER.schedule.alpha(t) ** 2 - expected).abs().max() < 1e-6
+    assert PAPER.schedule.alpha(t[-1:]).item() == pytest.approx(math.sqrt(expected[-1].item()), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,15 @@ def test_linear_betas_are_ho_et_als(betas: LinearBetas) -> None:
     """signal^2 against the product over the betas, at every step: within 1e-5 where they end at 0.02 (measured: 8e-6 of its log)."""
     product = (1 - torch.linspace(betas.first, betas.last, betas.steps, dtype=torch.float64)).log().cumsum(0)
     t = torch.arange(1, betas.steps + 1).double() / betas.steps
-    assert (2 * betas.signal(t).log() - product).abs().max() < 1e-5 * (betas.last / 0.02) ** 4
-    single = betas.signal(t.float()).double()
-    assert (single - betas.signal(t)).abs().max() < 1e-6
-    assert (betas.signal(t) ** 2 + betas.noise(t) ** 2 - 1).abs().max() < 1e-12
-    assert betas.signal(torch.zeros(())) == 1 and betas.noise(torch.zeros(())) == 0
+    assert (2 * betas.alpha(t).log() - product).abs().max() < 1e-5 * (betas.last / 0.02) ** 4
+    single = betas.alpha(t.float()).double()
+    assert (single - betas.alpha(t)).abs().max() < 1e-6
+    assert (betas.alpha(t) ** 2 + betas.sigma(t) ** 2 - 1).abs().max() < 1e-12
+    assert betas.alpha(torch.zeros(())) == 1 and betas.sigma(torch.zeros(())) == 0
     fine = torch.linspace(0, 1, 20 * betas.steps, dtype=torch.float64)
-    assert (betas.signal(fine).diff() < 0).all() and (betas.noise(fine).diff() > 0).all()
+    assert (betas.alpha(fine).diff() < 0).all() and (betas.sigma(fine).diff() > 0).all()
     middle, width = (fine[1:] + fine[:-1]) / 2, fine[1] - fine[0]
-    slope, rate = betas.signal(fine).diff() / width, betas.signal_rate(middle)
+    slope, rate = betas.alpha(fine).diff() / width, betas.alpha_dot(middle)
     away = (middle * betas.steps - 1).abs() > 0.1  # from a kink behind the first step
     assert ((slope - rate) / rate)[away].abs().max() < 1e-2
 
@@ -92,7 +92,7 @@ def test_betas_that_cannot_be_are_refused(bad: dict) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
 @pytest.mark.parametrize(("a", "b"), list(itertools.product(KINDS, KINDS)))
-def test_any_prediction_to_any_other_and_back(schedule, a: Kind, b: Kind) -> None:
+def test_any_prediction_to_any_other_and_back(schedule, a: Prediction, b: Prediction) -> None:
     d = Diffusion(schedule=schedule)
     x0, eps, t = some()
     x_t = d.corrupt(x0, eps, t)
@@ -104,33 +104,33 @@ def test_any_prediction_to_any_other_and_back(schedule, a: Kind, b: Kind) -> Non
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_both_ends_of_time_what_can_be_known_is_right(schedule, kind: Kind) -> None:
+def test_at_both_ends_of_time_what_can_be_known_is_right(schedule, kind: Prediction) -> None:
     d = Diffusion(schedule=schedule)
     x0, eps, _ = some(2)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     x_t = d.corrupt(x0, eps, t)
-    clean, noise = d.split(kind, d.target(kind, x0, eps, t), x_t, t)
-    if not (kind == "eps" and schedule == Linear()):
+    clean, sigma = d.to_x0_eps(kind, d.target(kind, x0, eps, t), x_t, t)
+    if not (kind == "eps" and schedule == LinearInterpolant()):
         assert torch.allclose(clean[0], x0[0], atol=1e-6)
     if kind != "eps":  # at t = 1 eps and x_t are the same
         assert torch.allclose(clean[1], x0[1], atol=1e-6)
     if kind != "x0":  # at t = 0 x0 and x_t are the same
-        assert torch.allclose(noise[0], eps[0], atol=1e-6)
-    assert torch.allclose(noise[1], eps[1], atol=1e-3 if schedule.kind != "linear_betas" or kind != "x0" else 1e-9)
+        assert torch.allclose(sigma[0], eps[0], atol=1e-6)
+    assert torch.allclose(sigma[1], eps[1], atol=1e-3 if schedule.kind != "linear_betas" or kind != "x0" else 1e-9)
 
 
 def test_kinds_are_what_their_papers_say() -> None:
     x0, eps, t = some()
     s = t[:, None, None]
-    assert torch.allclose(Diffusion(schedule=Linear()).target("velocity", x0, eps, t), eps - x0)
-    a, b = Cosine().signal(s), Cosine().noise(s)
+    assert torch.allclose(Diffusion(schedule=LinearInterpolant()).target("velocity", x0, eps, t), eps - x0)
+    a, b = Cosine().alpha(s), Cosine().sigma(s)
     assert torch.allclose(Diffusion(schedule=Cosine()).target("v", x0, eps, t), a * eps - b * x0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
 @pytest.mark.parametrize(("a", "b"), [(a, b) for a, b in itertools.product(KINDS, KINDS) if a != b])
-def test_the_loss_weight_turns_errors_of_one_kind_into_another(schedule, a: Kind, b: Kind) -> None:
-    if a == "eps" and schedule == Linear():
+def test_the_loss_weight_turns_errors_of_one_kind_into_another(schedule, a: Prediction, b: Prediction) -> None:
+    if a == "eps" and schedule == LinearInterpolant():
         with pytest.raises(ValueError, match="no signal is left at t = 1"):
             Diffusion(schedule=schedule, prediction=a, loss=b)
         return
@@ -150,7 +150,7 @@ def test_x0_under_a_velocity_loss_is_jits_with_its_clip() -> None:
 
 
 def test_drawn_times_follow_their_distribution_and_interval() -> None:
-    keys = [chance.key("t", i) for i in range(4000)]
+    keys = [rng.key("t", i) for i in range(4000)]
     free = torch.tensor([[0.0, 1.0]]).expand(4000, 2)
     t = times.draw(LogitNormal(0.8, 0.5), keys, free)
     logit = (t / (1 - t)).log()
@@ -164,7 +164,7 @@ def test_drawn_times_follow_their_distribution_and_interval() -> None:
 
 
 def test_a_time_belongs_to_its_key() -> None:
-    keys = [chance.key("t", i) for i in range(6)]
+    keys = [rng.key("t", i) for i in range(6)]
     free = torch.tensor([[0.0, 1.0]]).expand(6, 2)
     t = times.draw(LogitNormal(), keys, free)
     assert torch.equal(times.draw(LogitNormal(), keys[::-1], free), t.flip(0))
@@ -172,7 +172,7 @@ def test_a_time_belongs_to_its_key() -> None:
 
 
 def test_shift_moves_times_as_it_moves_a_samplers_steps() -> None:
-    keys, free = [chance.key("t", i) for i in range(4000)], torch.tensor([[0.0, 1.0]]).expand(4000, 2)
+    keys, free = [rng.key("t", i) for i in range(4000)], torch.tensor([[0.0, 1.0]]).expand(4000, 2)
     for plain, moved in (
         (Uniform(), Uniform(shift=3.0)),
         (LogitNormal(), LogitNormal(shift=3.0)),
@@ -212,7 +212,7 @@ class Late:
 
 def test_times_may_be_any_quantile_function() -> None:
     """An object made in Python, or its table, which a configuration can hold."""
-    keys, free = [chance.key("t", i) for i in range(4000)], torch.tensor([[0.0, 1.0]]).expand(4000, 2)
+    keys, free = [rng.key("t", i) for i in range(4000)], torch.tensor([[0.0, 1.0]]).expand(4000, 2)
     own = Diffusion(times=Late())
     t = times.draw(own.times, keys, free)
     assert t.mean().item() == pytest.approx(2 / 3, abs=0.01)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from transfusion.diffusion.guidance import Guidance
-from transfusion.diffusion.process import Diffusion, Kind
-from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, start
-from transfusion.diffusion.schedule import Cosine, Linear, LinearBetas
+from transfusion.diffusion.process import Diffusion, Prediction
+from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, init_noise
+from transfusion.diffusion.schedule import Cosine, LinearBetas, LinearInterpolant
 
 MEAN, STD = 0.7, 0.4
 
@@ -19,7 +19,7 @@ def exact(schedule):
     """(x0, eps) in expectation given x_t, where x0 ~ Normal(MEAN, STD^2)."""
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        a, b = schedule.signal(t)[:, None], schedule.noise(t)[:, None]
+        a, b = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
         gain = a * STD**2 / (a**2 * STD**2 + b**2)
         x0 = MEAN + gain * (x - a * MEAN)
         return x0, (x - a * x0) / b.clamp_min(1e-9)
@@ -29,7 +29,7 @@ def exact(schedule):
 
 def run(sampler, schedule, count: int = 20_000) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
-    x = start(schedule, torch.randn(count, 1, generator=g).double())
+    x = init_noise(schedule, torch.randn(count, 1, generator=g).double())
     times = sampler.times()
     for now, later in pairwise(times):
         t, s = torch.full((count,), now).double(), torch.full((count,), later).double()
@@ -37,7 +37,7 @@ def run(sampler, schedule, count: int = 20_000) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), LinearBetas()], ids=lambda s: s.kind)
+@pytest.mark.parametrize("schedule", [LinearInterpolant(), Cosine(), LinearBetas()], ids=lambda s: s.kind)
 @pytest.mark.parametrize("sampler", [Euler(200), Heun(60), DDIM(100), DDIM(100, eta=0.5), DDPM(250)], ids=lambda s: f"{s.kind}")
 def test_noise_comes_to_the_data(schedule, sampler) -> None:
     x = run(sampler, schedule)
@@ -50,29 +50,31 @@ SHARE, HIGH, LOW, WIDTH = 0.7, 1.0, -0.5, 0.15
 COMBINATIONS = [
     (schedule, prediction, sampler)
     for schedule, prediction, sampler in itertools.product(
-        (Linear(), Cosine(), LinearBetas()), ("x0", "eps", "v", "velocity"), (Euler(100), Heun(80), DDIM(60), DDPM(250))
+        (LinearInterpolant(), Cosine(), LinearBetas()),
+        ("x0", "eps", "v", "velocity"),
+        (Euler(100), Heun(80), DDIM(60), DDPM(250)),
     )
-    if (schedule, prediction) != (Linear(), "eps")  # refused: at t = 1 noise says nothing of the data there
+    if (schedule, prediction) != (LinearInterpolant(), "eps")  # refused: at t = 1 noise says nothing of the data there
 ]
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "sampler"), COMBINATIONS, ids=lambda p: getattr(p, "kind", p))
-def test_every_schedule_prediction_and_sampler_finds_both_peaks(schedule, prediction: Kind, sampler) -> None:
+def test_every_schedule_prediction_and_sampler_finds_both_peaks(schedule, prediction: Prediction, sampler) -> None:
     """The network's answer, of the kind that it predicts, is the exact expectation: it is split as in generation. DDPM
     takes 250 of its 1000 steps; fewer do for the others."""
     diffusion = Diffusion(schedule=schedule, prediction=prediction, loss=prediction)
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        a, b = schedule.signal(t)[:, None], schedule.noise(t)[:, None]
+        a, b = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
         variance = (a * WIDTH) ** 2 + b**2
         means = torch.tensor([HIGH, LOW]).double()
         odds = (-((x - a * means) ** 2) / (2 * variance) + torch.tensor([SHARE, 1 - SHARE]).double().log()).softmax(-1)
         x0 = (odds * (means + a * WIDTH**2 / variance * (x - a * means))).sum(-1, keepdim=True)
         answer = diffusion.target(prediction, x0, (x - a * x0) / b.clamp_min(1e-9), t)
-        return diffusion.split(prediction, answer, x, t)
+        return diffusion.to_x0_eps(prediction, answer, x, t)
 
     g, count = torch.Generator().manual_seed(1), 3000
-    x = start(schedule, torch.randn(count, 1, generator=g).double())
+    x = init_noise(schedule, torch.randn(count, 1, generator=g).double())
     for now, later in pairwise(sampler.times()):
         t, s = torch.full((count,), now).double(), torch.full((count,), later).double()
         x, _ = sampler.step(schedule, predict, lambda: torch.randn(count, 1, generator=g).double(), x, t, s)
@@ -91,7 +93,7 @@ def test_steps_of_a_part_are_steps_of_the_whole() -> None:
 
 def test_heun_is_of_second_order() -> None:
     """Doubling the steps divides Euler's error by 2 and Heun's by 4."""
-    schedule = Linear()
+    schedule = LinearInterpolant()
     best = run(Heun(800), schedule, 200)
     error = {s: (run(s, schedule, 200) - best).abs().mean().item() for s in (Euler(20), Euler(40), Heun(20), Heun(40))}
     assert error[Euler(20)] / error[Euler(40)] == pytest.approx(2, rel=0.2)
@@ -109,7 +111,7 @@ def test_items_at_different_times_move_as_each_would_alone() -> None:
 
 
 def test_clipping_bounds_the_estimate() -> None:
-    schedule = Linear()
+    schedule = LinearInterpolant()
     x, t = torch.full((1, 1), 5.0), torch.tensor([0.5])
     _, clean = Euler(2, clip=1.0).step(schedule, lambda x, t: (x * 3, x), lambda: x, x, t, torch.tensor([0.0]))
     assert clean.item() == 1.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from small import model
-from transfusion import chance
+from transfusion import rng
 from transfusion.data.handwritten import Digits, handwritten
 from transfusion.evaluation.scenes import (
     KINDS,
@@ -21,7 +21,7 @@ from transfusion.evaluation.scenes import (
     draw,
     is_held_out,
     relation,
-    scene_judge,
+    scene_classifier,
     score,
     see,
 )
@@ -91,7 +91,7 @@ def test_scenes_that_cannot_be(things: tuple[Thing, ...]) -> None:
 
 def test_the_checker_is_right_about_real_scenes_and_changed_ones() -> None:
     """Measured with 1,000 of each kind: 0.993 and 1.000; here 40."""
-    shares = checker(scene_judge(), count=40)
+    shares = checker(scene_classifier(), count=40)
     assert shares["checker_true"].count == 240 and shares["checker_true"].value >= 0.95
     assert shares["checker_changed"].count == 600 and shares["checker_changed"].value >= 0.95
 
@@ -100,11 +100,11 @@ def test_the_checker_sees_what_was_composed() -> None:
     digits = handwritten(held_out=False)
     scenes = [draw(kind, "see", i) for kind in KINDS for i in range(10)]
     pictures = torch.stack([compose(scene, digits, i) for i, scene in enumerate(scenes)])
-    seen = see(pictures, scene_judge())
+    seen = see(pictures, scene_classifier())
     assert [tuple(sorted(s.things, key=lambda t: t.cell)) for s in scenes] == seen
-    assert see(torch.full((2, 3, 16, 16), -1.0), scene_judge()) == [(), ()]
+    assert see(torch.full((2, 3, 16, 16), -1.0), scene_classifier()) == [(), ()]
     grey = pictures.amax(1, keepdim=True).expand_as(pictures)
-    assert {t.colour for things in see(grey, scene_judge()) for t in things} == {None}
+    assert {t.colour for things in see(grey, scene_classifier()) for t in things} == {None}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +123,7 @@ def test_a_verdict_for_each_picture_of_a_scene() -> None:
     scene = Scene("attribution", (Thing(3, "red", 0), Thing(7, "blue", 1)))
     swapped = Scene("attribution", (Thing(3, "blue", 0), Thing(7, "red", 1)))
     digits = handwritten(held_out=False)
-    right, wrong = check(scene, torch.stack([compose(s, digits, chance.key(1)) for s in (scene, swapped)]), scene_judge())
+    right, wrong = check(scene, torch.stack([compose(s, digits, rng.key(1)) for s in (scene, swapped)]), scene_classifier())
     assert right.right and right.seen == scene.things
     assert wrong.wrong.keys() == {"colour"} and "no red three, blue seven" in wrong.wrong["colour"]
 
@@ -132,7 +132,7 @@ def test_other_digits_of_another_size() -> None:
     digits = Digits(torch.rand(20, 1, 12, 12), torch.arange(20) % 10)
     assert compose(draw("counting", 0), digits, 0).shape == (3, 24, 24)
     with pytest.raises(ValueError, match="3 channels"):
-        see(torch.zeros(1, 1, 16, 16), scene_judge())
+        see(torch.zeros(1, 1, 16, 16), scene_classifier())
 
 
 def test_score_of_a_model_that_knows_nothing() -> None:

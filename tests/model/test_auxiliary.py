@@ -12,25 +12,25 @@ from small import IMAGE, SOUND, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import settings
-from transfusion.codec.patcher import UNetPatcher
+from transfusion.codec.patchers import UNetPatcherConfig
 from transfusion.data.batch import Entry, collate
 from transfusion.data.document import CLEAN, Document, Media, Text
-from transfusion.data.layout import lay_out
-from transfusion.diffusion.process import PAPER, Diffusion, Kind
-from transfusion.diffusion.schedule import Cosine, Linear, LinearBetas
+from transfusion.data.tokenize import tokenize_document
+from transfusion.diffusion.process import PAPER, Diffusion, Prediction
+from transfusion.diffusion.schedule import Cosine, LinearBetas, LinearInterpolant
 from transfusion.model import auxiliary
-from transfusion.model.auxiliary import Auxiliary, Passed, unseen
-from transfusion.model.loss import Losses, Mean
-from transfusion.nn.attention import Place
-from transfusion.nn.experts import Experts
+from transfusion.model.auxiliary import AuxiliaryLossConfig, Passed, masked
+from transfusion.model.losses import Losses, Mean
+from transfusion.nn.attention import AttentionMetadata
+from transfusion.nn.moe import MoEConfig
 from transfusion.recipes import digits
 
-ALL = Auxiliary(consistency=0.5, reconstruction=0.3, representation=0.2)
+ALL = AuxiliaryLossConfig(consistency=0.5, reconstruction=0.3, representation=0.2)
 COMBINATIONS = [
     Diffusion(schedule, kind, kind)
-    for schedule in (Linear(), Cosine(), LinearBetas())
+    for schedule in (LinearInterpolant(), Cosine(), LinearBetas())
     for kind in ("x0", "eps", "v", "velocity")
-    if (schedule, kind) != (Linear(), "eps")
+    if (schedule, kind) != (LinearInterpolant(), "eps")
 ]
 
 
@@ -82,7 +82,7 @@ def test_off_there_is_nothing_and_on_the_two_losses_stay() -> None:
 
 OPTIONS: dict[str, dict] = {
     "default": {},
-    "unet": {"patcher": UNetPatcher(channels=8)},
+    "unet": {"patcher": UNetPatcherConfig(channels=8)},
     "mixture of transformers": {"weights": "all"},
     "hyper-connections, adaLN": {"residual": "hyper", "adaln": True},
     "depth attention, axial": {"residual": "attention", "axial": True},
@@ -99,8 +99,8 @@ def test_packed_is_alone_and_parts_are_the_whole(options: dict) -> None:
         Document((Media(picture(11), dual=True), Text("x"), Media(picture(12), weight=0.5))),
         Document((Media(picture(13), times=CLEAN), Media(picture(14)))),
     ]
-    laid = [lay_out(one, m.vocabulary, m.settings.model.coordinates) for one in docs]
-    entries = [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(laid)]
+    tokenized = [tokenize_document(one, m.vocabulary, m.settings.model.coordinates) for one in docs]
+    entries = [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
 
     def run(*rows: list[Entry]) -> Losses:
         length = max(sum(len(e.sequence) for e in row) for row in rows)
@@ -128,7 +128,7 @@ def test_training_without_a_teacher_is_refused_and_measuring_is_not() -> None:
     with pytest.raises(ValueError, match="need a teacher, the model under averaged weights"):
         m.train().loss(documents())
     assert m.loss(documents(), teacher=m.create_ema()).requires_grad
-    only = model(auxiliary=Auxiliary(reconstruction=1.0)).train()
+    only = model(auxiliary=AuxiliaryLossConfig(reconstruction=1.0)).train()
     assert only.loss(documents()).requires_grad
 
 
@@ -145,14 +145,14 @@ def test_training_without_a_teacher_is_refused_and_measuring_is_not() -> None:
 )
 def test_settings_that_cannot_be_are_refused(bad: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Auxiliary(**bad)
+        AuxiliaryLossConfig(**bad)
 
 
 def test_settings_survive_configuration_and_command_line() -> None:
-    line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.unseen", "0.5"]
+    line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.mask_ratio", "0.5"]
     run = settings(digits.run(), line, "transfusion train digits")
-    assert run.model.auxiliary == Auxiliary(consistency=0.1, unseen=0.5) and run.model.auxiliary.needs_teacher
-    assert config.from_plain(Auxiliary, config.to_plain(ALL)) == ALL and not Auxiliary().active
+    assert run.model.auxiliary == AuxiliaryLossConfig(consistency=0.1, masked=0.5) and run.model.auxiliary.needs_ema_teacher
+    assert config.from_plain(AuxiliaryLossConfig, config.to_plain(ALL)) == ALL and not AuxiliaryLossConfig().active
 
 
 # ---- consistency --------------------------------------------------------------------------------------------------------
@@ -161,10 +161,10 @@ def test_settings_survive_configuration_and_command_line() -> None:
 @pytest.mark.parametrize("diffusion", COMBINATIONS, ids=name)
 def test_consistency_is_zero_against_itself_and_not_otherwise(diffusion: Diffusion) -> None:
     """Against itself at the same time; not against another, nor against itself a little earlier."""
-    same = model(double=True, diffusion=diffusion, auxiliary=Auxiliary(consistency=1.0, delta=0.0))
+    same = model(double=True, diffusion=diffusion, auxiliary=AuxiliaryLossConfig(consistency=1.0, delta=0.0))
     assert of(same, documents(), teacher=same)["consistency"].sum < 1e-18
     assert of(same, documents(), teacher=other(same))["consistency"].value > 1e-3
-    apart = model(double=True, diffusion=diffusion, auxiliary=Auxiliary(consistency=1.0, delta=0.05))
+    apart = model(double=True, diffusion=diffusion, auxiliary=AuxiliaryLossConfig(consistency=1.0, delta=0.05))
     value = of(apart, documents(), teacher=apart)["consistency"].value
     assert 1e-6 < value < float("inf")
 
@@ -181,8 +181,8 @@ def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[Passed, Te
     noisy = replace(noisy, times=noisy.times.double(), latents=diffusion.corrupt(values, eps, noisy.times.double()))
     batch = replace(batch, media=(replace(group, values=values),))
     prediction = diffusion.target(diffusion.prediction, values, eps, noisy.times) + off
-    place = Place.of_rows(batch.documents, batch.spans, batch.private)
-    return Passed(batch, place, [noisy], [eps], [prediction]), values
+    metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
+    return Passed(batch, metadata, [noisy], [eps], [prediction]), values
 
 
 class Right:
@@ -191,7 +191,7 @@ class Right:
     def __init__(self, diffusion: Diffusion, values: Tensor, eps: Tensor) -> None:
         self.diffusion, self.values, self.eps = diffusion, values, eps
 
-    def hidden(self, tokens, positions, media, *, place=None, layers=None):
+    def hidden(self, tokens, positions, media, *, metadata=None, layers=None):
         (self.shown,) = media
         return tokens.new_zeros(tokens.numel(), 1), [None]
 
@@ -199,7 +199,7 @@ class Right:
         return [self.diffusion.target(self.diffusion.prediction, self.values, self.eps, media[0].times)]
 
 
-@pytest.mark.parametrize("diffusion", [d for d in COMBINATIONS if d.schedule == Linear()], ids=name)
+@pytest.mark.parametrize("diffusion", [d for d in COMBINATIONS if d.schedule == LinearInterpolant()], ids=name)
 def test_who_is_right_is_consistent_at_every_time(diffusion: Diffusion) -> None:
     """On the straight path, where the velocity is one along the way. The teacher sees the same noise, nearer to the data."""
     at = torch.tensor([0.0, 0.005, 0.04, 0.5, 0.99, 1.0])
@@ -240,7 +240,7 @@ def test_the_error_is_that_of_decoded_pictures() -> None:
 
 @pytest.mark.parametrize("form", ["module", "method", "lambda", "partial"])
 def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> None:
-    m, decoder = model(auxiliary=Auxiliary(reconstruction=1.0)), Decoder()
+    m, decoder = model(auxiliary=AuxiliaryLossConfig(reconstruction=1.0)), Decoder()
     forms = {
         "module": decoder,
         "method": decoder.decode,
@@ -274,7 +274,7 @@ def test_the_gradient_through_the_decoder_is_the_errors() -> None:
 
 
 def test_modalities_without_a_decoder_are_compared_as_latents() -> None:
-    m = model(IMAGE, SOUND, auxiliary=Auxiliary(reconstruction=1.0), double=True)
+    m = model(IMAGE, SOUND, auxiliary=AuxiliaryLossConfig(reconstruction=1.0), double=True)
     plain, absent = of(m, documents()), of(m, documents(), decoders={"sound": Decoder()})
     assert torch.equal(plain["reconstruction"].sum, absent["reconstruction"].sum)
 
@@ -283,17 +283,17 @@ def test_modalities_without_a_decoder_are_compared_as_latents() -> None:
 
 
 def seeing(**kw: float) -> Transfusion:
-    return model(double=True, auxiliary=Auxiliary(representation=1.0, **kw), depth=4)
+    return model(double=True, auxiliary=AuxiliaryLossConfig(representation=1.0, **kw), depth=4)
 
 
 def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
     """With every slot seen and nothing between them but a positive factor: 0. Otherwise above 0, and 2 at most."""
-    m = seeing(student_depth=0.5, teacher_depth=0.5, unseen=0.0)
+    m = seeing(student_depth=0.5, teacher_depth=0.5, masked=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(auxiliary.Representation, "forward", lambda self, x: 3 * x)
         assert of(m, documents(), teacher=m)["representation"].sum.abs() < 1e-12
         for different in (
-            seeing(student_depth=0.25, teacher_depth=0.5, unseen=0.0),
+            seeing(student_depth=0.25, teacher_depth=0.5, masked=0.0),
             seeing(student_depth=0.5, teacher_depth=0.5),
         ):
             assert of(different, documents(), teacher=different)["representation"].value > 1e-3
@@ -302,10 +302,10 @@ def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
 
 
 def test_the_teachers_layer_is_deeper_where_there_is_one() -> None:
-    found = [auxiliary.layers(Auxiliary(), count) for count in (1, 2, 3, 4, 10)]
+    found = [auxiliary.layers(AuxiliaryLossConfig(), count) for count in (1, 2, 3, 4, 10)]
     assert found == [(0, 0), (0, 1), (0, 1), (0, 2), (2, 6)]
-    assert auxiliary.layers(Auxiliary(student_depth=0.9, teacher_depth=1.0), 2) == (0, 1)
-    assert auxiliary.layers(Auxiliary(student_depth=0.5, teacher_depth=0.5), 4) == (1, 1)
+    assert auxiliary.layers(AuxiliaryLossConfig(student_depth=0.9, teacher_depth=1.0), 2) == (0, 1)
+    assert auxiliary.layers(AuxiliaryLossConfig(student_depth=0.5, teacher_depth=0.5), 4) == (1, 1)
 
 
 def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
@@ -326,8 +326,8 @@ def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
 def test_its_pass_balances_no_experts() -> None:
     """The routers' gradient from the balance alone is that of a model without this loss."""
     found, state = [], {}
-    for one in (Auxiliary(), Auxiliary(representation=1e-9)):
-        m = model(double=True, auxiliary=one, depth=3, experts=Experts(4, 1, balance=1.0)).train()
+    for one in (AuxiliaryLossConfig(), AuxiliaryLossConfig(representation=1e-9)):
+        m = model(double=True, auxiliary=one, depth=3, experts=MoEConfig(4, 1, aux_loss_weight=1.0)).train()
         state = state or m.state_dict()
         m.load_state_dict(state, strict=False)
         losses = m(m.batch(documents()), **({"teacher": other(m)} if one.active else {}))
@@ -340,13 +340,13 @@ def test_unseen_slots_are_drawn_by_the_items_key() -> None:
     m = seeing()
     docs = [[Media(picture(i, 1, 4, 4)) for i in range(6)], [Media(picture(9), times=CLEAN), Media(picture(1), weight=0.0)]]
     (group,) = m.batch(docs).media
-    hidden = unseen(group, 0.25)
-    assert hidden[:6].sum(1).tolist() == [1] * 6 and not hidden[6:].any() and torch.equal(hidden, unseen(group, 0.25))
+    hidden = masked(group, 0.25)
+    assert hidden[:6].sum(1).tolist() == [1] * 6 and not hidden[6:].any() and torch.equal(hidden, masked(group, 0.25))
     assert len({tuple(row.tolist()) for row in hidden[:6]}) > 1
-    assert torch.equal(unseen(replace(group, keys=group.keys.flip(0), weights=torch.ones(8)), 0.5).flip(0)[:6],
-                       unseen(replace(group, weights=torch.ones(8)), 0.5)[:6])  # fmt: skip
+    assert torch.equal(masked(replace(group, keys=group.keys.flip(0), weights=torch.ones(8)), 0.5).flip(0)[:6],
+                       masked(replace(group, weights=torch.ones(8)), 0.5)[:6])  # fmt: skip
     (again,) = m.batch(docs[:1]).media
-    assert torch.equal(unseen(again, 0.25), hidden[:6])
+    assert torch.equal(masked(again, 0.25), hidden[:6])
 
 
 def test_what_is_unseen_changes_nothing_that_the_trunk_reads() -> None:
@@ -357,10 +357,12 @@ def test_what_is_unseen_changes_nothing_that_the_trunk_reads() -> None:
     hidden = torch.tensor([[True, False, False, False]])
     changed = noisy.latents.clone()
     changed[:, :, :2, :2] += 1.0
-    place = Place.of_rows(batch.documents, batch.spans, batch.private)
+    metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     with torch.no_grad():
         outs = [
-            m.network.hidden(batch.tokens, batch.positions, [replace(noisy, latents=latents, unseen=mask)], place=place)[0]
+            m.network.hidden(batch.tokens, batch.positions, [replace(noisy, latents=latents, masked=mask)], metadata=metadata)[
+                0
+            ]
             for latents, mask in ((noisy.latents, hidden), (changed, hidden), (noisy.latents, None), (changed, None))
         ]
     assert torch.equal(outs[0], outs[1]) and (outs[2] - outs[3]).abs().max() > 1e-3 and (outs[0] - outs[2]).abs().max() > 1e-3
@@ -394,7 +396,7 @@ def test_slots_without_weight_are_never_hidden() -> None:
     mask = torch.zeros(4, 4)
     mask[3, 0] = mask[0, 3] = 0.5  # in the third slot and the second
     (group,) = model().batch([[Media(picture(i), mask=mask) for i in range(5)]]).media
-    counted, hidden = auxiliary.weighed(group), unseen(group, 0.5)
+    counted, hidden = auxiliary.weighed(group), masked(group, 0.5)
     assert counted is not None and counted.tolist() == [[False, True, True, False]] * 5
     assert hidden.sum(1).tolist() == [1] * 5 and not (hidden & ~counted).any()
     assert auxiliary.weighed(replace(group, masks=None)) is None
@@ -406,7 +408,7 @@ def test_slots_without_weight_are_never_hidden() -> None:
 def test_each_falls_when_it_is_trained() -> None:
     """15 steps on one picture: the sum, and each of the three, by half at least."""
     torch.manual_seed(0)
-    m = model(IMAGE, auxiliary=Auxiliary(consistency=0.5, reconstruction=1.0, representation=0.5, delta=0.1)).train()
+    m = model(IMAGE, auxiliary=AuxiliaryLossConfig(consistency=0.5, reconstruction=1.0, representation=0.5, delta=0.1)).train()
     ema, decoder = m.create_ema(0.9), Decoder()
     optimizer = torch.optim.Adam(m.parameters(), lr=5e-3)
     batch = m.batch([["a", Media(picture(1), times=(0.4, 0.6))]])
@@ -426,5 +428,5 @@ def test_the_papers_objective_takes_them_too() -> None:
     m = model(diffusion=PAPER, auxiliary=ALL)
     found = of(m, documents(), teacher=other(m), decoders={"image": Decoder()})
     assert all(torch.isfinite(mean.sum) and mean.sum > 0 for mean in found.values())
-    kind: Kind = PAPER.prediction
-    assert PAPER.trust(kind, torch.tensor([1.0])) == 1 and PAPER.trust("x0", torch.tensor([1.0])) < 1e-5
+    kind: Prediction = PAPER.prediction
+    assert PAPER.conversion_weight(kind, torch.tensor([1.0])) == 1 and PAPER.conversion_weight("x0", torch.tensor([1.0])) < 1e-5

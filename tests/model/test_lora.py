@@ -13,14 +13,13 @@ from transfusion.api import Transfusion
 from transfusion.cli import main
 from transfusion.generate.state import Event, Token
 from transfusion.model import lora
-from transfusion.model.lora import LoRA
-from transfusion.train.muon import Muon
-from transfusion.train.optim import Optim
+from transfusion.model.lora import LoRAConfig
+from transfusion.train.optimizer import AdamWConfig, MuonConfig
 
-RANK = LoRA(rank=4, alpha=8.0)
+RANK = LoRAConfig(rank=4, alpha=8.0)
 
 
-def adapted(options: LoRA = RANK, *, random: bool = True, **kinds: object) -> Transfusion:
+def adapted(options: LoRAConfig = RANK, *, random: bool = True, **kinds: object) -> Transfusion:
     """With adapters whose second half is random too, so that they change what is computed."""
     m = model(IMAGE, **kinds)  # type: ignore[arg-type]
     lora.add(m.network, options)
@@ -64,7 +63,7 @@ def test_they_learn_and_the_base_is_untouched(weights: str, tmp_path: Path) -> N
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)  # type: ignore[arg-type]
     before, rows = base(m), m.network.embed.weight.detach().clone()
     lora.add(m.network, RANK)
-    optimizer = Optim(lr=1e-2, decay=0.5).build(m)
+    optimizer = AdamWConfig(lr=1e-2, weight_decay=0.5).build(m)
     docs = [["p0", picture(0)], ["p1", picture(1)]]
     first = m.loss(docs).item()
     for _ in range(40):
@@ -80,9 +79,9 @@ def test_they_learn_and_the_base_is_untouched(weights: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [(LoRA(4, patchers=False, rows=False), ".lora_"), (LoRA(4, rows=False), "patchers")]
+    ("options", "message"), [(LoRAConfig(4, patchers=False, rows=False), ".lora_"), (LoRAConfig(4, rows=False), "patchers")]
 )
-def test_only_what_is_asked_for_is_trained(options: LoRA, message: str) -> None:
+def test_only_what_is_asked_for_is_trained(options: LoRAConfig, message: str) -> None:
     m = adapted(options)
     trained = {n for n, p in m.network.named_parameters() if p.requires_grad}
     assert all(".lora_" in n or (options.patchers and n.startswith("patchers.")) for n in trained)
@@ -90,13 +89,15 @@ def test_only_what_is_asked_for_is_trained(options: LoRA, message: str) -> None:
 
 
 def test_which_matrices_have_adapters() -> None:
-    def places(options: LoRA) -> set[str]:
+    def places(options: LoRAConfig) -> set[str]:
         m = adapted(options, weights="all")
         return {n.split(".lora_A")[0] for n, _ in m.network.named_parameters() if ".lora_A" in n}
 
-    assert len(places(LoRA(4))) == 2 * 2 * 4
-    assert len(places(LoRA(4, media=False))) == 2 * 4 and not any("media" in n for n in places(LoRA(4, media=False)))
-    assert {n.rpartition(".")[2] for n in places(LoRA(4, parts=("qkv",)))} == {"qkv"}
+    assert len(places(LoRAConfig(4))) == 2 * 2 * 4
+    assert len(places(LoRAConfig(4, media=False))) == 2 * 4 and not any(
+        "media" in n for n in places(LoRAConfig(4, media=False))
+    )
+    assert {n.rpartition(".")[2] for n in places(LoRAConfig(4, parts=("qkv",)))} == {"qkv"}
 
 
 @pytest.mark.parametrize("weights", ["shared", "feed_forward"])
@@ -119,12 +120,12 @@ def test_merged_is_unmerged_and_an_ordinary_folder(weights: str, tmp_path: Path)
 
 
 def test_saved_adapters_are_alone_and_come_back(tmp_path: Path) -> None:
-    m = adapted(LoRA(4, patchers=False, rows=False))
+    m = adapted(LoRAConfig(4, patchers=False, rows=False))
     lora.save(m.network, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lora.json", "lora.safetensors"]
     assert (tmp_path / "lora.safetensors").stat().st_size < 0.5 * 4 * m.network.num_parameters
     other = model(IMAGE)
-    assert lora.load(other.network, tmp_path) == LoRA(4, patchers=False, rows=False)
+    assert lora.load(other.network, tmp_path) == LoRAConfig(4, patchers=False, rows=False)
     assert torch.equal(losses(other), losses(m)) and not torch.equal(losses(other), losses(model(IMAGE)))
     whole = adapted()
     with torch.no_grad():
@@ -171,12 +172,12 @@ def test_backward_is_the_same_where_inputs_are_computed_again(monkeypatch: pytes
 
 
 def test_training_under_autocast() -> None:
-    m = adapted(LoRA(4, alpha=8.0, dropout=0.1))
+    m = adapted(LoRAConfig(4, alpha=8.0, dropout=0.1))
     m.train()
     with torch.autocast("cpu", torch.bfloat16):
         loss = m.loss(documents())
     loss.backward()
-    exact = adapted(LoRA(4, alpha=8.0))
+    exact = adapted(LoRAConfig(4, alpha=8.0))
     assert abs(loss.item() / exact.loss(documents()).item() - 1) < 0.1
     assert all(torch.isfinite(p.grad).all() for p in m.parameters() if p.requires_grad and p.grad is not None)
 
@@ -192,13 +193,13 @@ def test_training_under_autocast() -> None:
 )
 def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LoRA(**settings)
+        LoRAConfig(**settings)
 
 
 def test_what_cannot_be_done_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     m = model(IMAGE)
     with pytest.raises(ValueError, match="rank of at least 1"):
-        lora.add(m.network, LoRA())
+        lora.add(m.network, LoRAConfig())
     for call in (lora.merge, lora.remove, lambda n: lora.save(n, tmp_path)):
         with pytest.raises(ValueError, match="no adapters"):
             call(m.network)
@@ -208,7 +209,7 @@ def test_what_cannot_be_done_says_what_to_do(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="already"):
         lora.add(m.network, RANK)
     with pytest.raises(ValueError, match=r"optim\.method adamw"):
-        Optim(method=Muon()).build(m)
+        MuonConfig().build(m)
     lora.save(m.network, tmp_path)
     wider = model(IMAGE, width=64).network
     with pytest.raises(ValueError, match="made for another network"):
@@ -227,9 +228,9 @@ def test_weights_are_taken_from_merged_adapters_alone() -> None:
     there, here = adapted(), model(IMAGE)
     for one, other in ((here, there), (there, here)):
         with pytest.raises(ValueError, match="merge them first"):
-            one.take_weights(other)
+            one.init_from(other)
     lora.merge(there.network)
-    assert not here.take_weights(there).new and torch.equal(losses(here), losses(there))
+    assert not here.init_from(there).new and torch.equal(losses(here), losses(there))
 
 
 @pytest.mark.parametrize("language", ["0", "0.1"])
@@ -239,9 +240,9 @@ def test_adapters_and_a_rate_for_the_language_model_exclude_each_other(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "lm")
     with pytest.raises(SystemExit) as ended:
-        main(f"train digits --init lm --lora.rank 2 --optim.language {language} --out run".split())
+        main(f"train digits --init lm --lora.rank 2 --optimizer.language_lr_scale {language} --out run".split())
     said = capfd.readouterr().err
-    assert ended.value.code == 2 and f"--optim.language {language}" in said and "leave out one of the two" in said
+    assert ended.value.code == 2 and f"--optimizer.language_lr_scale {language}" in said and "leave out one of the two" in said
     assert not Path("run").exists()
 
 
@@ -254,8 +255,8 @@ def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
         png(tmp_path / "data" / f"{i}.png", i, size=(16, 16))
         (tmp_path / "data" / f"{i}.txt").write_text(f"picture number {i % 3}")
     line = (
-        "train pictures --data data --init lm --lora.rank 2 --train.steps 4 --checkpoint.every 2 --packing.rows 2 "
-        "--packing.row-length 64 --optim.warmup 1 --dtype fp32 --device cpu --model.modalities.0.shape 16 16 "
+        "train pictures --data data --init lm --lora.rank 2 --trainer.steps 4 --checkpoint.every 2 --packing.rows 2 "
+        "--packing.row-length 64 --optimizer.warmup 1 --dtype fp32 --device cpu --model.modalities.0.shape 16 16 "
         "--model.modalities.0.patch 8 8 --model.context 128 --out run"
     )
     for _ in range(2):  # the second time it is done already

@@ -13,15 +13,15 @@ from llm import SIZES, change, write
 from small import IMAGE, SOUND, picture
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import lay_out
-from transfusion.folder import Settings
+from transfusion.data.tokenize import tokenize_document
 from transfusion.generate.engine import Engine
 from transfusion.generate.state import Event, Token
+from transfusion.model.network import ModelConfig
 from transfusion.model.pretrained import LanguageModel, fetch
-from transfusion.model.transfusion import Model
-from transfusion.nn.attention import Place
+from transfusion.model_folder import Settings
+from transfusion.nn.attention import AttentionMetadata
+from transfusion.nn.config import TransformerConfig
 from transfusion.nn.positions import Llama3Scaling, angles
-from transfusion.nn.trunk import Trunk
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -47,8 +47,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 def logits(m: Transfusion, ids: torch.Tensor) -> torch.Tensor:
     """Of whole rows [row length]."""
     positions = torch.arange(ids.shape[1]).float()[None, :, None].expand(*ids.shape, m.settings.model.coordinates.axes)
-    place = Place.of_rows(torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool))
-    return m.network.head(m.network.hidden(ids, positions, [], place=place)[0]).unflatten(0, ids.shape)
+    place = AttentionMetadata.of_rows(torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool))
+    return m.network.head(m.network.hidden(ids, positions, [], metadata=place)[0]).unflatten(0, ids.shape)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -78,9 +78,9 @@ def test_text_has_the_logits_of_transformers(name: str, tmp_path: Path, monkeypa
 
 def own_frequencies(m: Transfusion) -> torch.Tensor:
     """Angles at position 1, from their sines and cosines."""
-    trunk = m.settings.model.trunk
-    half = torch.arange(0, trunk.head_dim, 2, dtype=torch.float32)
-    return trunk.scaling(trunk.theta ** (-half / trunk.head_dim)).double()
+    transformer = m.settings.model.transformer
+    half = torch.arange(0, transformer.head_dim, 2, dtype=torch.float32)
+    return transformer.scaling(transformer.theta ** (-half / transformer.head_dim)).double()
 
 
 def test_scaled_frequencies_against_transformers() -> None:
@@ -92,22 +92,24 @@ def test_scaled_frequencies_against_transformers() -> None:
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(hidden_size=4096, num_attention_heads=32, rope_parameters=told))
     found = Llama3Scaling()(500000.0 ** (-torch.arange(0, 128, 2, dtype=torch.float32) / 128))
     assert (found / expected - 1).abs().max() < 1e-6  # measured 4.6e-7
-    plain, scaled = (angles(torch.ones(1, 1), 128, 5e5, s)[0] for s in (Trunk().scaling, Llama3Scaling()))
+    plain, scaled = (angles(torch.ones(1, 1), 128, 5e5, s)[0] for s in (TransformerConfig().scaling, Llama3Scaling()))
     assert not torch.equal(plain, scaled)
 
 
 def test_a_frame_is_the_language_models_own(tmp_path: Path) -> None:
     theirs = write(tmp_path)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
-    laid = lay_out(Document((Text("ab"),)), m.vocabulary, m.settings.model.coordinates)
-    assert laid.tokens[0] == 256 and laid.tokens[-1] == 257 and m.vocabulary.num_language == 300
-    expected = F.cross_entropy(theirs(torch.from_numpy(laid.tokens)[None]).logits[0, :-1], torch.from_numpy(laid.tokens[1:]))
+    tokenized = tokenize_document(Document((Text("ab"),)), m.vocabulary, m.settings.model.coordinates)
+    assert tokenized.tokens[0] == 256 and tokenized.tokens[-1] == 257 and m.vocabulary.num_language == 300
+    expected = F.cross_entropy(
+        theirs(torch.from_numpy(tokenized.tokens)[None]).logits[0, :-1], torch.from_numpy(tokenized.tokens[1:])
+    )
     found = m(m.batch([["ab"]])).text.value
     # our 3 control tokens take a share of the probability too
     assert 0 < found - expected < 0.05
     with torch.no_grad():
-        part = logits(m, torch.from_numpy(laid.tokens)[None])[0, :-1, :300]
-    assert torch.allclose(F.cross_entropy(part, torch.from_numpy(laid.tokens[1:])), expected, atol=1e-5)
+        part = logits(m, torch.from_numpy(tokenized.tokens)[None])[0, :-1, :300]
+    assert torch.allclose(F.cross_entropy(part, torch.from_numpy(tokenized.tokens[1:])), expected, atol=1e-5)
 
 
 def test_greedy_text_is_what_transformers_writes(tmp_path: Path) -> None:
@@ -154,13 +156,13 @@ def test_cached_text_is_whole_text_and_folders_come_back(tmp_path: Path) -> None
             ids.append(token)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_half_precision_generation_has_the_logits_of_autocast(tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_half_precision_generation_has_the_logits_of_autocast(tie_embeddings: bool, tmp_path: Path) -> None:
     """Rows in two parts, in the copy whose matrices are bf16."""
-    write(tmp_path, tie_word_embeddings=tied)
+    write(tmp_path, tie_word_embeddings=tie_embeddings)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
     engine = Engine(m.network, m.vocabulary, rows=1, dtype=torch.bfloat16)
-    assert engine.network.head.weight.dtype == (torch.float32 if tied else torch.bfloat16)
+    assert engine.network.head.weight.dtype == (torch.float32 if tie_embeddings else torch.bfloat16)
     h = torch.randn(3, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(engine.network.head(h), m.network.head(h)) and engine.network.head(h).shape == (3, len(m.vocabulary))
@@ -174,7 +176,7 @@ def test_weights_go_on_to_other_modalities(tmp_path: Path) -> None:
     old = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights="all")
     new = Transfusion.from_language_model(tmp_path, modalities=(SOUND, IMAGE), weights="all", seed=1)
     before = new.network.embed.new.detach().clone()
-    taken = new.take_weights(old)
+    taken = new.init_from(old)
     assert taken.new_tokens == ("<BEGIN sound>", "<END sound>") and "embed.new" in taken.loaded
     assert torch.equal(new.network.embed.weight, old.network.embed.weight)
     for name in ("<PAD>", "<BEGIN image>"):
@@ -188,10 +190,10 @@ def test_new_rows_are_like_an_average_one_and_media_weights_begin_as_the_texts(t
     write(tmp_path)
     for weights in ("feed_forward", "all"):
         m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)
-        block: Any = m.network.trunk.blocks[1]
-        assert torch.equal(block.media[0].feed_forward.down.weight, block.feed_forward.down.weight)
+        block: Any = m.network.transformer.blocks[1]
+        assert torch.equal(block.media[0].mlp.down.weight, block.mlp.down.weight)
         new = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights, copies=False)
-        assert not torch.equal(new.network.trunk.blocks[1].media[0].feed_forward.down.weight, block.feed_forward.down.weight)  # type: ignore
+        assert not torch.equal(new.network.transformer.blocks[1].media[0].mlp.down.weight, block.mlp.down.weight)  # type: ignore
         again = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)
         assert all(torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters(), strict=True)), (
             "chance is named by the seed"
@@ -210,7 +212,7 @@ def test_sharded_and_half_precision_folders(tmp_path: Path) -> None:
     theirs = write(tmp_path, shard="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1 and not (tmp_path / "model.safetensors").exists()
     m = Transfusion.from_language_model(tmp_path, modalities=())
-    assert torch.equal(m.network.trunk.blocks[1].feed_forward.down.weight, theirs.model.layers[1].mlp.down_proj.weight)
+    assert torch.equal(m.network.transformer.blocks[1].mlp.down.weight, theirs.model.layers[1].mlp.down_proj.weight)
     theirs.bfloat16().save_pretrained(tmp_path / "half")
     (tmp_path / "half" / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text())
     half = Transfusion.from_language_model(tmp_path / "half", modalities=())
@@ -311,17 +313,17 @@ def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
     )
     try:
         found = LanguageModel.open(folders["llama"])
-        assert found.trunk.theta == 5000.0 and found.trunk.scaling == Llama3Scaling(4.0, 1.0, 4.0, 32)
-        assert found.trunk.num_kv_heads == 4 and found.trunk.head_dim == 8
+        assert found.transformer.theta == 5000.0 and found.transformer.scaling == Llama3Scaling(4.0, 1.0, 4.0, 32)
+        assert found.transformer.num_kv_heads == 4 and found.transformer.head_dim == 8
     finally:
         (folders["llama"] / "config.json").write_text(kept)
 
 
 def test_sizes_are_the_language_models_and_wrong_words_are_refused(folders: dict[str, Path], unchecked) -> None:
     m = Transfusion.from_language_model(
-        folders["llama"], settings=Settings(Model(modalities=(IMAGE,), trunk=Trunk(width=96, heads=3)))
+        folders["llama"], settings=Settings(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, heads=3)))
     )
-    assert m.settings.model.trunk.width == 32
+    assert m.settings.model.transformer.width == 32
     with pytest.raises(ValueError, match="weights must be"):
         Transfusion.from_language_model(folders["llama"], weights="none")  # type: ignore[arg-type]
 

@@ -7,10 +7,10 @@ from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
 from test_equalities import cached_is_full, entries, many_is_one, rows
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.layout import Coordinates
+from transfusion.data.tokenize import Coordinates
 from transfusion.generate.logits import Sample
 from transfusion.generate.state import Request
-from transfusion.nn.attention import Place
+from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.axial import AxialPositions
 
 
@@ -42,8 +42,8 @@ def slots(m: Transfusion, latents: torch.Tensor) -> torch.Tensor:
     """The trunk's output at a sound's slots."""
     batch = rows(m, [entries(m, [Document((Text("x"), Media(latents, "sound", times=(0.0, 0.0))))])], 16)
     media, _ = m.network.noise(batch)
-    place = Place.of_rows(batch.documents, batch.spans, batch.private)
-    return m.network.hidden(batch.tokens, batch.positions, media, place=place)[0][media[0].slots[0]]
+    metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
+    return m.network.hidden(batch.tokens, batch.positions, media, metadata=metadata)[0][media[0].slots[0]]
 
 
 def test_sequences_turn_by_their_one_axis_and_shared_coordinates_do_not() -> None:

@@ -14,19 +14,19 @@ from test_equalities import cached_is_full, entries, many_is_one, numbers, reque
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import settings
-from transfusion.codec.patcher import LinearPatcher
+from transfusion.codec.patchers import LinearPatcherConfig
 from transfusion.data.document import Document, Media, Text
 from transfusion.diffusion.sampler import Euler
 from transfusion.generate.engine import Engine, generate
-from transfusion.nn.experts import Experts
+from transfusion.nn.config import AttentionConfig, TransformerConfig
+from transfusion.nn.moe import MoEConfig
 from transfusion.nn.residual import paired
-from transfusion.nn.trunk import Heads, Trunk
 from transfusion.recipes import RECIPES
 from transfusion.recipes.run import Run
 
 FACTORS: dict[str, dict[str, Any]] = {
     "weights": {"feed_forward": "feed_forward", "all": "all"},
-    "experts": {"two of four and a shared one": Experts(4, 2), "one of three": Experts(3, 1, shared=False)},
+    "experts": {"two of four and a shared one": MoEConfig(4, 2), "one of three": MoEConfig(3, 1, shared=False)},
     "alibi": {"some heads": 3, "all heads": 4},
     "soft_cap": {"capped": 2.0},
     "value_residual": {"value residual": True},
@@ -44,10 +44,10 @@ Choice = dict[str, str]
 def built(choice: Choice, *, double: bool = True, **more: Any) -> Transfusion:
     """A model with some factors set, of three layers, its weights random everywhere."""
     values = {factor: FACTORS[factor][level] for factor, level in choice.items()}
-    heads = Heads(**{k: v for k, v in values.items() if k in HEADS})
-    trunk = {k: v for k, v in values.items() if k not in HEADS | {"axial", "adaln"}} | {"adaln": "adaln" in choice}
-    patcher, axial = LinearPatcher(time=values.get("adaln", "width")), "axial" in choice
-    return model(IMAGE, SOUND, double=double, depth=3, attention=heads, patcher=patcher, axial=axial, **trunk, **more)
+    heads = AttentionConfig(**{k: v for k, v in values.items() if k in HEADS})
+    transformer = {k: v for k, v in values.items() if k not in HEADS | {"axial", "adaln"}} | {"adaln": "adaln" in choice}
+    patcher, axial = LinearPatcherConfig(time=values.get("adaln", "width")), "axial" in choice
+    return model(IMAGE, SOUND, double=double, depth=3, attention=heads, patcher=patcher, axial=axial, **transformer, **more)
 
 
 def forbidden(choice: Choice) -> bool:
@@ -59,15 +59,15 @@ def covering() -> list[Choice]:
     levels = [(f, level) for f, named in FACTORS.items() for level in (*named, None)]
     left = {frozenset(p) for p in combinations(levels, 2) if p[0][0] != p[1][0]}
     left -= {p for p in left if forbidden({f: level for f, level in p if level})}
-    chance, found = random.Random(0), []
+    rng, found = random.Random(0), []
 
     def draw() -> dict[str, str | None]:
-        chosen = dict(chance.choice(sorted(left, key=lambda p: sorted(map(str, p)))))
-        for factor in chance.sample(list(FACTORS), len(FACTORS)):
+        chosen = dict(rng.choice(sorted(left, key=lambda p: sorted(map(str, p)))))
+        for factor in rng.sample(list(FACTORS), len(FACTORS)):
             if factor not in chosen:
                 choices = [*FACTORS[factor], None]
                 allowed = [x for x in choices if not forbidden({f: y for f, y in (chosen | {factor: x}).items() if y})]
-                chance.shuffle(allowed)
+                rng.shuffle(allowed)
                 chosen[factor] = max(allowed, key=lambda x: sum(frozenset({(factor, x), o}) in left for o in chosen.items()))
         return chosen
 
@@ -169,18 +169,16 @@ def test_half_precision_generates(choice: Choice) -> None:
 
 def test_every_option_survives_configuration_and_the_command_line() -> None:
     run = RECIPES["digits"].run()
-    given = "--model.trunk.weights all --model.trunk.experts.number 4 --model.trunk.experts.active 1 --model.trunk.attention.alibi 2"
-    given += (
-        " --model.trunk.attention.soft-cap 50 --model.trunk.attention.value-residual True --model.trunk.attention.gated True"
-    )
-    given += " --model.trunk.attention.laser 15 --model.trunk.residual hyper --model.trunk.streams 2 --model.axial True"
-    given += " --model.trunk.long-skips True --model.trunk.adaln True --model.trunk.dropout 0.1 --model.patcher.time none"
+    given = "--model.transformer.weights all --model.transformer.moe.num_experts 4 --model.transformer.moe.top_k 1 --model.transformer.attention.alibi 2"
+    given += " --model.transformer.attention.soft-cap 50 --model.transformer.attention.value-residual True --model.transformer.attention.gated True"
+    given += " --model.transformer.attention.laser 15 --model.transformer.residual hyper --model.transformer.streams 2 --model.axial True"
+    given += " --model.transformer.long-skips True --model.transformer.adaln True --model.transformer.dropout 0.1 --model.patcher.time none"
     found = settings(run, [*given.split(), "--model.coordinates.order", "shared"], "x")
-    trunk = replace(
-        run.model.trunk,
+    transformer = replace(
+        run.model.transformer,
         weights="all",
-        experts=Experts(4, 1),
-        attention=Heads(alibi=2, soft_cap=50.0, value_residual=True, gated=True, laser=15.0),
+        experts=MoEConfig(4, 1),
+        attention=AttentionConfig(alibi=2, soft_cap=50.0, value_residual=True, gated=True, laser=15.0),
         residual="hyper",
         streams=2,
         long_skips=True,
@@ -188,8 +186,8 @@ def test_every_option_survives_configuration_and_the_command_line() -> None:
         dropout=0.1,
     )
     coordinates = replace(run.model.coordinates, order="shared")
-    patcher = LinearPatcher(time="none")
-    assert found.model == replace(run.model, trunk=trunk, patcher=patcher, axial=True, coordinates=coordinates)
+    patcher = LinearPatcherConfig(time="none")
+    assert found.model == replace(run.model, transformer=transformer, patcher=patcher, axial=True, coordinates=coordinates)
     assert config.from_yaml(Run, config.to_yaml(found)) == found
 
 
@@ -205,20 +203,20 @@ def test_every_option_survives_configuration_and_the_command_line() -> None:
 )
 def test_wrong_settings_say_what_to_do(wrong: dict[str, Any], message: str, unchecked) -> None:
     with pytest.raises(ValueError, match=message):
-        Trunk(**wrong)
+        TransformerConfig(**wrong)
 
 
 def test_wrong_parts_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="needs a trunk with adaln"):
-        model(IMAGE, patcher=LinearPatcher(time="none"))
+        model(IMAGE, patcher=LinearPatcherConfig(time="none"))
     with pytest.raises(ValueError, match="2 of 1 heads: give at most as many"):
-        Trunk(heads=1, attention=Heads(alibi=2))
+        TransformerConfig(heads=1, attention=AttentionConfig(alibi=2))
     with pytest.raises(ValueError, match="between 0"):
-        Heads(laser=100.0)
+        AttentionConfig(laser=100.0)
     with pytest.raises(ValueError, match=r"between 1 and experts\.number"):
-        Experts(2, active=3)
+        MoEConfig(2, top_k=3)
     with pytest.raises(ValueError, match="must not be negative"):
-        Experts(2, balance=-1.0)
+        MoEConfig(2, aux_loss_weight=-1.0)
 
 
 def test_nothing_is_added_where_nothing_is_asked_for() -> None:
@@ -226,7 +224,7 @@ def test_nothing_is_added_where_nothing_is_asked_for() -> None:
     parts = {"attention_norm", "feed_norm", "attention.qkv", "attention.out", "attention.q_norm", "attention.k_norm"}
     parts |= {"feed_forward.gate_up", "feed_forward.down"}
     expected = {f"blocks.{i}.{part}.weight" for i in range(2) for part in parts} | {"norm.weight"}
-    assert set(model().network.trunk.state_dict()) == expected
+    assert set(model().network.transformer.state_dict()) == expected
     assert {n.split(".")[0] for n in model().network.state_dict()} == {"embed", "trunk", "head", "patchers"}
 
 
@@ -262,7 +260,7 @@ def test_adaln_leaves_text_alone_and_begins_as_identity() -> None:
 def test_long_skips_join_the_halves() -> None:
     assert [paired(depth) for depth in (3, 4, 5, 8)] == [1, 1, 2, 3]
     m = model(depth=5, long_skips=True)
-    assert [block.skip is not None for block in m.network.trunk.blocks] == [False, False, False, True, True]
+    assert [block.skip is not None for block in m.network.transformer.blocks] == [False, False, False, True, True]
 
 
 def test_initial_scale_of_what_is_written_into_the_stream() -> None:

@@ -11,7 +11,7 @@ from transfusion.cli import main
 from transfusion.evaluation.record import Record
 from transfusion.modality import Modality
 
-SHORT = "--train.steps 4 --checkpoint.every 4 --model.trunk.width 32 --model.trunk.depth 1 --model.trunk.heads 2 --packing.rows 2 --optim.warmup 1 --dtype fp32 --device cpu"
+SHORT = "--trainer.steps 4 --checkpoint.every 4 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
 COLOUR = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
 
 
@@ -57,8 +57,8 @@ def test_a_run_with_classes_and_a_suite_that_does_not_fit(capfd) -> None:
     (answers,) = (one for one in Path("run/records").glob("read-*.json"))
     assert Record.load(answers).metrics["accuracy"].count == 70, "the report's own record stays"
     said = found["read"].command
-    assert said.startswith("transfusion train digits --") and "--train.steps 4" in said and "--report.readings 10" in said
-    assert "--optim.lr" not in said and "--out" not in said
+    assert said.startswith("transfusion train digits --") and "--trainer.steps 4" in said and "--report.readings 10" in said
+    assert "--optimizer.lr" not in said and "--out" not in said
     assert found["read"].metrics["accuracy"].count == 10 and Path("run/sheets/draw.png").exists()
     before = found["draw"]
     assert command(line) == 1 and records("run")["draw"] == before, "the same weights and seeds give the same record"

@@ -7,7 +7,7 @@ import pytest
 
 from small import png, write_idx
 from transfusion.cli import main
-from transfusion.evaluation.judge import ConvolutionalJudge
+from transfusion.evaluation.classifier import ConvolutionalClassifier
 
 SHORT = "--training.epochs 1 --device cpu"
 
@@ -26,7 +26,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_idx_files_and_their_own_held_out_part(capfd) -> None:
     write_idx(Path("data"), 200, zipped=True)
     assert command(f"train judge --data data {SHORT}") == 0
-    judge = ConvolutionalJudge.load("runs/judge")
+    judge = ConvolutionalClassifier.load("runs/judge")
     assert judge.names == tuple("0123456789") and judge.accuracy is not None and judge.accuracy.count == 200
     out = capfd.readouterr().out
     assert "kept in runs/judge" in out and judge.digest in out and str(judge.accuracy) in out
@@ -35,7 +35,7 @@ def test_idx_files_and_their_own_held_out_part(capfd) -> None:
 def test_names_for_numbers(capfd) -> None:
     write_idx(Path("data"), 60)
     assert command(f"train judge --data data --out one {SHORT} --names a b c d e f g h i j") == 0
-    assert ConvolutionalJudge.load("one").names == tuple("abcdefghij")
+    assert ConvolutionalClassifier.load("one").names == tuple("abcdefghij")
     assert command(f"train judge --data data --out one {SHORT} --names a b") == 2
     assert "2 names for the 10 classes" in capfd.readouterr().err
 
@@ -44,7 +44,7 @@ def test_folders_named_for_classes(capfd) -> None:
     for i in range(60):
         png(Path("data") / ("cat", "big_dog")[i % 2] / f"{i}.png", i, size=(20, 16))
     assert command(f"train judge --data data --out one --channels 3 --side 16 {SHORT} --dtype fp32") == 0
-    judge = ConvolutionalJudge.load("one")
+    judge = ConvolutionalClassifier.load("one")
     assert judge.names == ("big dog", "cat") and (judge.network.channels, judge.network.side) == (3, 16)
     assert judge.accuracy is not None and 0 < judge.accuracy.count < 20
     assert "a tenth of the pictures is held out" in capfd.readouterr().out
@@ -68,6 +68,6 @@ def test_captions_are_no_classes(capfd) -> None:
 
 def test_the_digits_that_come_with_the_package(capfd) -> None:
     assert command("train judge --device cpu --training.epochs 8") == 0
-    judge = ConvolutionalJudge.load("runs/judge")
+    judge = ConvolutionalClassifier.load("runs/judge")
     assert judge.names[3] == "three" and judge.accuracy is not None and judge.accuracy.value > 0.95
     capfd.readouterr()

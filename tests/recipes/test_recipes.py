@@ -9,12 +9,12 @@ from PIL import Image
 
 from small import model, png, write_idx
 from transfusion.cli import main
-from transfusion.evaluation.record import Share
+from transfusion.evaluation.record import Proportion
 from transfusion.evaluation.suite import named
 from transfusion.recipes.digits import NAMES, Digits
 from transfusion.recipes.digits import run as digits_run
 
-SHORT = "--train.steps 4 --checkpoint.every 2 --model.trunk.width 32 --model.trunk.depth 1 --model.trunk.heads 2 --packing.rows 2 --optim.warmup 1 --dtype fp32 --device cpu"
+SHORT = "--trainer.steps 4 --checkpoint.every 2 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
 
 
 def command(line: str) -> None:
@@ -43,7 +43,7 @@ def test_fashion_from_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     write_idx(tmp_path / "data", 300, zipped=True)
     command(
-        f"train fashion --data data --out run {SHORT} --train.sample-every 2 --report.pictures 10 --report.readings 10 --sampler.num-steps 2"
+        f"train fashion --data data --out run {SHORT} --trainer.sample-every 2 --report.pictures 10 --report.readings 10 --sampler.num-steps 2"
     )
     report = json.loads(Path("run/report.json").read_text())
     assert report["text_to_image_agreement_count"] == 10 and report["image_to_text_accuracy_count"] == 10
@@ -56,7 +56,7 @@ def test_own_pictures_from_training_to_answers(tmp_path: Path, monkeypatch: pyte
         png(tmp_path / "data" / f"{i}.png", i, size=(20, 16))
         (tmp_path / "data" / f"{i}.txt").write_text(f"picture number {i % 3}")
     small = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 4 4"
-    command(f"train pictures --data data --out run {SHORT} {small} --train.sample-every 3")
+    command(f"train pictures --data data --out run {SHORT} {small} --trainer.sample-every 3")
     assert Path("run/samples/step-00000003.png").exists()
     lines = [
         {"segments": [{"text": "picture number 1"}]},
@@ -137,5 +137,5 @@ def test_intervals_cover_the_truth() -> None:
     """Wilson's interval, 4,000 repetitions of 200 draws: 95 % within the usual wobble of discrete counts."""
     rng = np.random.default_rng(0)
     for p in (0.5, 0.9, 0.97):
-        shares = [Share(int(k), 200) for k in rng.binomial(200, p, 4000)]
+        shares = [Proportion(int(k), 200) for k in rng.binomial(200, p, 4000)]
         assert 0.93 < np.mean([s.interval[0] <= p <= s.interval[1] for s in shares]) < 0.98

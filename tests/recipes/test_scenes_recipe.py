@@ -18,7 +18,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_train_scenes_reports_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
-    command(f"train scenes {SHORT} --out run --report.pictures 22 --sampler.num-steps 2 --train.sample-every 2")
+    command(f"train scenes {SHORT} --out run --report.pictures 22 --sampler.num-steps 2 --trainer.sample-every 2")
     report = json.loads(Path("run/report.json").read_text())
     for name in (*KINDS, *(f"{kind}_held_out" for kind in NOVEL)):
         low, high = report[f"{name}_interval"]

@@ -11,7 +11,7 @@ from transfusion.recipes.run import Run, train
 
 def thinned(out: Path, dropout: float) -> Run:
     options = run(out, 8)
-    return replace(options, model=replace(options.model, trunk=replace(options.model.trunk, dropout=dropout)))
+    return replace(options, model=replace(options.model, transformer=replace(options.model.transformer, dropout=dropout)))
 
 
 def test_dropout_resumes_bit_exactly(tmp_path: Path, monkeypatch) -> None:

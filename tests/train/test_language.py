@@ -13,13 +13,12 @@ from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import main
 from transfusion.data.document import Document, Media, Text
-from transfusion.model.transfusion import Network
-from transfusion.nn.attention import Place
+from transfusion.model.network import Network
+from transfusion.nn.attention import AttentionMetadata
 from transfusion.recipes import digits
 from transfusion.recipes.run import Run, train
-from transfusion.train.muon import Muon
-from transfusion.train.optim import Optim
-from transfusion.train.trainer import Train, Trainer
+from transfusion.train.optimizer import AdamWConfig, MuonConfig
+from transfusion.train.trainer import Trainer, TrainerConfig
 
 COUNT = 300
 
@@ -28,7 +27,7 @@ def corpus(count: int = 24) -> list[Document]:
     return [Document((Text(f"p{i % 4}"), Media(picture(i % 4))), name=str(i)) for i in range(count)]
 
 
-def run(out: Path, init: Path, weights: str, **optim: object) -> Run:
+def run(out: Path, init: Path, weights: str, optimizer: type = AdamWConfig, **rates: float) -> Run:
     base = digits.run()
     image = replace(base.model.modalities[0], shape=(4, 4))
     return replace(
@@ -37,10 +36,12 @@ def run(out: Path, init: Path, weights: str, **optim: object) -> Run:
         init=str(init),
         dtype="fp32",
         device="cpu",
-        model=replace(base.model, modalities=(image,), trunk=replace(base.model.trunk, weights=weights), context=64),
+        model=replace(
+            base.model, modalities=(image,), transformer=replace(base.model.transformer, weights=weights), context=64
+        ),
         packing=replace(base.packing, row_length=48, rows=4, window=16),
-        train=Train(steps=8, ema=0.9, log_every=1000),
-        optim=replace(base.optim, **({"lr": 1e-2, "warmup": 2, "decay": 0.5, "clip": 0.5} | optim)),
+        trainer=TrainerConfig(steps=8, ema_decay=0.9, log_every=1000),
+        optimizer=optimizer(**({"lr": 1e-2, "warmup": 2, "weight_decay": 0.5, "max_grad_norm": 0.5} | rates)),
     )
 
 
@@ -49,9 +50,9 @@ def text_logits(network: Network) -> torch.Tensor:
     ids = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(5))
     ids[:, 0] = 256 if network.embed.weight.shape[0] == COUNT else COUNT
     positions = torch.arange(40).float()[None, :, None].expand(3, 40, network.model.coordinates.axes)
-    place = Place.of_rows(torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool))
+    place = AttentionMetadata.of_rows(torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool))
     with torch.no_grad():
-        return network.head(network.hidden(ids, positions, [], place=place)[0])[:, :COUNT]
+        return network.head(network.hidden(ids, positions, [], metadata=place)[0])[:, :COUNT]
 
 
 def quiet(line: str) -> None:
@@ -63,14 +64,14 @@ FROZEN = {
     "mixture, tied": ("llama", {"tie_word_embeddings": True}, "all", {}),
     "feed-forwards, no BOS of its own": ("qwen2", {"bos_token_id": None, "eos_token_id": None}, "feed_forward", {}),
     "patchers and control tokens alone": ("qwen3", {"head_dim": 8}, "shared", {}),
-    "muon": ("llama", {}, "all", {"method": Muon()}),
+    "muon": ("llama", {}, "all", {"optimizer": MuonConfig}),
 }
 
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_frozen_language_weights_leave_text_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weight decay, moments, clipping and the average reach none of it: neither the live weights nor the averaged ones."""
-    kind, options, weights, optim = FROZEN[name]
+    kind, options, weights, optimizer = FROZEN[name]
     write(tmp_path / "lm", kind, **options)
     seen: dict[str, torch.Tensor] = {}
     first: dict[str, torch.Tensor] = {}
@@ -87,7 +88,7 @@ def test_frozen_language_weights_leave_text_bit_equal(name: str, tmp_path: Path,
 
     monkeypatch.setattr(Trainer, "run", begun)
     monkeypatch.setattr(Trainer, "average", averaged)
-    m = train(run(tmp_path / "run", tmp_path / "lm", weights, language=0.0, **optim), corpus(), [], quiet)
+    m = train(run(tmp_path / "run", tmp_path / "lm", weights, language_lr_scale=0.0, **optimizer), corpus(), [], quiet)
     assert torch.equal(seen["before"], seen["live"]) and torch.equal(seen["before"], text_logits(m.network))
     assert torch.equal(seen["before"], text_logits(Transfusion.from_pretrained(tmp_path / "run").eval().network))
     frozen = {id(p) for p in m.network.language_parameters()}
@@ -105,8 +106,8 @@ def test_a_slower_language_model_moves_less(tmp_path: Path) -> None:
     for factor in (1.0, 0.1, 0.0):
         m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights="all")
         before = {n: p.detach().clone() for n, p in m.network.named_parameters()}
-        optim = Optim(lr=1e-3, decay=0.0, language=factor)
-        optimizer = optim.build(m)
+        optimizer = AdamWConfig(lr=1e-3, weight_decay=0.0, language_lr_scale=factor)
+        optimizer = optimizer.build(m)
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * group.get("factor", 1.0)
         m.loss([["ab", picture(1)], ["some", picture(2)]]).backward()
@@ -121,7 +122,7 @@ def test_a_slower_language_model_moves_less(tmp_path: Path) -> None:
 def test_media_learn_beside_a_frozen_language_model(tmp_path: Path) -> None:
     write(tmp_path)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights="all")
-    optimizer = Optim(lr=1e-2, language=0.0).build(m)
+    optimizer = AdamWConfig(lr=1e-2, language_lr_scale=0.0).build(m)
     docs = corpus(4)
     first = m(m.batch(docs)).media.value.item()
     for _ in range(60):
@@ -134,9 +135,9 @@ def test_media_learn_beside_a_frozen_language_model(tmp_path: Path) -> None:
 
 def test_a_rate_for_no_language_model_is_refused() -> None:
     with pytest.raises(ValueError, match="no language model"):
-        Optim(language=0.0).build(model(IMAGE))
+        AdamWConfig(language_lr_scale=0.0).build(model(IMAGE))
     with pytest.raises(ValueError, match="0 \\(frozen\\) or more"):
-        Optim(language=-1.0)
+        AdamWConfig(language_lr_scale=-1.0)
     assert model(IMAGE).network.language_parameters() == []
 
 
@@ -149,9 +150,7 @@ def command(line: str) -> None:
     assert ended.value.code == 0, line
 
 
-SHORT = (
-    "--train.steps 4 --checkpoint.every 2 --packing.rows 2 --packing.row-length 64 --optim.warmup 1 --dtype fp32 --device cpu"
-)
+SHORT = "--trainer.steps 4 --checkpoint.every 2 --packing.rows 2 --packing.row-length 64 --optimizer.warmup 1 --dtype fp32 --device cpu"
 
 
 def test_a_language_model_learns_captioned_pictures_from_the_command_line(
@@ -165,7 +164,9 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
         png(tmp_path / "data" / f"{i}.png", i, size=(20, 16))
         (tmp_path / "data" / f"{i}.txt").write_text(f"picture number {i % 3}")
     small = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 8 8 --model.context 128"
-    line = f"train pictures --data data --init lm --model.trunk.weights all --optim.language 0 {SHORT} {small}"
+    line = (
+        f"train pictures --data data --init lm --model.transformer.weights all --optimizer.language_lr_scale 0 {SHORT} {small}"
+    )
     command(f"{line} --out run")
     said = capfd.readouterr().out
     assert "language model lm" in said and "width 32, depth 2, 4 heads, weights all" in said
@@ -179,13 +180,16 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     # from such a run to another one: its trunk and ids come along, whatever the recipe's own are
     command(f"train pictures --data data --init run {SHORT} {small} --out more")
     more = Transfusion.from_pretrained("more")
-    assert more.settings.language == trained.settings.language and more.settings.model.trunk == trained.settings.model.trunk
+    assert (
+        more.settings.language == trained.settings.language
+        and more.settings.model.transformer == trained.settings.model.transformer
+    )
     assert config.from_yaml(Run, Path("more/run.yaml").read_text()).model == more.settings.model
     assert config.from_yaml(Run, Path("run/run.yaml").read_text()).model == trained.settings.model
     for begin, wrong in (
-        (line, "--model.trunk.width 64"),
-        (f"train pictures --data data --init run {SHORT} {small}", "--model.trunk.theta 7.0"),
-        (f"train pictures --data data --init run {SHORT} {small}", "--model.trunk.attention.gated True"),
+        (line, "--model.transformer.width 64"),
+        (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.theta 7.0"),
+        (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.attention.gated True"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(f"{begin} {wrong} --out other".split())
@@ -193,18 +197,18 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     # sets of weights, adaLN and dropout can also be had later
     command(f"train pictures --data data --init lm {SHORT} {small} --out first")
     later = f"train pictures --data data --init first {SHORT} {small} --out later"
-    later += " --model.trunk.weights all --model.trunk.adaln True --model.trunk.dropout 0.1"
+    later += " --model.transformer.weights all --model.transformer.adaln True --model.transformer.dropout 0.1"
     command(later)
     command(later)
     first, last = Transfusion.from_pretrained("first"), Transfusion.from_pretrained("later")
-    assert last.settings.model.trunk == replace(first.settings.model.trunk, weights="all", adaln=True, dropout=0.1)
+    assert last.settings.model.transformer == replace(first.settings.model.transformer, weights="all", adaln=True, dropout=0.1)
     assert config.from_yaml(Run, Path("later/run.yaml").read_text()).model == last.settings.model
     with pytest.raises(SystemExit) as ended:
-        main(f"{later} --init run --model.trunk.weights feed_forward --out other".split())
+        main(f"{later} --init run --model.transformer.weights feed_forward --out other".split())
     assert ended.value.code == 2 and "has no place for all" in capfd.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(f"{line} --out other --model.context 1000".split())
     assert ended.value.code == 1 and "context of 256" in capfd.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        main(f"train pictures --data data {SHORT} {small} --optim.language 0 --out other".split())
+        main(f"train pictures --data data {SHORT} {small} --optimizer.language_lr_scale 0 --out other".split())
     assert ended.value.code == 1 and "no language model" in capfd.readouterr().err

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from small import documents, model
 from transfusion import config
 from transfusion.cli import settings
-from transfusion.nn.matrices import Matrices, cut, matrices
+from transfusion.nn.config import TransformerConfig
+from transfusion.nn.hidden_matrices import Matrices, cut, matrices
 from transfusion.nn.transformer import Transformer
-from transfusion.nn.trunk import Trunk
 from transfusion.recipes import digits
-from transfusion.train.muon import Muon, MuonAdamW, orthogonal
-from transfusion.train.optim import Optim
+from transfusion.train.muon import MuonAdamW, muon_group, orthogonal
+from transfusion.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 
-PLAIN = Optim(lr=1.0, decay=0.0, method=Muon())
-TRUNK = Trunk(width=32, depth=2, heads=4, kv_heads=2)
+PLAIN = MuonConfig(lr=1.0, weight_decay=0.0)
+TRUNK = TransformerConfig(width=32, depth=2, heads=4, kv_heads=2)
 
 
-def trunk() -> Transformer:
+def transformer() -> Transformer:
     torch.manual_seed(3)
     return Transformer(TRUNK)
 
@@ -35,10 +35,10 @@ def with_gradients(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def moved(module: nn.Module, optim: Optim, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def moved(module: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """What one step adds to each weight."""
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = optim.build(module)
+    optimizer = config.build(module)
     assert isinstance(optimizer, MuonAdamW)
     optimizer._dtype = dtype
     optimizer.step()
@@ -54,13 +54,13 @@ def named(module: nn.Module) -> dict[str, Matrices]:
 def test_every_logical_matrix_moves_orthogonally(per_head: bool) -> None:
     """Queries, keys, values, gate and up each alone: singular values of the step between 0.65 and 1.2, times its scale, where
     those of the gradient are spread over 1 : 10."""
-    module = with_gradients(trunk())
+    module = with_gradients(transformer())
     for m in named(module).values():
         assert m.weight.grad is not None
         for one in cut(m.weight.grad, m.rows(per_head=per_head)):
             u, _, v = torch.linalg.svd(one, full_matrices=False)
             one.copy_(u * torch.linspace(0.1, 1.0, u.shape[1]) @ v)
-    steps = moved(module, replace(PLAIN, method=Muon(per_head=per_head)))
+    steps = moved(module, replace(PLAIN, per_head=per_head))
     parts = 0
     for name, m in named(module).items():
         for one in cut(steps[name], m.rows(per_head=per_head)):
@@ -79,7 +79,7 @@ def test_it_is_what_torch_has_on_a_matrix_that_is_one() -> None:
     torch.manual_seed(0)
     mine, theirs = nn.Linear(48, 32, bias=False), nn.Linear(48, 32, bias=False)
     theirs.load_state_dict(mine.state_dict())
-    group = Muon().group([Matrices(mine.weight, (32,))], 0.1)
+    group = muon_group([Matrices(mine.weight, (32,))], weight_decay=0.1)
     one = MuonAdamW([group], lr=0.02, dtype=torch.bfloat16)
     other = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     began = mine.weight.detach().clone()
@@ -97,8 +97,8 @@ def test_a_fused_step_is_the_steps_of_its_parts() -> None:
     rows = (32, 16, 16)
     fused = nn.Parameter(torch.randn(64, 32))
     parts = [nn.Parameter(part.clone()) for part in fused.detach().split(rows)]
-    whole = MuonAdamW([Muon().group([Matrices(fused, rows)], 0.1)], lr=0.1, dtype=torch.float32)
-    single = MuonAdamW([Muon().group([Matrices(p, (len(p),)) for p in parts], 0.1)], lr=0.1, dtype=torch.float32)
+    whole = MuonAdamW([muon_group([Matrices(fused, rows)], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
+    single = MuonAdamW([muon_group([Matrices(p, (len(p),)) for p in parts], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
     for step in range(3):
         fused.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(step))
         for p, grad in zip(parts, fused.grad.split(rows), strict=True):
@@ -109,7 +109,7 @@ def test_a_fused_step_is_the_steps_of_its_parts() -> None:
     # experts in one weight are matrices of their own, too
     experts = nn.Parameter(torch.zeros(3, 8, 6))
     experts.grad = torch.randn(3, 8, 6)
-    MuonAdamW([Muon(nesterov=False).group([Matrices(experts, (4, 4))], 0.0)], lr=1.0, dtype=torch.float32).step()
+    MuonAdamW([muon_group([Matrices(experts, (4, 4))], weight_decay=0.0, nesterov=False)], lr=1.0, dtype=torch.float32).step()
     expected = orthogonal(experts.grad.reshape(6, 4, 6), dtype=torch.float32).view(3, 8, 6) * 0.2 * 6**0.5
     assert (experts + expected).abs().max() < 1e-4
 
@@ -127,7 +127,7 @@ def test_the_iteration_takes_wide_and_tall_and_nothing() -> None:
 
 def test_the_rest_is_adamw_to_the_bit() -> None:
     m, other = model(), model()
-    optimizer, plain = Optim(method=Muon()).build(m), Optim().build(other)
+    optimizer, plain = MuonConfig().build(m), AdamWConfig().build(other)
     inside = {id(p) for p in m.network.muon_parameters()}
     for step in range(3):
         with_gradients(m, step)
@@ -145,22 +145,24 @@ def test_the_rest_is_adamw_to_the_bit() -> None:
 def test_one_schedule_scales_all_groups() -> None:
     """The Muon group has its factor; nothing is in two groups and nothing in none."""
     m = model()
-    groups = Optim(method=Muon(rate=3.0), decay=0.2).build(m).param_groups
+    groups = MuonConfig(lr_scale=3.0, weight_decay=0.2).build(m).param_groups
     assert [g.get("factor", 1.0) for g in groups] == [1.0, 1.0, 3.0] and [g["weight_decay"] for g in groups] == [0.2, 0.0, 0.2]
     held = [id(p) for g in groups for p in g["params"]]
     assert len(held) == len(set(held)) == len(list(m.parameters()))
     assert [id(p) for p in groups[2]["params"]] == [id(p) for p in m.network.muon_parameters()]
-    for block in m.network.trunk.blocks:
+    for block in m.network.transformer.blocks:
         block.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"use optim\.method adamw"):
-        Optim(method=Muon()).build(m)
+    with pytest.raises(ValueError, match=r"use optimizer\.kind adamw"):
+        MuonConfig().build(m)
 
 
-@pytest.mark.parametrize("method", [Muon(), Muon(per_head=True, nesterov=False)], ids=["plain", "heads"])
-def test_it_learns(method: Muon) -> None:
+@pytest.mark.parametrize(
+    "config", [MuonConfig(lr=0.02), MuonConfig(lr=0.02, per_head=True, nesterov=False)], ids=["plain", "heads"]
+)
+def test_it_learns(config: MuonConfig) -> None:
     """Five documents by heart: the loss falls below a third of what it was in 40 steps."""
     m = model()
-    batch, optimizer = m.batch(documents()), Optim(lr=0.02, method=method).build(m)
+    batch, optimizer = m.batch(documents()), config.build(m)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
@@ -172,7 +174,7 @@ def test_it_learns(method: Muon) -> None:
 
 
 def test_its_state_goes_through_state_dict() -> None:
-    one, other = with_gradients(trunk()), trunk()
+    one, other = with_gradients(transformer()), transformer()
     first = PLAIN.build(one)
     first.step()
     other.load_state_dict(one.state_dict())
@@ -187,9 +189,9 @@ def test_its_state_goes_through_state_dict() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Muon(rate=0.0), "a rate above 0"),
-        (lambda: Muon(momentum=1.0), r"a momentum in \[0, 1\)"),
-        (lambda: Muon(steps=0), "at least one step"),
+        (lambda: MuonConfig(lr_scale=0.0), "a rate above 0"),
+        (lambda: MuonConfig(momentum=1.0), r"a momentum in \[0, 1\)"),
+        (lambda: MuonConfig(newton_schulz_steps=0), "at least one step"),
         (lambda: Matrices(torch.zeros(4, 4), (2, 3)), "add up to the rows"),
         (lambda: Matrices(torch.zeros(4, 4), (2, 2), head=3), "multiples of the head's 3 rows"),
     ],
@@ -200,6 +202,6 @@ def test_settings_that_make_no_sense(make: Callable[[], object], message: str) -
 
 
 def test_it_is_chosen_on_the_command_line() -> None:
-    run = settings(digits.run(), ["--optim.method.kind", "muon", "--optim.method.rate", "2", "--optim.lr", "0.002"], "x")
-    assert run.optim == replace(digits.run().optim, method=Muon(rate=2.0), lr=0.002)
-    assert config.from_plain(Optim, config.to_plain(run.optim)) == run.optim
+    run = settings(digits.run(), ["--optimizer.kind", "muon", "--optimizer.lr_scale", "2", "--optimizer.lr", "0.002"], "x")
+    assert run.optimizer == MuonConfig(lr_scale=2.0, lr=0.002, warmup=50, weight_decay=0.05)
+    assert config.from_plain(OptimizerConfig, config.to_plain(run.optimizer)) == run.optimizer

@@ -22,9 +22,8 @@ from transfusion.recipes import digits
 from transfusion.recipes.run import Run, build, last_losses, train
 from transfusion.train import checkpoint
 from transfusion.train.device import pick_device, pick_dtype
-from transfusion.train.muon import Muon
-from transfusion.train.optim import PAPER, AdamW, Method, Optim
-from transfusion.train.trainer import Diverged, Train
+from transfusion.train.optimizer import PAPER, AdamWConfig, MuonConfig, OptimizerConfig
+from transfusion.train.trainer import Diverged, TrainerConfig
 
 
 def corpus(count: int = 40) -> list[Document]:
@@ -40,10 +39,12 @@ def run(out: Path, steps: int = 8, **overrides) -> Run:
         dtype="fp32",
         device="cpu",
         tokenizer=Bytes(),
-        model=replace(base.model, modalities=(image,), trunk=replace(base.model.trunk, width=32, depth=2, heads=2), context=64),
+        model=replace(
+            base.model, modalities=(image,), transformer=replace(base.model.transformer, width=32, depth=2, heads=2), context=64
+        ),
         packing=replace(base.packing, row_length=48, rows=4, window=16),
-        train=Train(steps=steps, ema=0.9, log_every=1000),
-        optim=replace(base.optim, lr=3e-3, warmup=3),
+        trainer=TrainerConfig(steps=steps, ema_decay=0.9, log_every=1000),
+        optimizer=replace(base.optimizer, lr=3e-3, warmup=3),
         checkpoint=replace(base.checkpoint, every=3, keep=2),
     )
     return replace(tiny, **overrides)
@@ -90,10 +91,11 @@ def interrupted(options: Run, at: int, monkeypatch) -> None:
             train(options, corpus(), [], quiet)
 
 
-@pytest.mark.parametrize("method", [AdamW(), Muon(rate=2.0)], ids=["adamw", "muon"])
-def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch, method: Method) -> None:
-    optim = Optim(lr=3e-3, warmup=3, method=method)
-    straight, broken = run(tmp_path / "a", 14, optim=optim), run(tmp_path / "b", 14, optim=optim)
+@pytest.mark.parametrize(
+    "optimizer", [AdamWConfig(lr=3e-3, warmup=3), MuonConfig(lr=3e-3, warmup=3, lr_scale=2.0)], ids=["adamw", "muon"]
+)
+def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch, optimizer: OptimizerConfig) -> None:
+    straight, broken = run(tmp_path / "a", 14, optimizer=optimizer), run(tmp_path / "b", 14, optimizer=optimizer)
     train(straight, corpus(), [], quiet)
     for at in (4, 7, 11):  # after the checkpoints of steps 3, 6 and 9
         interrupted(broken, at, monkeypatch)
@@ -101,7 +103,7 @@ def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch, m
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert one.keys() == other.keys() and any(k.startswith("optimizer/") for k in one)
     assert all(torch.equal(one[k], other[k]) for k in one)
-    assert any(k.endswith("/momentum") for k in one) == (method.kind == "muon")
+    assert any(k.endswith("/momentum") for k in one) == (optimizer.kind == "muon")
     assert records(tmp_path / "a") == records(tmp_path / "b") and len(records(tmp_path / "a")) == 14
 
 
@@ -152,7 +154,12 @@ def test_it_learns(tmp_path: Path) -> None:
 
 def test_accumulation_changes_nothing(tmp_path: Path) -> None:
     for name, parts in (("a", 1), ("b", 4)):
-        train(run(tmp_path / name, 4, train=Train(steps=4, ema=0.9, accumulate=parts, log_every=1000)), corpus(), [], quiet)
+        train(
+            run(tmp_path / name, 4, trainer=TrainerConfig(steps=4, ema_decay=0.9, accumulate=parts, log_every=1000)),
+            corpus(),
+            [],
+            quiet,
+        )
     one, other = records(tmp_path / "a"), records(tmp_path / "b")
     for step in one:  # sums in another order: 1e-6 relative
         assert one[step] == pytest.approx(other[step], rel=1e-5)
@@ -161,7 +168,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
 def test_another_run_in_the_folder_is_refused_and_named(tmp_path: Path) -> None:
     train(run(tmp_path, 3), corpus(), [], quiet)
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.003 there, 0\.01 here"):
-        train(run(tmp_path, 3, optim=Optim(lr=0.01)), corpus(), [], quiet)
+        train(run(tmp_path, 3, optimizer=AdamWConfig(lr=0.01)), corpus(), [], quiet)
 
 
 def test_the_same_line_after_the_end_changes_nothing(tmp_path: Path) -> None:
@@ -179,7 +186,7 @@ def test_a_run_keeps_its_tokenizer_and_its_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the data has changed.*40 documents then, 41 now"):
         train(options, [*corpus(), Document((Text("wombats and zebras"), Media(picture(9))))], [], quiet)
     assert (tmp_path / "tokenizer.json").read_text() == kept
-    found = train(replace(options, train=options.train), corpus(), [], quiet)
+    found = train(replace(options, trainer=options.trainer), corpus(), [], quiet)
     assert found.vocabulary.tokenizer.to_str() == kept
 
 
@@ -312,7 +319,7 @@ def test_losses_that_are_no_numbers_are_skipped_then_stop_the_run(tmp_path: Path
     assert json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])["skipped"] == 2
     bad, calls[:] = set(range(3, 100)), []
     with pytest.raises(Diverged, match=r"4 steps in a row.*documents"):
-        train(run(tmp_path / "b", 30, train=Train(steps=30, patience=4, log_every=1000)), corpus(), [], quiet)
+        train(run(tmp_path / "b", 30, trainer=TrainerConfig(steps=30, patience=4, log_every=1000)), corpus(), [], quiet)
 
 
 # ---- starting from other weights ----------------------------------------------------------------------------------------
@@ -329,7 +336,7 @@ def test_init_takes_what_fits_and_says_what_it_took(tmp_path: Path) -> None:
     line = next(s for s in said if "loaded" in s)
     assert "patchers.sound" in line and "<BEGIN sound>" in line and "0 dropped" in line
     assert torch.equal(new.network.embed.weight[: len(old.vocabulary)], old.network.embed.weight)
-    assert torch.equal(new.network.trunk.norm.weight, old.network.trunk.norm.weight)
+    assert torch.equal(new.network.transformer.norm.weight, old.network.transformer.norm.weight)
     fewer = replace(base, init=str(tmp_path / "a"), model=replace(base.model, modalities=(sound,)))
     build(fewer, [Document((Text("a"),))], said.append)
     assert "dropped (patchers.image" in said[-2] or any("dropped (patchers.image" in s for s in said)
@@ -338,7 +345,7 @@ def test_init_takes_what_fits_and_says_what_it_took(tmp_path: Path) -> None:
 def test_init_from_another_trunk_is_refused_and_says_which_settings_differ(tmp_path: Path) -> None:
     train(run(tmp_path / "a", 4), corpus(), [], quiet)
     base = run(tmp_path / "b", 4, init=str(tmp_path / "a"))
-    other = replace(base, model=replace(base.model, trunk=replace(base.model.trunk, width=64)))
+    other = replace(base, model=replace(base.model, transformer=replace(base.model.transformer, width=64)))
     with pytest.raises(ValueError, match=r"width: 32 there, 64 here"):
         build(other, corpus(), quiet)
 

@@ -11,8 +11,7 @@ media       the items, grouped by (modality, grid): variable sizes become a few 
 weights     factors on the language losses of the targets, in the order of `learned`; None where all are 1
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence as List
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -22,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transfusion.data.document import ANY_TIME, CLEAN, Media
-from transfusion.data.layout import IGNORE, Sequence
+from transfusion.data.tokenize import IGNORE, TokenSequence
 from transfusion.data.vocabulary import Vocabulary
 
 
@@ -93,13 +92,13 @@ class Batch:
 class Entry:
     """One document ready for a row: its sequence, its items' latents and their keys."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     values: tuple[Tensor, ...]
     keys: tuple[int, ...]
     name: str = ""
 
     @classmethod
-    def of(cls, sequence: Sequence, key: Callable[[int], int], name: str = "") -> "Entry":
+    def of(cls, sequence: TokenSequence, key: Callable[[int], int], name: str = "") -> "Entry":
         """The entry of a sequence: its media are loaded, each once, and item i of the document has the key `key(i)`, in both
         copies where it has two.
 
@@ -114,7 +113,7 @@ class Entry:
         return cls(sequence, values, tuple(key(item.index) for item in sequence.items), name)
 
 
-def collate(rows: List[List[Entry]], length: int, vocabulary: Vocabulary, axes: int) -> Batch:
+def collate(rows: Sequence[Sequence[Entry]], length: int, vocabulary: Vocabulary, axes: int) -> Batch:
     """Rows of documents as one batch. Documents of a row stand one behind the other, each counting from coordinate 0."""
     shape = (len(rows), length)
     tokens = np.full(shape, vocabulary.pad, dtype=np.int64)

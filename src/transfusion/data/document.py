@@ -8,13 +8,13 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-Interval: TypeAlias = tuple[float, float]
-ANY_TIME: Interval = (0.0, 1.0)
-CLEAN: Interval = (0.0, 0.0)
+TimeInterval: TypeAlias = tuple[float, float]
+ANY_TIME: TimeInterval = (0.0, 1.0)
+CLEAN: TimeInterval = (0.0, 0.0)
 
 
 @runtime_checkable
-class Stored(Protocol):
+class LazyMedia(Protocol):
     """Media that is read only when it is needed. Its size is known before."""
 
     @property
@@ -45,7 +45,7 @@ class Text:
 
     content: str | tuple[int, ...]
     loss: bool = True
-    wordings: tuple[str, ...] = ()
+    paraphrases: tuple[str, ...] = ()
     weight: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class Text:
         if not isinstance(self.content, str) and not whole:
             raise ValueError(f"text is a string or a tuple of ids (whole numbers), not {str(self.content)[:60]}")
         if isinstance(self.weight, tuple):
-            if isinstance(self.content, str) or self.wordings:
+            if isinstance(self.content, str) or self.paraphrases:
                 raise ValueError("a weight a token needs content of token ids and no wordings; a string takes one number")
             if len(self.weight) != len(self.content):
                 raise ValueError(f"{len(self.weight)} weights for {len(self.content)} token ids: give one each, or one number")
@@ -64,7 +64,9 @@ class Text:
     def learned(self) -> bool:
         """Whether any token of it, in some wording, is a target."""
         weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
-        return self.loss and any(len(content) > 0 for content in (self.content, *self.wordings)) and any(w > 0 for w in weights)
+        return (
+            self.loss and any(len(content) > 0 for content in (self.content, *self.paraphrases)) and any(w > 0 for w in weights)
+        )
 
 
 def _check_weight(weight: object) -> None:
@@ -77,7 +79,7 @@ class Media:
     """One item of a modality.
 
     Args:
-        values: latents, Float[channels, *size]; or `Stored`; or None for an item that is still to be generated.
+        values: latents, Float[channels, *size]; or `LazyMedia`; or None for an item that is still to be generated.
         modality: name of its modality.
         size: size in latent elements, needed only where `values` is None and sizes vary.
         times: noise it may get in training, an interval in [0, 1] (0 clean, 1 noise); (0, 0) is clean and takes no loss.
@@ -90,10 +92,10 @@ class Media:
         mask: weights of its elements in the loss, Float[*size]; the mean is over those above 0 (None: all alike).
     """
 
-    values: Tensor | Stored | None
+    values: Tensor | LazyMedia | None
     modality: str = "image"
     size: tuple[int, ...] | None = None
-    times: Interval = ANY_TIME
+    times: TimeInterval = ANY_TIME
     weight: float = 1.0
     private: bool = False
     dual: bool = False

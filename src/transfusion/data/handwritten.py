@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfusion import chance
+from transfusion import rng
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = 360
@@ -32,6 +32,6 @@ def handwritten(*, held_out: bool) -> Digits:
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
-    order = chance.generator(chance.key("digits", "held out")).permutation(len(data.target))
+    order = rng.generator(rng.key("digits", "held out")).permutation(len(data.target))
     picked = torch.from_numpy(order[:HELD_OUT] if held_out else order[HELD_OUT:])
     return Digits(torch.from_numpy(data.images).float()[picked, None] / 8 - 1, torch.from_numpy(data.target)[picked])

@@ -10,20 +10,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.data.batch import Batch, Entry, Position, collate
-from transfusion.data.compose import Compose
 from transfusion.data.document import Document, MediaError
-from transfusion.data.layout import Coordinates, lay_out, longest
-from transfusion.data.layout import Sequence as Laid
 from transfusion.data.packing import pack
+from transfusion.data.tokenize import Coordinates, TokenSequence, longest, tokenize_document
+from transfusion.data.transforms import DocumentTransform
 from transfusion.data.vocabulary import Vocabulary
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackingConfig:
     """Shape of a batch.
 
     Args:
@@ -41,7 +40,7 @@ class Packing:
             raise ValueError(f"row-length, rows and window must be at least 1, not {self}")
 
 
-def ahead(stream: Iterator[T]) -> Generator[T, None, None]:
+def prefetch(stream: Iterator[T]) -> Generator[T, None, None]:
     """An endless stream whose next element is made, in a thread of its own, while the present one is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, stream)
@@ -67,8 +66,8 @@ class Loader:
         self,
         corpus: Sequence[Document],
         *,
-        compose: Compose,
-        packing: Packing,
+        transform: DocumentTransform,
+        packing: PackingConfig,
         vocabulary: Vocabulary,
         coordinates: Coordinates,
         seed: int,
@@ -80,7 +79,7 @@ class Loader:
             raise ValueError("the corpus is empty: there is nothing to train on")
         if packing.rows % (world * parts):
             raise ValueError(f"rows ({packing.rows}) must be a multiple of processes ({world}) times accumulation ({parts})")
-        self.corpus, self.compose, self.packing = corpus, compose, packing
+        self.corpus, self.transform, self.packing = corpus, transform, packing
         self.vocabulary, self.coordinates = vocabulary, coordinates
         self.seed, self.rank, self.world, self.parts = seed, rank, world, parts
         self.num_windows = -(-len(corpus) // packing.window)
@@ -92,22 +91,25 @@ class Loader:
     def _check_lengths(self) -> None:
         known: dict[object, int] = {}
         for sample, document in enumerate(self.corpus):
-            length = longest(self.compose.fullest(document), self.vocabulary, known)
+            length = longest(self.transform.fullest(document), self.vocabulary, known)
             if length > self.packing.row_length:
                 raise ValueError(
                     f"document {document.name or sample} takes {length} tokens, a row has {self.packing.row_length}: raise "
                     "--packing.row-length, or leave the document out"
                 )
 
-    def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, Laid], ...]]:
+    def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, TokenSequence], ...]]:
         """Rows of a window: (sample, its sequence) each."""
-        order = chance.generator(chance.key(self.seed, epoch, "order")).permutation(len(self.corpus))
+        order = rng.generator(rng.key(self.seed, epoch, "order")).permutation(len(self.corpus))
         samples = [int(i) for i in order[window * self.packing.window : (window + 1) * self.packing.window]]
-        laid = [lay_out(self.compose(self.corpus[i], self.seed, epoch, i), self.vocabulary, self.coordinates) for i in samples]
-        rows = pack([len(s) for s in laid], self.packing.row_length, chance.key(self.seed, epoch, window, "pack"))
-        return [tuple((samples[i], laid[i]) for i in row) for row in rows]
+        tokenized = [
+            tokenize_document(self.transform(self.corpus[i], self.seed, epoch, i), self.vocabulary, self.coordinates)
+            for i in samples
+        ]
+        rows = pack([len(s) for s in tokenized], self.packing.row_length, rng.key(self.seed, epoch, window, "pack"))
+        return [tuple((samples[i], tokenized[i]) for i in row) for row in rows]
 
-    def _rows(self, position: Position) -> Iterator[tuple[int, tuple[tuple[int, Laid], ...], Position]]:
+    def _rows(self, position: Position) -> Iterator[tuple[int, tuple[tuple[int, TokenSequence], ...], Position]]:
         while True:
             rows = self._window(position.epoch, position.window)
             for index in range(position.row, len(rows)):
@@ -117,9 +119,9 @@ class Loader:
             else:
                 position = Position(position.epoch + 1)
 
-    def _entry(self, epoch: int, sample: int, laid: Laid) -> Entry:
+    def _entry(self, epoch: int, sample: int, tokenized: TokenSequence) -> Entry:
         name = self.corpus[sample].name or str(sample)
-        return Entry.of(laid, lambda item: chance.key(self.seed, epoch, sample, item), name)
+        return Entry.of(tokenized, lambda item: rng.key(self.seed, epoch, sample, item), name)
 
     def batches(self, position: Position = Position()) -> Iterator[tuple[Batch, ...]]:
         """Steps from a position on: each a tuple of `parts` batches, the last with the position after the step.
@@ -134,14 +136,14 @@ class Loader:
             mine = step[self.rank * share * self.parts : (self.rank + 1) * share * self.parts]
             yield tuple(self._batch(mine[p * share : (p + 1) * share], step[-1][2]) for p in range(self.parts))
 
-    def _batch(self, rows: list[tuple[int, tuple[tuple[int, Laid], ...], Position]], after: Position) -> Batch:
+    def _batch(self, rows: list[tuple[int, tuple[tuple[int, TokenSequence], ...], Position]], after: Position) -> Batch:
         entries, unreadable = [], []
         for epoch, row, _ in rows:
             good = []
-            for sample, laid in row:
+            for sample, tokenized in row:
                 self._seen.add(sample)
                 try:
-                    good.append(self._entry(epoch, sample, laid))
+                    good.append(self._entry(epoch, sample, tokenized))
                 except MediaError as error:
                     named = self.corpus[sample].name or f"document {sample}"
                     line = str(error) if named in str(error) else f"{named}: {error}"

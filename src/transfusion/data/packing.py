@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from transfusion import chance
+from transfusion import rng
 
 
 def pack(lengths: Sequence[int], row_length: int, key: int) -> list[tuple[int, ...]]:
@@ -23,7 +23,7 @@ def pack(lengths: Sequence[int], row_length: int, key: int) -> list[tuple[int, .
         first = _take(left, longest, 1)
         chosen = fill({length: len(indices) for length, indices in left.items()}, row_length - longest)
         rows.append(tuple(first + [index for length, count in chosen.items() for index in _take(left, length, count)]))
-    order = chance.generator(chance.key(key, "rows")).permutation(len(rows))
+    order = rng.generator(rng.key(key, "rows")).permutation(len(rows))
     return [rows[i] for i in order]
 
 

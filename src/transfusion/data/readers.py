@@ -69,7 +69,7 @@ class Corpus(Sequence[Document]):
 
 def pair(caption: tuple[str, ...], picture: Media, name: str) -> Document:
     """Caption first, then picture; the caption's wordings are alternatives."""
-    return Document((Text(caption[0], wordings=caption[1:]), picture), name=name)
+    return Document((Text(caption[0], paraphrases=caption[1:]), picture), name=name)
 
 
 def read(path: str | Path, fit: Fit, caption: Caption = as_it_is, *, train: bool = True) -> Corpus:
@@ -210,16 +210,16 @@ def read_parquet(paths: Sequence[Path], fit: Fit, caption: Caption = as_it_is) -
             try:
                 if not isinstance(data, bytes):
                     raise MediaError(f"{name}: no image bytes")
-                wordings = _wordings(value, names, name)
+                paraphrases = _paraphrases(value, names, name)
                 check_picture(data, name)
-                found = tuple(one for words in wordings for one in caption(words))
+                found = tuple(one for words in paraphrases for one in caption(words))
                 corpus.documents.append(pair(found, Media(Picture(data, fit, name)), name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
 
 
-def _wordings(value: object, names: list[str] | None, name: str) -> list[str]:
+def _paraphrases(value: object, names: list[str] | None, name: str) -> list[str]:
     """What a cell says, in one or several wordings. Raises MediaError, naming the row, where it says nothing."""
     if isinstance(value, int) and not isinstance(value, bool):
         if names is None:
@@ -252,11 +252,11 @@ def read_idx(path: Path, caption: Caption = as_it_is, *, train: bool = True, fit
         fit: size and channels that pictures get (None: their own).
     """
     pixels, labels = idx_arrays(path, train=train)
-    wordings = {int(label): caption(str(label)) for label in np.unique(labels)}
+    paraphrases = {int(label): caption(str(label)) for label in np.unique(labels)}
     part = "train" if train else "test"
     return Corpus(
         [
-            pair(wordings[int(label)], Media(Pixels(one, fit)), f"{part}:{i}")
+            pair(paraphrases[int(label)], Media(Pixels(one, fit)), f"{part}:{i}")
             for i, (one, label) in enumerate(zip(pixels, labels, strict=True))
         ]
     )

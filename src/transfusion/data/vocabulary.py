@@ -23,7 +23,7 @@ Role = Literal["pad", "bos", "eos", "begin", "end", "size"]
 
 
 @dataclass(frozen=True)
-class Control:
+class SpecialToken:
     """One control token: its role and, where it has them, modality, axis and the size (in slots) that it states."""
 
     role: Role
@@ -120,7 +120,7 @@ Tokenizer: TypeAlias = Bytes | BPE | TokenizerFile | Ids
 
 
 @dataclass(frozen=True)
-class TextIds:
+class PretrainedVocabulary:
     """The ids of a language model, where a vocabulary goes on from one.
 
     Args:
@@ -153,16 +153,16 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _controls(modalities: Sequence[Modality], ids: TextIds | None) -> list[Control]:
+def _controls(modalities: Sequence[Modality], ids: PretrainedVocabulary | None) -> list[SpecialToken]:
     if ids is None:
-        table = [Control("pad"), Control("bos"), Control("eos")]
+        table = [SpecialToken("pad"), SpecialToken("bos"), SpecialToken("eos")]
     else:  # BOS stands before every text: next to the language model's rows, because it is frozen with them
-        table = [Control("bos")] * (ids.bos is None) + [Control("pad")] + [Control("eos")] * (not ids.eos)
+        table = [SpecialToken("bos")] * (ids.bos is None) + [SpecialToken("pad")] + [SpecialToken("eos")] * (not ids.eos)
     for modality in modalities:
-        table += [Control("begin", modality.name), Control("end", modality.name)]
+        table += [SpecialToken("begin", modality.name), SpecialToken("end", modality.name)]
         if modality.varies:
             for axis, largest in enumerate(modality.extents):
-                table += [Control("size", modality.name, axis, extent) for extent in range(1, largest + 1)]
+                table += [SpecialToken("size", modality.name, axis, extent) for extent in range(1, largest + 1)]
     return table
 
 
@@ -178,7 +178,9 @@ class Vocabulary:
         ValueError: two modalities of one name, or a tokenizer with ids that the language model does not have.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, modalities: Sequence[Modality], ids: TextIds | None = None) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, modalities: Sequence[Modality], ids: PretrainedVocabulary | None = None
+    ) -> None:
         names = [modality.name for modality in modalities]
         if len(set(names)) < len(names):
             raise ValueError(f"modalities need different names, not {names}")
@@ -199,12 +201,14 @@ class Vocabulary:
         self._by_id = {token: control for control, token in self._ids.items()}
         if ids is not None:
             if ids.bos is not None:
-                self._ids[Control("bos")], self._by_id[ids.bos] = ids.bos, Control("bos")
+                self._ids[SpecialToken("bos")], self._by_id[ids.bos] = ids.bos, SpecialToken("bos")
             if ids.eos:
-                self._ids[Control("eos")] = ids.eos[0]
-                self._by_id |= dict.fromkeys(ids.eos, Control("eos"))  # after BOS: one id may be both, and then ends a document
-        self.ends = (self.id(Control("eos")),) if ids is None or not ids.eos else ids.eos  # each ends a document
-        self.pad, self.bos, self.eos = (self.id(Control(role)) for role in ("pad", "bos", "eos"))
+                self._ids[SpecialToken("eos")] = ids.eos[0]
+                self._by_id |= dict.fromkeys(
+                    ids.eos, SpecialToken("eos")
+                )  # after BOS: one id may be both, and then ends a document
+        self.ends = (self.id(SpecialToken("eos")),) if ids is None or not ids.eos else ids.eos  # each ends a document
+        self.pad, self.bos, self.eos = (self.id(SpecialToken(role)) for role in ("pad", "bos", "eos"))
 
     def __len__(self) -> int:
         return self.num_text + len(self.controls)
@@ -245,23 +249,23 @@ class Vocabulary:
         writable[list(self.ends)] = True
         return writable
 
-    def id(self, control: Control) -> int:
+    def id(self, control: SpecialToken) -> int:
         """Id of a control token. Raises ValueError if this vocabulary has no such token."""
         if control not in self._ids:
             raise ValueError(f"this vocabulary has no {control.name}; its modalities are {[m.name for m in self.modalities]}")
         return self._ids[control]
 
-    def control(self, token: int) -> Control | None:
+    def control(self, token: int) -> SpecialToken | None:
         """The control token of an id; None for text."""
         return self._by_id.get(token)
 
     def begin(self, modality: str) -> int:
         """Id that opens an item."""
-        return self.id(Control("begin", modality))
+        return self.id(SpecialToken("begin", modality))
 
     def end(self, modality: str) -> int:
         """Id that closes an item."""
-        return self.id(Control("end", modality))
+        return self.id(SpecialToken("end", modality))
 
     def modality(self, name: str) -> Modality:
         """A modality by name. Raises ValueError if there is none."""
@@ -272,7 +276,9 @@ class Vocabulary:
 
     def frame(self, modality: Modality, grid: tuple[int, ...]) -> list[int]:
         """Ids that stand before an item's slots: its sizes, where they vary, and BEGIN."""
-        sizes = [Control("size", modality.name, axis, extent) for axis, extent in enumerate(grid)] if modality.varies else []
+        sizes = (
+            [SpecialToken("size", modality.name, axis, extent) for axis, extent in enumerate(grid)] if modality.varies else []
+        )
         return [self.id(size) for size in sizes] + [self.begin(modality.name)]
 
     def encode(self, text: str | tuple[int, ...]) -> list[int]:
@@ -317,6 +323,6 @@ class Vocabulary:
         path.write_text(self.tokenizer.to_str(), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path, modalities: Sequence[Modality], ids: TextIds | None = None) -> "Vocabulary":
+    def load(cls, path: Path, modalities: Sequence[Modality], ids: PretrainedVocabulary | None = None) -> "Vocabulary":
         """Read what `save` wrote. Raises ValueError where it is damaged, or does not belong to `ids`."""
         return cls(_read(path), modalities, ids)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Branch:
+class GuidanceBranch:
     """One unconditional branch: what it drops, and its weight in the sum."""
 
     drop_text: bool
@@ -47,7 +47,7 @@ class Guidance:
             return int(self.text != 1.0)
         return 1 if self.text == self.media else 2
 
-    def branches(self, *, has_text: bool, has_media: bool) -> tuple[float, tuple[Branch, ...]]:
+    def branches(self, *, has_text: bool, has_media: bool) -> tuple[float, tuple[GuidanceBranch, ...]]:
         """Weight of the conditional branch, and the unconditional ones that are needed beside it.
 
         Args:
@@ -56,16 +56,16 @@ class Guidance:
         """
         text = self.text if has_text else 1.0
         media = self.media if has_media else 1.0
-        found: list[Branch] = []
+        found: list[GuidanceBranch] = []
         if media == 1.0:
             if text != 1.0:
-                found.append(Branch(True, False, 1.0 - text))
+                found.append(GuidanceBranch(True, False, 1.0 - text))
             return text, tuple(found)
         if not has_text:
-            return media, (Branch(False, True, 1.0 - media),)
+            return media, (GuidanceBranch(False, True, 1.0 - media),)
         if media != text:
-            found.append(Branch(True, False, media - text))
-        found.append(Branch(True, True, 1.0 - media))
+            found.append(GuidanceBranch(True, False, media - text))
+        found.append(GuidanceBranch(True, True, 1.0 - media))
         return text, tuple(found)
 
     def active(self, t: float) -> bool:

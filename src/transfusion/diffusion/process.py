@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transfusion.diffusion.schedule import Cosine, Linear, Schedule
+from transfusion.diffusion.schedule import Cosine, LinearInterpolant, Schedule
 from transfusion.diffusion.times import LogitNormal, Quantile, Times, Uniform
 
-Kind: TypeAlias = Literal["x0", "eps", "v", "velocity"]
+Prediction: TypeAlias = Literal["x0", "eps", "v", "velocity"]
 
 
 def _over(t: Tensor, like: Tensor) -> Tensor:
@@ -46,16 +46,16 @@ class Diffusion:
             2511.13720) takes 0.05 for x0 under a velocity loss.
     """
 
-    schedule: Schedule = Linear()
-    prediction: Kind = "x0"
-    loss: Kind = "velocity"
+    schedule: Schedule = LinearInterpolant()
+    prediction: Prediction = "x0"
+    loss: Prediction = "velocity"
     times: Times | Quantile = LogitNormal()
     floor: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0 < self.floor < math.inf:
             raise ValueError(f"floor must be a finite number above 0, not {self.floor}")
-        if self.prediction == "eps" and float(self.schedule.signal(torch.ones(()))) == 0.0:
+        if self.prediction == "eps" and float(self.schedule.alpha(torch.ones(()))) == 0.0:
             raise ValueError(
                 "on this schedule no signal is left at t = 1, where noise says nothing of the data: predict x0, v or velocity"
             )
@@ -64,9 +64,9 @@ class Diffusion:
         self, x0: Float[Tensor, "item ..."], eps: Float[Tensor, "item ..."], t: Float[Tensor, " item"]
     ) -> Float[Tensor, "item ..."]:
         """x_t"""
-        return _over(self.schedule.signal(t), x0) * x0 + _over(self.schedule.noise(t), x0) * eps
+        return _over(self.schedule.alpha(t), x0) * x0 + _over(self.schedule.sigma(t), x0) * eps
 
-    def mix(self, kind: Kind, t: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, kind: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) of a kind at times t."""
         s = self.schedule
         if kind == "x0":
@@ -74,38 +74,38 @@ class Diffusion:
         if kind == "eps":
             return torch.zeros_like(t), torch.ones_like(t)
         if kind == "v":
-            return -s.noise(t), s.signal(t)
+            return -s.sigma(t), s.alpha(t)
         if kind == "velocity":
-            return s.signal_rate(t), s.noise_rate(t)
+            return s.alpha_dot(t), s.sigma_dot(t)
         raise ValueError(f"no prediction {kind!r}: there are x0, eps, v and velocity")
 
-    def target(self, kind: Kind, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def target(self, kind: Prediction, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The kind, from clean data and noise [item, ...] and times [item]."""
-        p, q = self.mix(kind, t)
+        p, q = self.coefficients(kind, t)
         return _over(p, x0) * x0 + _over(q, x0) * eps
 
-    def determinant(self, kind: Kind, t: Tensor) -> Tensor:
+    def determinant(self, kind: Prediction, t: Tensor) -> Tensor:
         """d = signal * q - noise * p"""
-        p, q = self.mix(kind, t)
-        return self.schedule.signal(t) * q - self.schedule.noise(t) * p
+        p, q = self.coefficients(kind, t)
+        return self.schedule.alpha(t) * q - self.schedule.sigma(t) * p
 
-    def split(self, kind: Kind, value: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def to_x0_eps(self, kind: Prediction, value: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) that a value of a kind means at x_t. Values and x_t are [item, ...], t is [item].
 
         What is given comes back as it is. |d| is kept above 1e-6: x0 says nothing of the noise at t = 0, and eps nothing of the
         data where no signal is left.
         """
-        p, q = self.mix(kind, t)
+        p, q = self.coefficients(kind, t)
         d = self.determinant(kind, t)
         d = torch.where(d.abs() < 1e-6, torch.where(d < 0, -1e-6, 1e-6).to(d), d)
-        signal, noise = self.schedule.signal(t), self.schedule.noise(t)
-        x0 = (_over(q, value) * x_t - _over(noise, value) * value) / _over(d, value)
-        eps = (_over(signal, value) * value - _over(p, value) * x_t) / _over(d, value)
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        x0 = (_over(q, value) * x_t - _over(sigma, value) * value) / _over(d, value)
+        eps = (_over(alpha, value) * value - _over(p, value) * x_t) / _over(d, value)
         return value if kind == "x0" else x0, value if kind == "eps" else eps
 
-    def convert(self, value: Tensor, source: Kind, kind: Kind, x_t: Tensor, t: Tensor) -> Tensor:
+    def convert(self, value: Tensor, source: Prediction, kind: Prediction, x_t: Tensor, t: Tensor) -> Tensor:
         """A value of one kind as another, at x_t [item, ...] and t [item]."""
-        x0, eps = self.split(source, value, x_t, t)
+        x0, eps = self.to_x0_eps(source, value, x_t, t)
         return self.target(kind, x0, eps, t)
 
     def loss_weight(self, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
@@ -115,7 +115,7 @@ class Diffusion:
         d = self.determinant(self.prediction, t).abs().clamp_min(self.floor)
         return (self.determinant(self.loss, t) / d) ** 2
 
-    def trust(self, kind: Kind, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
+    def conversion_weight(self, kind: Prediction, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
         """Share of a squared error of `kind`, made from a prediction, that is counted: (|d| / max(|d|, floor))^2 of the
         prediction, as `floor` bounds the loss; all of it where the prediction is of that kind."""
         if kind == self.prediction:

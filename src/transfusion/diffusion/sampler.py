@@ -53,8 +53,8 @@ class _Steps:
         if self.clip is None:
             return x0, eps
         x0 = x0.clamp(-self.clip, self.clip)
-        noise = _over(schedule.noise(t), x).clamp_min(1e-6)
-        return x0, (x - _over(schedule.signal(t), x) * x0) / noise
+        noise = _over(schedule.sigma(t), x).clamp_min(1e-6)
+        return x0, (x - _over(schedule.alpha(t), x) * x0) / noise
 
 
 def _over(t: Tensor, like: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _over(t: Tensor, like: Tensor) -> Tensor:
 
 
 def _velocity(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    return _over(schedule.signal_rate(t), x0) * x0 + _over(schedule.noise_rate(t), x0) * eps
+    return _over(schedule.alpha_dot(t), x0) * x0 + _over(schedule.sigma_dot(t), x0) * eps
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class DDIM(_Steps):
         """(x_s, clean estimate) from x_t."""
         x0, eps = self.estimate(schedule, predict, x, t)
         if self.eta == 0.0:
-            return _over(schedule.signal(s), x) * x0 + _over(schedule.noise(s), x) * eps, x0
+            return _over(schedule.alpha(s), x) * x0 + _over(schedule.sigma(s), x) * eps, x0
         # Variance of q(x_s | x_t, x0): (noise_t^2 - (signal_t / signal_s)^2 noise_s^2) * noise_s^2 / noise_t^2
-        noise_t, noise_s = schedule.noise(t), schedule.noise(s)
-        between = noise_t**2 - (schedule.signal(t) / schedule.signal(s)) ** 2 * noise_s**2
+        noise_t, noise_s = schedule.sigma(t), schedule.sigma(s)
+        between = noise_t**2 - (schedule.alpha(t) / schedule.alpha(s)) ** 2 * noise_s**2
         variance = self.eta**2 * between.clamp_min(0) * noise_s**2 / noise_t**2
         kept = (noise_s**2 - variance).clamp_min(0).sqrt()
-        mean = _over(schedule.signal(s), x) * x0 + _over(kept, x) * eps
+        mean = _over(schedule.alpha(s), x) * x0 + _over(kept, x) * eps
         return mean + _over(variance.sqrt(), x) * draw(), x0
 
 
@@ -136,6 +136,6 @@ class DDPM(DDIM):
 Sampler: TypeAlias = Euler | Heun | DDIM | DDPM
 
 
-def start(schedule: Schedule, noise: Tensor) -> Tensor:
+def init_noise(schedule: Schedule, noise: Tensor) -> Tensor:
     """x at t = 1: pure noise."""
-    return noise * schedule.noise(torch.ones((), dtype=noise.dtype, device=noise.device))
+    return noise * schedule.sigma(torch.ones((), dtype=noise.dtype, device=noise.device))

@@ -2,7 +2,7 @@
 
     x_t = signal(t) * x0 + noise(t) * eps,   t = 0: clean data, t = 1: noise
 
-This file is where the direction of time is stated. `signal_rate` and `noise_rate` are the derivatives by t.
+This file is where the direction of time is stated. `alpha_dot` and `sigma_dot` are the derivatives by t.
 """
 
 import math
@@ -14,24 +14,24 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearInterpolant:
     """The straight path of flow matching (Lipman et al. 2022, arXiv 2210.02747): signal 1 - t, noise t."""
 
     kind: ClassVar[str] = "linear"
 
-    def signal(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Tensor) -> Tensor:
         """1 - t"""
         return 1 - t
 
-    def noise(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Tensor) -> Tensor:
         """t"""
         return t
 
-    def signal_rate(self, t: Tensor) -> Tensor:
+    def alpha_dot(self, t: Tensor) -> Tensor:
         """-1"""
         return torch.full_like(t, -1.0)
 
-    def noise_rate(self, t: Tensor) -> Tensor:
+    def sigma_dot(self, t: Tensor) -> Tensor:
         """1"""
         return torch.ones_like(t)
 
@@ -60,21 +60,21 @@ class Cosine:
     def _phase(self, t: Tensor | float) -> Tensor:
         return (torch.as_tensor(t) + self.offset) / (1 + self.offset) * (math.pi / 2)
 
-    def signal(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Tensor) -> Tensor:
         """cos of the phase, relative to that of t = 0"""
         return (self._phase(t).cos() / self._phase(0.0).cos()).clamp(self.least, 1.0)
 
-    def noise(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - signal^2)"""
-        return (1 - self.signal(t) ** 2).clamp_min(0.0).sqrt()
+        return (1 - self.alpha(t) ** 2).clamp_min(0.0).sqrt()
 
-    def signal_rate(self, t: Tensor) -> Tensor:
+    def alpha_dot(self, t: Tensor) -> Tensor:
         """-sin of the phase, scaled by the phase's rate"""
         return -self._phase(t).sin() / self._phase(0.0).cos() * (math.pi / 2 / (1 + self.offset))
 
-    def noise_rate(self, t: Tensor) -> Tensor:
+    def sigma_dot(self, t: Tensor) -> Tensor:
         """-signal * signal_rate / noise; infinite at t = 0, where it is cut at noise = 1e-4"""
-        return -self.signal(t) * self.signal_rate(t) / self.noise(t).clamp_min(1e-4)
+        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t).clamp_min(1e-4)
 
 
 @dataclass(frozen=True)
@@ -126,25 +126,25 @@ class LinearBetas:
         found = -n * ((b + e) / 2 + (b * b + b * e + e * e) / 6 + (b**3 + b * b * e + b * e * e + e**3) / 12)
         return torch.where(n < 1, n * math.log1p(-self.first), found) if self._steep else found
 
-    def signal(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Tensor) -> Tensor:
         """The square root of the product"""
         return (self._log(t) / 2).exp()
 
-    def noise(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - signal^2)"""
         return (-torch.expm1(self._log(t))).clamp_min(0.0).sqrt()
 
-    def signal_rate(self, t: Tensor) -> Tensor:
+    def alpha_dot(self, t: Tensor) -> Tensor:
         """signal / 2 times the rate of log signal^2"""
         e = self.first + self._slope * (t * self.steps - 0.5)
         rate = e + e**2 / 2 + e**3 / 3
         if self._steep:
             rate = torch.where(t * self.steps < 1, -math.log1p(-self.first), rate)
-        return -self.signal(t) * (self.steps / 2) * rate
+        return -self.alpha(t) * (self.steps / 2) * rate
 
-    def noise_rate(self, t: Tensor) -> Tensor:
+    def sigma_dot(self, t: Tensor) -> Tensor:
         """-signal * signal_rate / noise; infinite at t = 0, where it is cut at noise = 1e-4"""
-        return -self.signal(t) * self.signal_rate(t) / self.noise(t).clamp_min(1e-4)
+        return -self.alpha(t) * self.alpha_dot(t) / self.sigma(t).clamp_min(1e-4)
 
 
-Schedule: TypeAlias = Linear | Cosine | LinearBetas
+Schedule: TypeAlias = LinearInterpolant | Cosine | LinearBetas

@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from transfusion import chance
+from transfusion import rng
 
 
 @runtime_checkable
@@ -117,6 +117,6 @@ Times: TypeAlias = Uniform | LogitNormal | Tabulated
 
 def draw(times: Quantile, keys: list[int], intervals: Tensor) -> Tensor:
     """A time for each item, Float32[item]: item i's depends on keys[i] alone, and lies in its interval (low, high)."""
-    u = torch.tensor([times.quantile(chance.uniform(key, "time")) for key in keys])
+    u = torch.tensor([times.quantile(rng.uniform(key, "time")) for key in keys])
     low, high = intervals.to("cpu", torch.float32).unbind(-1)
     return low + (high - low) * u

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from transfusion import chance
+from transfusion import rng
 
 CAPTIONS = "captions_val2014.json"
 KARPATHY = "dataset_coco.json"
@@ -47,7 +47,7 @@ def prompts(folder: str | Path, count: int = 30_000, seed: int = 0) -> list[Prom
         raise ValueError(f"{file} is not COCO's ({error!r}): take it from annotations_trainval2014.zip") from error
     if not 0 < count <= len(found):
         raise ValueError(f"{file} has {len(found):,} captions: ask for 1 to {len(found):,} prompts, not {count:,}")
-    order = chance.generator(chance.key("coco", "prompts", seed)).permutation(len(found))
+    order = rng.generator(rng.key("coco", "prompts", seed)).permutation(len(found))
     picked = [found[i] for i in order[:count]]
     _present(one.image for one in picked)
     return picked

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfusion import chance
-from transfusion.evaluation.record import Share
+from transfusion import rng
+from transfusion.evaluation.record import Proportion
 
 ROWS = 256
 """Rows of a matrix of pairs that are held at a time."""
@@ -68,8 +68,8 @@ def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: 
     a, b = _checked(a, b, size)
     values = []
     for number in range(subsets):
-        rng = chance.generator(chance.key(seed, "kernel distance", number))
-        values.append(mmd(*(s[torch.from_numpy(rng.choice(len(s), size, replace=False))] for s in (a, b))))
+        generator = rng.generator(rng.key(seed, "kernel distance", number))
+        values.append(mmd(*(s[torch.from_numpy(generator.choice(len(s), size, replace=False))] for s in (a, b))))
     std, mean = torch.std_mean(torch.tensor(values, dtype=torch.float64), correction=0)
     return Kernel(float(mean), float(std), mmd(a, b))
 
@@ -107,8 +107,8 @@ def mmd_to(b: Tensor) -> Callable[[Tensor], float]:
 class PrecisionRecall:
     """Precision: drawn pictures inside the real set's support. Recall: real ones inside the drawn set's."""
 
-    precision: Share
-    recall: Share
+    precision: Proportion
+    recall: Proportion
 
 
 def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
@@ -127,10 +127,10 @@ def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall
         raise ValueError(f"k is {k}: take the first or a later neighbour")
     real, drawn = _checked(real, drawn, k + 1)
 
-    def inside(samples: Tensor, others: Tensor) -> Share:
+    def inside(samples: Tensor, others: Tensor) -> Proportion:
         # the sample itself is among its neighbours, at distance 0
         radii = torch.cat([ways.kthvalue(k + 1).values for ways in _ways(others, others)])
-        return Share(sum(int((ways <= radii).any(1).sum()) for ways in _ways(samples, others)), len(samples))
+        return Proportion(sum(int((ways <= radii).any(1).sum()) for ways in _ways(samples, others)), len(samples))
 
     return PrecisionRecall(inside(drawn, real), inside(real, drawn))
 

@@ -1,8 +1,8 @@
 """Text -> picture: do drawings show what their captions say, are they like real ones, and are they copies?
 
 agreement           share whose class, to the judge, is the one that the caption names; `judge` is its accuracy on real pictures
-frechet_mini        Fréchet distance to real held-out pictures in a convolutional judge's layer before the classes
-                    (`frechet_pixels` where the judge has none and pixels are compared); `frechet_mini_real`: training pictures'
+frechet_classifier        Fréchet distance to real held-out pictures in a convolutional judge's layer before the classes
+                    (`frechet_pixels` where the judge has none and pixels are compared); `frechet_classifier_real`: training pictures'
 kernel_mini         kernel distance there (or `kernel_pixels`)
 precision, recall   by 3 nearest neighbours there
 nearest_training    mean distance in pixels to the nearest training picture, over that of real held-out pictures (1: as far)
@@ -22,17 +22,17 @@ from torch import Tensor
 from transfusion.api import Transfusion
 from transfusion.data.document import Document
 from transfusion.evaluation import distance
+from transfusion.evaluation.classifier import Classifier
+from transfusion.evaluation.estimate import jackknife
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
-from transfusion.evaluation.interval import jackknife
-from transfusion.evaluation.judge import Judge
-from transfusion.evaluation.record import Metric, Share
-from transfusion.evaluation.suite import Count, How, Outcome, TooFew, caption, mean, named, record
+from transfusion.evaluation.record import Metric, Proportion
+from transfusion.evaluation.suite import Count, EvalContext, SuiteResult, TooFew, caption, mean, named, record
 
 COMPARED = 1000
 """Pictures that are looked up among the training pictures, at most."""
 
 
-def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcome:
+def score(model: Transfusion, documents: Sequence[Document], how: EvalContext) -> SuiteResult:
     """Draw a picture from the caption of each document, with the model's own sampler and guidance, and compare with real ones.
 
     Where there are fewer documents than samples, captions are used again under other seeds.
@@ -84,13 +84,13 @@ def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcom
         if real is not None:
             space = how.judge.space
             names = (f"frechet_{space}", f"kernel_{space}", "precision", "recall")
-            take(_mini, how.judge, pictures, real, how.trained, names=names)
+            take(_classifier_metrics, how.judge, pictures, real, how.trained, names=names)
     else:
         reason = "no judge: make one with transfusion train judge, and give its folder with --judge"
-        missing |= dict.fromkeys(("agreement", "frechet_mini", "kernel_mini", "precision", "recall"), reason)
+        missing |= dict.fromkeys(("agreement", "frechet_classifier", "kernel_mini", "precision", "recall"), reason)
     if real is None:
         reason = "the documents hold no real pictures of one size to compare with"
-        missing |= dict.fromkeys(("frechet_mini", "kernel_mini", "precision", "recall", "nearest_training"), reason)
+        missing |= dict.fromkeys(("frechet_classifier", "kernel_mini", "precision", "recall", "nearest_training"), reason)
     elif how.trained is not None:
         take(_copies, pictures, real, how.trained, names=("nearest_training",))
     else:
@@ -106,10 +106,10 @@ def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcom
         metrics["clip_score"] = mean(clip.score(pictures, captions).tolist(), how.seed)
     else:
         missing.setdefault("clip_score", "no CLIP model: give its folder with --clip")
-    return Outcome(record("draw", model, how, metrics, missing, judges), tuple(drawn), tuple(seeds))
+    return SuiteResult(record("draw", model, how, metrics, missing, judges), tuple(drawn), tuple(seeds))
 
 
-def _real(documents: Sequence[Document], how: How, most: int = 10_000) -> tuple[Tensor | None, list[int | None]]:
+def _real(documents: Sequence[Document], how: EvalContext, most: int = 10_000) -> tuple[Tensor | None, list[int | None]]:
     """Held-out real pictures, and the classes that are known of them."""
     if how.real is not None:
         return how.real, [None] * len(how.real) if how.real_classes is None else how.real_classes.tolist()
@@ -120,14 +120,14 @@ def _real(documents: Sequence[Document], how: How, most: int = 10_000) -> tuple[
     return torch.stack(pictures), [named(caption(one), how.names) for one in found]
 
 
-def _agreement(judge: Judge, pictures: Tensor, classes: Sequence[int | None]) -> Metric:
+def _agreement(judge: Classifier, pictures: Tensor, classes: Sequence[int | None]) -> Metric:
     """Share of pictures whose class is known that the judge finds to be of it."""
     known = [i for i, one in enumerate(classes) if one is not None]
     right = int((judge.classify(pictures[known]) == torch.tensor([classes[i] for i in known])).sum())
-    return Metric.of(Share(right, len(known)))
+    return Metric.of(Proportion(right, len(known)))
 
 
-def _mini(judge: Judge, pictures: Tensor, real: Tensor, trained: Tensor | None) -> dict[str, Metric]:
+def _classifier_metrics(judge: Classifier, pictures: Tensor, real: Tensor, trained: Tensor | None) -> dict[str, Metric]:
     a, b = judge.features(pictures), judge.features(real)
     if len(a) <= a.shape[1] or len(b) <= b.shape[1]:
         raise TooFew(

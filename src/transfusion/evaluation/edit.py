@@ -6,11 +6,11 @@ import torch
 
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.evaluation.record import Metric, Share
-from transfusion.evaluation.suite import Count, How, Outcome, mean, record
+from transfusion.evaluation.record import Metric, Proportion
+from transfusion.evaluation.suite import Count, EvalContext, SuiteResult, mean, record
 
 
-def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcome:
+def score(model: Transfusion, documents: Sequence[Document], how: EvalContext) -> SuiteResult:
     """Draw the last picture of documents [picture, text, picture] from what stands before it.
 
     `nearer` is the share of edits whose mean squared error against the target is below the source's; `error` the edits' mean
@@ -40,7 +40,7 @@ def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcom
     if not changes.any():
         raise ValueError("in no document does the target differ from its source")
     metrics = {
-        "nearer": Metric.of(Share(int((after < before)[changes].sum()), int(changes.sum()))),
+        "nearer": Metric.of(Proportion(int((after < before)[changes].sum()), int(changes.sum()))),
         "error": mean(after[changes].tolist(), how.seed, over=before[changes].tolist()),
     }
-    return Outcome(record("edit", model, how, metrics), tuple(edited), tuple(seeds))
+    return SuiteResult(record("edit", model, how, metrics), tuple(edited), tuple(seeds))

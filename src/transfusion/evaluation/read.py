@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Text
 from transfusion.evaluation.captions import cider
-from transfusion.evaluation.record import Metric, Share
-from transfusion.evaluation.suite import Count, How, Outcome, caption, mean, named, record
+from transfusion.evaluation.record import Metric, Proportion
+from transfusion.evaluation.suite import Count, EvalContext, SuiteResult, caption, mean, named, record
 
 MAX_TOKENS = 48
 """Tokens of an answer at most."""
 
 
-def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcome:
+def score(model: Transfusion, documents: Sequence[Document], how: EvalContext) -> SuiteResult:
     """Have the model caption the picture of each document, greedily.
 
     Accuracy is the share of answers that name the class of the caption and no other. CIDEr compares with all wordings.
@@ -31,17 +31,17 @@ def score(model: Transfusion, documents: Sequence[Document], how: How) -> Outcom
     classes = [named(caption(one), how.names) for one in asked]
     if all(one is not None for one in classes):
         right = sum(named(text, how.names) == one for text, one in zip(texts, classes, strict=True))
-        metrics["accuracy"] = Metric.of(Share(right, len(asked)))
+        metrics["accuracy"] = Metric.of(Proportion(right, len(asked)))
     else:
         missing["accuracy"] = "not all captions name one class: give the names with --names where they do"
         try:
-            found = cider(texts, [_wordings(one) for one in asked])
+            found = cider(texts, [_paraphrases(one) for one in asked])
             metrics["cider"] = mean(list(found.scores), how.seed)
         except ValueError as error:
             missing["cider"] = str(error)
-    return Outcome(record("read", model, how, metrics, missing), tuple(answers), tuple(seeds))
+    return SuiteResult(record("read", model, how, metrics, missing), tuple(answers), tuple(seeds))
 
 
-def _wordings(document: Document) -> list[str]:
-    most = max(1 + len(one.wordings) for one in document.segments if isinstance(one, Text))
+def _paraphrases(document: Document) -> list[str]:
+    most = max(1 + len(one.paraphrases) for one in document.segments if isinstance(one, Text))
     return list(dict.fromkeys(caption(document, i) for i in range(most)))

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A share of successes with its 95 % interval (Wilson 1927)."""
 
     successes: int
@@ -46,7 +46,7 @@ class Metric:
     high: float | None = None
 
     @classmethod
-    def of(cls, share: Share) -> "Metric":
+    def of(cls, share: Proportion) -> "Metric":
         """Of a share."""
         return cls(share.value, share.count, *share.interval)
 

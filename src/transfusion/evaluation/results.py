@@ -19,7 +19,7 @@ SUMMARY = {
     "drawn as the caption says": ("draw", "agreement"),
     "new wordings": ("draw-new-wordings", "agreement"),
     "read right": ("read", "accuracy"),
-    "Fréchet, judge's features": ("draw", "frechet_mini"),
+    "Fréchet, judge's features": ("draw", "frechet_classifier"),
     "Fréchet, pixels": ("draw", "frechet_pixels"),
     "nearest training picture": ("draw", "nearest_training"),
     "judge on real pictures": ("draw", "judge"),

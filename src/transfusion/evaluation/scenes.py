@@ -26,17 +26,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.handwritten import NAMES, Digits, handwritten
-from transfusion.evaluation.judge import Judge, SmallJudge
-from transfusion.evaluation.record import Metric, Share
-from transfusion.evaluation.suite import Count, How, Outcome, Progress, record
+from transfusion.evaluation.classifier import Classifier, SmallClassifier
+from transfusion.evaluation.record import Metric, Proportion
+from transfusion.evaluation.suite import Count, EvalContext, Progress, SuiteResult, record
 
-Kind = Literal["single", "two", "counting", "colours", "position", "attribution"]
+SceneKind = Literal["single", "two", "counting", "colours", "position", "attribution"]
 Fact = Literal["presence", "count", "place", "colour"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[SceneKind, ...] = get_args(SceneKind)
 ROWS, COLUMNS = 2, 2
 COLOURS = {
     "red": (1.0, 0.0, 0.0),
@@ -47,7 +47,7 @@ COLOURS = {
     "magenta": (1.0, 0.0, 1.0),
 }
 """Six hues, 60 degrees apart; the largest channel of each is 1, so that it shows the digit as it was in grey."""
-STATED: dict[Kind, tuple[Fact, ...]] = {
+STATED: dict[SceneKind, tuple[Fact, ...]] = {
     "single": ("presence", "count"),
     "two": ("presence", "count"),
     "counting": ("presence", "count"),
@@ -56,7 +56,7 @@ STATED: dict[Kind, tuple[Fact, ...]] = {
     "attribution": ("presence", "count", "colour"),
 }
 """The facts that a caption of each kind states, and that are checked."""
-NOVEL: dict[Kind, str] = {
+NOVEL: dict[SceneKind, str] = {
     "two": "pair",
     "counting": "number",
     "colours": "colour",
@@ -72,7 +72,7 @@ VIVID = 0.5
 """Saturation below which a digit has no colour."""
 NUMBERS = ("no", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
-WORDINGS: dict[Kind, tuple[str, ...]] = {
+PARAPHRASES: dict[SceneKind, tuple[str, ...]] = {
     "single": ("{a}", "the digit {d0}", "a picture of {a}"),
     "two": ("{a} and {b}", "{d0} and {d1}", "a picture of {a} and {b}"),
     "counting": ("{n} {s0}", "a picture of {n} {s0}", "the digit {d0}, {n} times"),
@@ -106,7 +106,7 @@ class Scene:
         ValueError: two things in a cell, an unknown digit, colour or cell, or a kind that these things do not fit.
     """
 
-    kind: Kind
+    kind: SceneKind
     things: tuple[Thing, ...]
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class Scene:
             "n": NUMBERS[len(self.things)],
             "r": relation(first, last),
         }
-        return tuple(wording.format(**words) for wording in WORDINGS[self.kind])
+        return tuple(wording.format(**words) for wording in PARAPHRASES[self.kind])
 
 
 def _a(digit: int) -> str:
@@ -153,7 +153,7 @@ def relation(one: Thing, other: Thing) -> str | None:
 # ---- drawing scenes ---------------------------------------------------------------------------------------------------------
 
 
-def draw(kind: Kind, *key: chance.Part, held_out: bool = False) -> Scene:
+def draw(kind: SceneKind, *key: rng.KeyPart, held_out: bool = False) -> Scene:
     """The scene of a kind that belongs to a key.
 
     Args:
@@ -164,19 +164,19 @@ def draw(kind: Kind, *key: chance.Part, held_out: bool = False) -> Scene:
     """
     if held_out and kind not in NOVEL:
         raise ValueError(f"scenes of kind {kind} combine nothing that could be held out; ask for one of {', '.join(NOVEL)}")
-    rng = chance.generator(chance.key("scene", kind, *key))
+    generator = rng.generator(rng.key("scene", kind, *key))
     wanted = {NOVEL[kind]} if held_out else set()
     while True:
-        scene = _any(kind, rng)
+        scene = _any(kind, generator)
         if scene is not None and {c[0] for c in combined(scene) if is_held_out(*c)} == wanted:
             return scene
 
 
-def _any(kind: Kind, rng: np.random.Generator) -> Scene | None:
-    count = {"single": 1, "colours": 1, "counting": int(rng.integers(2, 5))}.get(kind, 2)
-    digits = rng.permutation(len(NAMES))[:count].tolist()
-    colours = [list(COLOURS)[i] for i in rng.integers(len(COLOURS), size=count)]
-    cells = rng.permutation(ROWS * COLUMNS)[:count].tolist()
+def _any(kind: SceneKind, generator: np.random.Generator) -> Scene | None:
+    count = {"single": 1, "colours": 1, "counting": int(generator.integers(2, 5))}.get(kind, 2)
+    digits = generator.permutation(len(NAMES))[:count].tolist()
+    colours = [list(COLOURS)[i] for i in generator.integers(len(COLOURS), size=count)]
+    cells = generator.permutation(ROWS * COLUMNS)[:count].tolist()
     if kind == "counting":
         digits = digits[:1] * count
     things = tuple(Thing(*one) for one in zip(digits, colours, cells, strict=True))
@@ -204,7 +204,7 @@ def combined(scene: Scene) -> set[tuple[str | int, ...]]:
 @cache
 def is_held_out(*combination: str | int) -> bool:
     """Whether a combination is never trained on."""
-    return chance.uniform("scenes", "held out", *combination) < HELD_OUT
+    return rng.uniform("scenes", "held out", *combination) < HELD_OUT
 
 
 def compose(scene: Scene, digits: Digits, key: int) -> Tensor:
@@ -213,7 +213,7 @@ def compose(scene: Scene, digits: Digits, key: int) -> Tensor:
     picture = torch.full((3, ROWS * side, COLUMNS * side), -1.0)
     for thing in scene.things:
         pool = (digits.labels == thing.digit).nonzero()[:, 0]
-        grey = digits.pictures[pool[int(chance.uniform(key, thing.cell) * len(pool))]]
+        grey = digits.pictures[pool[int(rng.uniform(key, thing.cell) * len(pool))]]
         y, x = (side * i for i in divmod(thing.cell, COLUMNS))
         colour = torch.tensor(COLOURS[str(thing.colour)])[:, None, None]
         picture[:, y : y + side, x : x + side] = (grey + 1) * colour - 1
@@ -241,7 +241,7 @@ class Verdict:
         return not self.wrong
 
 
-def see(pictures: Tensor, judge: Judge) -> list[tuple[Thing, ...]]:
+def see(pictures: Tensor, judge: Classifier) -> list[tuple[Thing, ...]]:
     """The things in each picture, Float[picture, 3, 2 side, 2 side] in [-1, 1]. To the judge, all that fills a cell is a digit.
 
     Raises:
@@ -292,20 +292,20 @@ def compare(scene: Scene, seen: tuple[Thing, ...]) -> Verdict:
     return Verdict(seen, wrong)
 
 
-def check(scene: Scene, pictures: Tensor, judge: Judge) -> list[Verdict]:
+def check(scene: Scene, pictures: Tensor, judge: Classifier) -> list[Verdict]:
     """Whether each of some pictures of one scene, Float[picture, 3, 2 side, 2 side], shows what it states."""
     return [compare(scene, seen) for seen in see(pictures, judge)]
 
 
 @cache
-def scene_judge() -> Judge:
+def scene_classifier() -> Classifier:
     """A classifier of cells, fitted on the training digits and their shifts by a pixel (0.994 on held-out ones; without the
     shifts 0.978, and a scene has up to four)."""
     digits = handwritten(held_out=False)
     padded = torch.nn.functional.pad(digits.pictures, (1, 1, 1, 1), value=-1.0)
     side, shifts = digits.pictures.shape[-1], ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
     moved = [padded[..., y : y + side, x : x + side] for y, x in shifts]
-    return SmallJudge(torch.cat(moved), digits.labels.repeat(len(shifts)))
+    return SmallClassifier(torch.cat(moved), digits.labels.repeat(len(shifts)))
 
 
 # ---- the checker's own accuracy ---------------------------------------------------------------------------------------------
@@ -320,38 +320,38 @@ def change(scene: Scene, fact: Fact, key: int) -> Scene:
     """
     if fact not in STATED[scene.kind]:
         raise ValueError(f"captions of kind {scene.kind} state no {fact}, only {', '.join(STATED[scene.kind])}")
-    rng, things = chance.generator(key), list(scene.things)
-    at = int(rng.integers(len(things)))
+    generator, things = rng.generator(key), list(scene.things)
+    at = int(generator.integers(len(things)))
     if fact == "presence":
         others = sorted(set(range(len(NAMES))) - {t.digit for t in things})
-        things[at] = replace(things[at], digit=int(rng.choice(others)))
+        things[at] = replace(things[at], digit=int(generator.choice(others)))
     elif fact == "colour":
         others = sorted(set(COLOURS) - {str(things[at].colour)})
-        things[at] = replace(things[at], colour=str(rng.choice(others)))
+        things[at] = replace(things[at], colour=str(generator.choice(others)))
     elif fact == "place":
         things = [replace(a, cell=b.cell) for a, b in zip(things, reversed(things), strict=True)]
-    elif len(things) > 1 and (rng.random() < 0.5 or len(things) == ROWS * COLUMNS):
+    elif len(things) > 1 and (generator.random() < 0.5 or len(things) == ROWS * COLUMNS):
         del things[at]
     else:
         free = sorted(set(range(ROWS * COLUMNS)) - {t.cell for t in things})
-        things.append(replace(things[at], cell=int(rng.choice(free))))
+        things.append(replace(things[at], cell=int(generator.choice(free))))
     return Scene("counting", tuple(things))
 
 
-def checker(judge: Judge, *, count: int, seed: int = 0) -> dict[str, Share]:
+def checker(judge: Classifier, *, count: int, seed: int = 0) -> dict[str, Proportion]:
     """How often the checker is right on scenes of held-out digits: that true ones are right ("checker_true", `count` a kind),
     and that those with one fact changed are wrong ("checker_changed", `count` for each fact that a kind states)."""
     asked: list[tuple[Scene, Scene]] = []
     for kind in KINDS:
         for i in range(count):
-            scene, key = draw(kind, "checker", seed, i), chance.key("checker", seed, kind, i)
+            scene, key = draw(kind, "checker", seed, i), rng.key("checker", seed, kind, i)
             asked += [(scene, scene), *((scene, change(scene, fact, key)) for fact in STATED[kind])]
     digits = handwritten(held_out=True)
-    pictures = [compose(shown, digits, chance.key("checker", seed, i)) for i, (_, shown) in enumerate(asked)]
+    pictures = [compose(shown, digits, rng.key("checker", seed, i)) for i, (_, shown) in enumerate(asked)]
     said = [compare(scene, seen).right for (scene, _), seen in zip(asked, see(torch.stack(pictures), judge), strict=True)]
     true = [one for one, (scene, shown) in zip(said, asked, strict=True) if scene is shown]
     changed = [not one for one, (scene, shown) in zip(said, asked, strict=True) if scene is not shown]
-    return {"checker_true": Share(sum(true), len(true)), "checker_changed": Share(sum(changed), len(changed))}
+    return {"checker_true": Proportion(sum(true), len(true)), "checker_changed": Proportion(sum(changed), len(changed))}
 
 
 # ---- a model ----------------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ class Scored:
         scenes, captions, seeds, pictures, verdicts: what was asked for, drawn, and found; kind by kind, seen before held-out.
     """
 
-    shares: dict[str, Share]
+    shares: dict[str, Proportion]
     scenes: tuple[Scene, ...]
     captions: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -385,19 +385,19 @@ def score(
 ) -> Scored:
     """Draw `count` scenes of each kind, and as many held-out ones, from their captions, with the model's own sampler and
     guidance; check them."""
-    groups: list[tuple[Kind, bool]] = [(k, held) for k in KINDS for held in (False, True) if k in NOVEL or not held]
+    groups: list[tuple[SceneKind, bool]] = [(k, held) for k in KINDS for held in (False, True) if k in NOVEL or not held]
     names = [f"{kind}_held_out" if held_out else kind for kind, held_out in groups for _ in range(count)]
     scenes = [draw(kind, "score", seed, i, held_out=held_out) for kind, held_out in groups for i in range(count)]
     captions = [scene.captions[i % len(scene.captions)] for i, scene in enumerate(scenes)]
     seeds = [seed * len(scenes) + i for i in range(len(scenes))]
     documents = model.generate(captions, force="image", seeds=seeds, dtype=dtype, each=Count(len(scenes), progress))
     pictures = torch.stack([document.media[-1].tensor() for document in documents])
-    judge = scene_judge()
+    judge = scene_classifier()
     verdicts = [compare(scene, seen) for scene, seen in zip(scenes, see(pictures, judge), strict=True)]
 
-    def share(wanted: set[str]) -> Share:
+    def share(wanted: set[str]) -> Proportion:
         right = [verdict.right for verdict, name in zip(verdicts, names, strict=True) if name in wanted]
-        return Share(sum(right), len(right))
+        return Proportion(sum(right), len(right))
 
     shares = {name: share({name}) for name in dict.fromkeys(names)}
     shares |= {"all": share(set(KINDS)), "all_held_out": share(set(names) - set(KINDS))}
@@ -405,9 +405,9 @@ def score(
     return Scored(shares, tuple(scenes), tuple(captions), tuple(seeds), pictures, tuple(verdicts))
 
 
-def outcome(model: Transfusion, scored: Scored, how: How) -> Outcome:
+def suite_result(model: Transfusion, scored: Scored, how: EvalContext) -> SuiteResult:
     """What `score` found, as a suite's record."""
     metrics = {name: Metric.of(share) for name, share in scored.shares.items()}
-    said = record("scenes", model, how, metrics, judges={"judge": scene_judge().digest})
+    said = record("scenes", model, how, metrics, judges={"judge": scene_classifier().digest})
     shown = (Document((Text(words), Media(one))) for words, one in zip(scored.captions, scored.pictures, strict=True))
-    return Outcome(said, tuple(shown), scored.seeds)
+    return SuiteResult(said, tuple(shown), scored.seeds)

@@ -1,4 +1,4 @@
-"""What all suites share: how is measured, and what comes out. A suite is `score(model, documents, how) -> Outcome`.
+"""What all suites share: how is measured, and what comes out. A suite is `score(model, documents, how) -> SuiteResult`.
 
 text    held-out text                          perplexity, bits per byte, ranked choices
 draw    captions, with their real pictures     agreement, distances, precision and recall, copies, FID, KID, CLIP score
@@ -18,8 +18,8 @@ from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Text
 from transfusion.evaluation import digest
-from transfusion.evaluation.interval import LEAST, bootstrap
-from transfusion.evaluation.judge import Judge
+from transfusion.evaluation.classifier import Classifier
+from transfusion.evaluation.estimate import LEAST, bootstrap
 from transfusion.evaluation.record import Metric, Record
 from transfusion.generate.state import Done, Event
 
@@ -32,7 +32,7 @@ class TooFew(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class How:
+class EvalContext:
     """How a suite measures.
 
     Args:
@@ -54,7 +54,7 @@ class How:
     samples: int = 1000
     seed: int = 0
     dtype: torch.dtype = torch.float32
-    judge: Judge | None = None
+    judge: Classifier | None = None
     names: tuple[str, ...] = ()
     real: Tensor | None = None
     real_classes: Tensor | None = None
@@ -71,7 +71,7 @@ class How:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class SuiteResult:
     """A suite's record, and what a person may want to look at: documents, prompts included, each with its seed."""
 
     record: Record
@@ -95,7 +95,7 @@ class Count:
 def record(
     suite: str,
     model: Transfusion,
-    how: How,
+    how: EvalContext,
     metrics: dict[str, Metric],
     missing: dict[str, str] | None = None,
     judges: dict[str, str] | None = None,
@@ -124,8 +124,8 @@ def caption(document: Document, index: int = 0) -> str:
     parts = []
     for segment in document.segments:
         if isinstance(segment, Text) and isinstance(segment.content, str):
-            wordings = (segment.content, *segment.wordings)
-            parts.append(wordings[index % len(wordings)])
+            paraphrases = (segment.content, *segment.paraphrases)
+            parts.append(paraphrases[index % len(paraphrases)])
     return "".join(parts)
 
 

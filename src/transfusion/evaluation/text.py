@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from transfusion.api import Transfusion
 from transfusion.data.batch import Batch
 from transfusion.data.document import Document, Text
-from transfusion.evaluation.record import Metric, Share
-from transfusion.evaluation.suite import How, Outcome, mean, record
-from transfusion.nn.attention import Place
+from transfusion.evaluation.record import Metric, Proportion
+from transfusion.evaluation.suite import EvalContext, SuiteResult, mean, record
+from transfusion.nn.attention import AttentionMetadata
 
 TOKENS = 8192
 """Tokens of a pass, unless a document has more."""
@@ -57,7 +57,9 @@ def read_questions(path: str | Path) -> list[Question]:
     return found
 
 
-def score(model: Transfusion, documents: Sequence[Document], how: How, questions: Sequence[Question] = ()) -> Outcome:
+def score(
+    model: Transfusion, documents: Sequence[Document], how: EvalContext, questions: Sequence[Question] = ()
+) -> SuiteResult:
     """Perplexity a token and bits a byte of the documents' text, the end of the document counted as a token; and the share of
     questions whose right choice is the likeliest.
 
@@ -77,7 +79,7 @@ def score(model: Transfusion, documents: Sequence[Document], how: How, questions
         raise ValueError("no document holds text: give held-out text with --data, or questions with --questions")
     if texts:
         parts = [(i, part, last) for i, text in enumerate(texts) for part, last in _marked(_parts(model, text))]
-        found = nats(model, [Document((Text(part),)) for _, part, _ in parts], how, closed=[last for *_, last in parts])
+        found = nats(model, [Document((Text(part),)) for _, part, _ in parts], how, add_eos=[last for *_, last in parts])
         sums, counts = [0.0] * len(texts), [0.0] * len(texts)
         for (i, _, _), (total, count) in zip(parts, found, strict=True):
             sums[i], counts[i] = sums[i] + total, counts[i] + count
@@ -95,10 +97,10 @@ def score(model: Transfusion, documents: Sequence[Document], how: How, questions
             metrics["choice_accuracy"] = Metric.of(choose(model, questions, how))
         except ValueError as error:
             missing["choice_accuracy"] = str(error)
-    return Outcome(record("text", model, how, metrics, missing))
+    return SuiteResult(record("text", model, how, metrics, missing))
 
 
-def choose(model: Transfusion, questions: Sequence[Question], how: How) -> Share:
+def choose(model: Transfusion, questions: Sequence[Question], how: EvalContext) -> Proportion:
     """Ranked choice, as language models are compared (and the paper's suite is): of all choices, written behind the question,
     the one whose tokens are likeliest on average is the answer."""
     asked = [(q, choice) for q in questions for choice in q.choices]
@@ -108,25 +110,25 @@ def choose(model: Transfusion, questions: Sequence[Question], how: How) -> Share
         if length > context:
             raise ValueError(f"question {one.question[:40]!r} with a choice takes {length} tokens, the context has {context}")
     documents = [Document((Text(q.question, loss=False), Text(choice))) for q, choice in asked]
-    found = nats(model, documents, how, closed=False)
+    found = nats(model, documents, how, add_eos=False)
     at = right = 0
     for one in questions:
         ranked = [total / count for total, count in found[at : at + len(one.choices)]]
         right += ranked.index(min(ranked)) == one.answer
         at += len(one.choices)
-    return Share(right, len(questions))
+    return Proportion(right, len(questions))
 
 
 @torch.no_grad()
 def nats(
-    model: Transfusion, documents: Sequence[Document], how: How, *, closed: bool | Sequence[bool] = True
+    model: Transfusion, documents: Sequence[Document], how: EvalContext, *, add_eos: bool | Sequence[bool] = True
 ) -> list[tuple[float, int]]:
     """Of each document of text: nats of its loss-bearing tokens, and how many there are.
 
     Args:
         closed: whether the end of the document counts as one; one answer for all, or one each.
     """
-    ends = [closed] * len(documents) if isinstance(closed, bool) else list(closed)
+    ends = [add_eos] * len(documents) if isinstance(add_eos, bool) else list(add_eos)
     training = model.training
     model.eval()
     found: list[tuple[float, int]] = []
@@ -145,14 +147,14 @@ def nats(
     return found
 
 
-def _nats(model: Transfusion, batch: Batch, ends: Sequence[bool], how: How) -> list[tuple[float, int]]:
+def _nats(model: Transfusion, batch: Batch, ends: Sequence[bool], how: EvalContext) -> list[tuple[float, int]]:
     targets = batch.targets.flatten()
     counted = torch.tensor(ends, device=targets.device)[batch.documents.flatten()[batch.learned]]
     where = batch.learned[counted | (targets[batch.learned] != model.vocabulary.eos)]
-    place = Place.of_rows(batch.documents, batch.spans, batch.private)
+    metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     bf16 = how.dtype == torch.bfloat16
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        h, _ = model.network.hidden(batch.tokens, batch.positions, [], place=place)
+        h, _ = model.network.hidden(batch.tokens, batch.positions, [], metadata=metadata)
         losses = F.cross_entropy(model.network.head(h[where]).float(), targets[where], reduction="none").double()
     owner = batch.documents.flatten()[where]
     totals = torch.zeros(len(ends), dtype=torch.float64, device=owner.device).index_add(0, owner, losses)

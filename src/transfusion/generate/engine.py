@@ -17,20 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.data.document import Document, Media, Text, unconditional
-from transfusion.data.layout import Sequence as Laid
-from transfusion.data.layout import lay_out
-from transfusion.data.vocabulary import Control, Vocabulary
-from transfusion.diffusion.sampler import start
+from transfusion.data.tokenize import TokenSequence, tokenize_document
+from transfusion.data.vocabulary import SpecialToken, Vocabulary
+from transfusion.diffusion.sampler import init_noise
 from transfusion.generate.logits import only
-from transfusion.generate.passes import Passes, Piece
-from transfusion.generate.sizes import Opening, Sizing, Wrong
-from transfusion.generate.state import Branch, Denoising, Done, Event, ItemDone, Request, Row, Span, Token
-from transfusion.model.transfusion import Network
+from transfusion.generate.runner import Chunk, ModelRunner
+from transfusion.generate.sizes import PendingItem, SizeError, SizeParser
+from transfusion.generate.state import CachedBranch, Denoising, Done, Event, ItemDone, Request, Row, Span, Token
+from transfusion.model.network import Network
 
 
-class Engine(Passes):
+class Engine(ModelRunner):
     """Generates with a network.
 
     `fallbacks` counts, by reason, the items that got their modality's own size because what was written could not be used.
@@ -55,8 +54,8 @@ class Engine(Passes):
         capacity = min(capacity or network.model.context, network.model.context)
         super().__init__(network, vocabulary, rows=rows, capacity=capacity, dtype=dtype)
         self.readable, self._num_rows = readable, rows
-        self.fallbacks: Counter[Wrong] = Counter()
-        self._waiting: deque[tuple[int, Request, Laid]] = deque()
+        self.fallbacks: Counter[SizeError] = Counter()
+        self._waiting: deque[tuple[int, Request, TokenSequence]] = deque()
         self._rows: dict[int, Row] = {}
         self._next_id = 0
 
@@ -73,14 +72,14 @@ class Engine(Passes):
                 the context (or its own `max_length`), an unknown modality, a size that its modality forbids, or a request that
                 needs more cache rows than there are.
         """
-        laid = lay_out(request.document, self.vocabulary, self.coordinates, closed=False)
-        if any(item.media.values is None for item in laid.items):
+        tokenized = tokenize_document(request.document, self.vocabulary, self.coordinates, add_eos=False)
+        if any(item.media.values is None for item in tokenized.items):
             raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
-        for item in laid.items:
+        for item in tokenized.items:
             item.media.tensor()  # whatever is wrong with it shows here, before it is among others
         for name in request.sizes:
             request.grid(self.vocabulary.modality(name))
-        needed, limit = len(laid), self._limit(request)
+        needed, limit = len(tokenized), self._limit(request)
         if request.force is not None:
             modality = self.vocabulary.modality(request.force)
             grid = request.forced(modality)
@@ -96,7 +95,7 @@ class Engine(Passes):
         if self._held(request) > self._num_rows:
             raise ValueError(f"this request needs {self._held(request)} cache rows, the engine has {self._num_rows}")
         self._next_id += 1
-        self._waiting.append((self._next_id, request, laid))
+        self._waiting.append((self._next_id, request, tokenized))
         return self._next_id
 
     def cancel(self, id: int) -> None:
@@ -143,11 +142,11 @@ class Engine(Passes):
     def _admit(self) -> None:
         pieces, rows = [], []
         while self._waiting and self._held(self._waiting[0][1]) <= self._cache.num_free:
-            id, request, laid = self._waiting.popleft()
+            id, request, tokenized = self._waiting.popleft()
             row = Row(id, request, self._cache.take(), [self._cache.take() for _ in range(self._held(request) - 1)])
-            row.position, row.num_spans = laid.position, len(laid.items)
+            row.position, row.num_spans = tokenized.position, len(tokenized.items)
             self._rows[id] = row
-            pieces.append(self._prefix(row.row, laid, len(laid)))
+            pieces.append(self._prefix(row.row, tokenized, len(tokenized)))
             rows.append(row)
         if not rows:
             return
@@ -156,8 +155,8 @@ class Engine(Passes):
         for row in rows:
             if row.request.force is not None:
                 modality = self.vocabulary.modality(row.request.force)
-                row.logits, row.opening = None, Opening(modality, row.request.forced(modality))
-                row.pending = self.vocabulary.frame(modality, row.opening.grid)
+                row.logits, row.pending_item = None, PendingItem(modality, row.request.forced(modality))
+                row.pending = self.vocabulary.frame(modality, row.pending_item.grid)
 
     def _release(self, row: Row) -> None:
         for held in (row.row, *row.spare):
@@ -182,7 +181,7 @@ class Engine(Passes):
     def _write_tokens(self, events: list[Event]) -> None:
         ready: list[Row] = []
         for row in [r for r in self._rows.values() if r.logits is not None]:
-            if row.sizing is None and row.num_tokens >= row.request.max_tokens:
+            if row.size_parser is None and row.num_tokens >= row.request.max_tokens:
                 self._finish(row, "tokens", events)
             elif self._room(row) < 1:
                 self._finish(row, "context", events)
@@ -192,7 +191,7 @@ class Engine(Passes):
             rows = [row for row in ready if row.request.decoding == decoding]
             logits = torch.stack([row.logits for row in rows if row.logits is not None])
             legal = torch.stack([row.legal(self.vocabulary, self._room(row)) for row in rows])
-            u = torch.tensor([chance.uniform(row.request.seed, "token", row.num_draws) for row in rows])
+            u = torch.tensor([rng.uniform(row.request.seed, "token", row.num_draws) for row in rows])
             for row, token in zip(rows, decoding.choose(only(logits, legal), u).tolist(), strict=True):
                 self._accept(row, token, events)
 
@@ -205,7 +204,7 @@ class Engine(Passes):
     def _accept(self, row: Row, token: int, events: list[Event]) -> None:
         row.logits, row.num_draws = None, row.num_draws + 1
         control = self.vocabulary.control(token)
-        if row.sizing is None and (control is None or control.role == "eos"):
+        if row.size_parser is None and (control is None or control.role == "eos"):
             events.append(Token(row.id, token))
             if control is not None:
                 self._finish(row, "end", events)
@@ -216,40 +215,40 @@ class Engine(Passes):
         else:
             self._size(row, token, control, events)
 
-    def _size(self, row: Row, token: int, control: Control | None, events: list[Event]) -> None:
+    def _size(self, row: Row, token: int, control: SpecialToken | None, events: list[Event]) -> None:
         """Take a token that opens an item or belongs to its size; when the size is known, open it."""
-        sizing = row.sizing
-        if sizing is None:
+        size_parser = row.size_parser
+        if size_parser is None:
             assert control is not None
             modality = self.vocabulary.modality(control.modality)
-            sizing = Sizing(modality, self._cache.lengths[row.row], row.position, row.num_draws - 1)
-        modality, wished = sizing.modality, row.request.grid(sizing.modality)
-        said = "complete" if wished is not None else sizing.read(control)
+            size_parser = SizeParser(modality, self._cache.lengths[row.row], row.position, row.num_draws - 1)
+        modality, wished = size_parser.modality, row.request.grid(size_parser.modality)
+        said = "complete" if wished is not None else size_parser.read(control)
         if said == "more":
-            row.sizing, row.pending = sizing, [token]
+            row.size_parser, row.pending = size_parser, [token]
             return
-        grid = wished or tuple(sizing.grid)
-        wrong: Wrong | None = "malformed" if said == "malformed" else None
-        if wrong is None and not self._fits(row, sizing, grid):
+        grid = wished or tuple(size_parser.grid)
+        wrong: SizeError | None = "malformed" if said == "malformed" else None
+        if wrong is None and not self._fits(row, size_parser, grid):
             wrong = "too large"
         if wrong is not None:
             grid = modality.slots(modality.shape)
             self.fallbacks[wrong] += 1
-        row.sizing, frame = None, self.vocabulary.frame(modality, grid)
+        row.size_parser, frame = None, self.vocabulary.frame(modality, grid)
         if wrong is None and wished is None:
             row.pending = [token]  # the sizes are in the cache
         else:  # as if these sizes had been written: in the cache, and in what chance is counted by
-            self._cache.shorten(row.row, sizing.length)
-            row.position, row.num_draws, row.pending = sizing.position, sizing.num_draws + len(frame), frame
-        if not self._fits(row, sizing, grid):
+            self._cache.shorten(row.row, size_parser.length)
+            row.position, row.num_draws, row.pending = size_parser.position, size_parser.num_draws + len(frame), frame
+        if not self._fits(row, size_parser, grid):
             self._finish(row, "context", events)
             return
         events.extend(Token(row.id, one) for one in frame)
-        row.opening = Opening(modality, grid, wrong)
+        row.pending_item = PendingItem(modality, grid, wrong)
 
-    def _fits(self, row: Row, sizing: Sizing, grid: tuple[int, ...]) -> bool:
-        taken = len(self.vocabulary.frame(sizing.modality, grid)) + math.prod(grid) + 1
-        return sizing.length + taken <= self._limit(row.request)
+    def _fits(self, row: Row, size_parser: SizeParser, grid: tuple[int, ...]) -> bool:
+        taken = len(self.vocabulary.frame(size_parser.modality, grid)) + math.prod(grid) + 1
+        return size_parser.length + taken <= self._limit(row.request)
 
     def _run_pending(self, events: list[Event]) -> None:
         rows = [row for row in self._rows.values() if row.pending]
@@ -259,22 +258,22 @@ class Engine(Passes):
         for row in rows:
             count = len(row.pending)
             positions = row.position + torch.arange(count, dtype=torch.float32)[:, None].expand(count, self.coordinates.axes)
-            pieces.append(Piece(row.row, np.array(row.pending), positions, np.full(count, -1)))
+            pieces.append(Chunk(row.row, np.array(row.pending), positions, np.full(count, -1)))
             row.position += count
             row.pending = []
         h, _, _ = self._run(pieces, commit=True)
         self._logits(rows, h)
-        self._open([row for row in rows if row.opening is not None])
+        self._open([row for row in rows if row.pending_item is not None])
 
     # ---- media ------------------------------------------------------------------------------------------------------
 
     def _open(self, rows: Sequence[Row]) -> None:
         """Begin items: their noise, and the prefixes of their unconditional branches."""
-        prefixes: list[Piece] = []
+        prefixes: list[Chunk] = []
         for row in rows:
-            assert row.opening is not None
-            opening, row.opening, row.logits = row.opening, None, None
-            modality, grid = opening.modality, opening.grid
+            assert row.pending_item is not None
+            pending_item, row.pending_item, row.logits = row.pending_item, None, None
+            modality, grid = pending_item.modality, pending_item.grid
             index = self.vocabulary.modalities.index(modality)
             where, after = self.coordinates.place(row.position, grid)
             shape = (modality.channels, *modality.shape_of(grid))
@@ -283,19 +282,21 @@ class Engine(Passes):
             whole = replace(before, segments=(*before.segments, item))
             has_text = any(isinstance(s, Text) and len(s.content) for s in before.segments)
             weight, others = row.request.guidance.branches(has_text=has_text, has_media=bool(before.media))
-            branches = [Branch(row.row, weight, torch.from_numpy(where), row.num_spans)]
+            branches = [CachedBranch(row.row, weight, torch.from_numpy(where), row.num_spans)]
             for spare, other in zip(row.spare, others, strict=False):
                 without = unconditional(whole, len(whole.segments) - 1, text=other.drop_text, media=other.drop_media)
-                laid = lay_out(without, self.vocabulary, self.coordinates, closed=False)
-                first = laid.items[-1].start
+                tokenized = tokenize_document(without, self.vocabulary, self.coordinates, add_eos=False)
+                first = tokenized.items[-1].start
                 self._cache.lengths[spare] = 0
-                prefixes.append(self._prefix(spare, laid, first))
-                branches.append(Branch(spare, other.weight, torch.from_numpy(laid.positions[first:]), len(laid.items) - 1))
+                prefixes.append(self._prefix(spare, tokenized, first))
+                branches.append(
+                    CachedBranch(spare, other.weight, torch.from_numpy(tokenized.positions[first:]), len(tokenized.items) - 1)
+                )
             noise = row.request.noise
             if noise is None or row.request.force is None or row.num_items:
-                noise = chance.normals([chance.key(row.request.seed, "item", row.num_items, "noise")], shape)[0]
-            latents = start(self.network.model.diffusion.schedule, noise.to(self._exact))
-            row.span = Span(index, grid, latents, branches, after, fallback=opening.fallback)
+                noise = rng.normal([rng.key(row.request.seed, "item", row.num_items, "noise")], shape)[0]
+            latents = init_noise(self.network.model.diffusion.schedule, noise.to(self._exact))
+            row.span = Span(index, grid, latents, branches, after, fallback=pending_item.fallback)
         if prefixes:
             self._run(prefixes, commit=True)
 
@@ -317,8 +318,8 @@ class Engine(Passes):
                 return self._predict(group, x, t)
 
             def draw(group: list[tuple[Row, Span]] = group, like: Tensor = x) -> Tensor:
-                keys = [chance.key(row.request.seed, "item", row.num_items, "step", span.step) for row, span in group]
-                return chance.normals(keys, tuple(like.shape[1:])).to(like)
+                keys = [rng.key(row.request.seed, "item", row.num_items, "step", span.step) for row, span in group]
+                return rng.normal(keys, tuple(like.shape[1:])).to(like)
 
             moved, estimate = sampler.step(self.network.model.diffusion.schedule, predict, draw, x, t, s)
             for (row, span), latents, clean in zip(group, moved, estimate, strict=True):
@@ -331,7 +332,7 @@ class Engine(Passes):
 
     def _predict(self, group: Sequence[tuple[Row, Span]], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) of a group's items, guided."""
-        pieces: list[Piece] = []
+        pieces: list[Chunk] = []
         shares: list[tuple[int, float]] = []
         for i, ((row, span), latents, time) in enumerate(zip(group, x, t.tolist(), strict=True)):
             count = math.prod(span.grid)
@@ -339,14 +340,14 @@ class Engine(Passes):
             for branch in span.branches if guided else span.branches[:1]:
                 tokens, spans = np.full(count, self.vocabulary.pad), np.full(count, branch.span)
                 media = ((span.modality, span.grid, latents, time, 0),)
-                pieces.append(Piece(branch.row, tokens, branch.positions, spans, None, media))
+                pieces.append(Chunk(branch.row, tokens, branch.positions, spans, None, media))
                 shares.append((i, branch.weight if guided else 1.0))
         _, (predicted,), _ = self._run(pieces, commit=False)
         index = torch.tensor([i for i, _ in shares], device=x.device)
         weight = torch.tensor([w for _, w in shares], device=x.device, dtype=x.dtype)
         total = torch.zeros_like(x).index_add(0, index, predicted.to(x.dtype) * weight.reshape(-1, *[1] * (x.ndim - 1)))
         diffusion = self.network.model.diffusion
-        return diffusion.split(diffusion.prediction, total, x, t)
+        return diffusion.to_x0_eps(diffusion.prediction, total, x, t)
 
     def _close(self, finished: Sequence[tuple[Row, Span]], events: list[Event]) -> None:
         """Commit clean latents and END in one pass; a document that is complete is only reported."""
@@ -366,7 +367,7 @@ class Engine(Passes):
             end = torch.full((1, self.coordinates.axes), span.position)
             spans = np.append(np.full(count, branch.span), -1)
             clean = ((span.modality, span.grid, span.latents, 0.0, 0),)
-            pieces.append(Piece(row.row, tokens, torch.cat([branch.positions, end]), spans, None, clean))
+            pieces.append(Chunk(row.row, tokens, torch.cat([branch.positions, end]), spans, None, clean))
             row.position, row.num_spans = span.position + 1, row.num_spans + 1
             rows.append(row)
         if rows:

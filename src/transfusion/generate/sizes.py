@@ -10,15 +10,15 @@ leave no trace: they are taken out of the cache, and the default's are written i
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from transfusion.data.vocabulary import Control, Vocabulary
+from transfusion.data.vocabulary import SpecialToken, Vocabulary
 from transfusion.modality import Modality
 
-Wrong: TypeAlias = Literal["malformed", "too large"]
+SizeError: TypeAlias = Literal["malformed", "too large"]
 """Why a written size is not used: it cannot be read, or the context has no room for it."""
 
 
 @dataclass(eq=False)
-class Sizing:
+class SizeParser:
     """An item whose size is being written.
 
     Args:
@@ -33,7 +33,7 @@ class Sizing:
     num_draws: int
     grid: list[int] = field(default_factory=list)
 
-    def read(self, control: Control | None) -> Literal["more", "complete", "malformed"]:
+    def read(self, control: SpecialToken | None) -> Literal["more", "complete", "malformed"]:
         """Take the next token (None: a text token)."""
         if control is None or control.modality != self.modality.name:
             return "malformed"
@@ -47,12 +47,12 @@ class Sizing:
 
 
 @dataclass(frozen=True)
-class Opening:
+class PendingItem:
     """An item that begins with the next pass: its grid, and why that is not the one that was written, if it is not."""
 
     modality: Modality
     grid: tuple[int, ...]
-    fallback: Wrong | None = None
+    fallback: SizeError | None = None
 
 
 def openers(vocabulary: Vocabulary, modality: Modality) -> list[int]:
@@ -60,5 +60,5 @@ def openers(vocabulary: Vocabulary, modality: Modality) -> list[int]:
     ids = [vocabulary.begin(modality.name)]
     if modality.varies:
         for axis, largest in enumerate(modality.extents):
-            ids += [vocabulary.id(Control("size", modality.name, axis, extent)) for extent in range(1, largest + 1)]
+            ids += [vocabulary.id(SpecialToken("size", modality.name, axis, extent)) for extent in range(1, largest + 1)]
     return ids

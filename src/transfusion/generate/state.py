@@ -16,7 +16,7 @@ from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.logits import Decoding, Greedy
-from transfusion.generate.sizes import Opening, Sizing, Wrong, openers
+from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, openers
 from transfusion.modality import Modality
 
 
@@ -87,7 +87,7 @@ class ItemDone:
 
     id: int
     media: Media
-    fallback: Wrong | None = None
+    fallback: SizeError | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ Event: TypeAlias = Token | Denoising | ItemDone | Done
 
 
 @dataclass(eq=False)
-class Branch:
+class CachedBranch:
     """A row of the cache that an item is denoised in: its weight in the guided sum, and where its slots stand."""
 
     row: int
@@ -119,11 +119,11 @@ class Span:
     modality: int
     grid: tuple[int, ...]
     latents: Tensor
-    branches: list[Branch]
+    branches: list[CachedBranch]
     position: float
     """Coordinate after the item."""
     step: int = 0
-    fallback: Wrong | None = None
+    fallback: SizeError | None = None
 
 
 @dataclass(eq=False)
@@ -142,10 +142,10 @@ class Row:
     num_items: int = 0
     segments: list[Segment] = field(default_factory=list)
     text: list[int] = field(default_factory=list)
-    sizing: Sizing | None = None
+    size_parser: SizeParser | None = None
     pending: list[int] = field(default_factory=list)
     logits: Tensor | None = None
-    opening: Opening | None = None
+    pending_item: PendingItem | None = None
     span: Span | None = None
 
     def close_text(self) -> None:
@@ -169,7 +169,7 @@ class Row:
     def legal(self, vocabulary: Vocabulary, room: int) -> Tensor:
         """Bool[id]: ids that may come next, with `room` tokens of context left. Where a size is being written, all: whatever
         comes is read."""
-        if self.sizing is not None:
+        if self.size_parser is not None:
             return torch.ones(len(vocabulary), dtype=torch.bool)
         legal = vocabulary.writable.clone()
         legal[list(vocabulary.ends)] = self.request.ends

@@ -17,20 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.data.batch import Batch, MediaGroup
 from transfusion.diffusion.process import Diffusion
-from transfusion.model.loss import Mean, Term, at_least_single, by_item
-from transfusion.model.noised import Noised
-from transfusion.nn.attention import Place
-from transfusion.nn.experts import balancing
+from transfusion.model.losses import Mean, Term, mean_per_item, upcast
+from transfusion.model.noised import NoisedGroup
+from transfusion.nn.attention import AttentionMetadata
+from transfusion.nn.moe import balancing
 
 Decoders: TypeAlias = Mapping[str, Callable[[Tensor], Tensor]]
 """Modality name -> what turns latents [item, channels, *size] into something to compare, such as pixels."""
 
 
 @dataclass(frozen=True)
-class Auxiliary:
+class AuxiliaryLossConfig:
     """Weights of the further losses, 0: off, and their settings.
 
     Args:
@@ -50,7 +50,7 @@ class Auxiliary:
     representation: float = 0.0
     student_depth: float = 0.3
     teacher_depth: float = 0.7
-    unseen: float = 0.25
+    masked: float = 0.25
 
     def __post_init__(self) -> None:
         for name in ("consistency", "reconstruction", "representation"):
@@ -64,16 +64,16 @@ class Auxiliary:
                 f"student-depth and teacher-depth are shares of the trunk in (0, 1], the teacher's no less than the student's; "
                 f"not {self.student_depth} and {self.teacher_depth}"
             )
-        if not 0 <= self.unseen < 1:
-            raise ValueError(f"unseen is a share of the slots, in [0, 1), not {self.unseen}")
+        if not 0 <= self.masked < 1:
+            raise ValueError(f"unseen is a share of the slots, in [0, 1), not {self.masked}")
 
     @property
     def active(self) -> bool:
         """Whether anything is on."""
-        return self.needs_teacher or self.reconstruction > 0
+        return self.needs_ema_teacher or self.reconstruction > 0
 
     @property
-    def needs_teacher(self) -> bool:
+    def needs_ema_teacher(self) -> bool:
         """Whether a loss is on that compares with the averaged model."""
         return self.consistency > 0 or self.representation > 0
 
@@ -100,15 +100,15 @@ class Runs(Protocol):
         self,
         tokens: Tensor,
         positions: Tensor,
-        media: Sequence[Noised],
+        media: Sequence[NoisedGroup],
         *,
-        place: Place | None = None,
+        metadata: AttentionMetadata | None = None,
         layers: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[Any]]:
         """The trunk's output; each layer's is added to `layers`."""
         ...
 
-    def predict(self, h: Tensor, media: Sequence[Noised], skips: Sequence[Any]) -> list[Tensor]:
+    def predict(self, h: Tensor, media: Sequence[NoisedGroup], skips: Sequence[Any]) -> list[Tensor]:
         """Each group's prediction."""
         ...
 
@@ -118,14 +118,14 @@ class Passed:
     """A batch that went through the network: its media as they were noised, with what noise, and what was predicted."""
 
     batch: Batch
-    place: Place
-    media: Sequence[Noised]
+    metadata: AttentionMetadata
+    media: Sequence[NoisedGroup]
     noises: Sequence[Tensor]
     predictions: Sequence[Tensor]
 
 
 def terms(
-    auxiliary: Auxiliary,
+    auxiliary: AuxiliaryLossConfig,
     diffusion: Diffusion,
     passed: Passed,
     *,
@@ -155,7 +155,7 @@ def terms(
 
 def _mean(errors: Sequence[Tensor], groups: Sequence[MediaGroup], like: Tensor) -> Mean:
     """Errors [item] of each group, as the mean over the items that take a loss."""
-    total = Mean(at_least_single(like.new_zeros(())), at_least_single(like.new_zeros(())))
+    total = Mean(upcast(like.new_zeros(())), upcast(like.new_zeros(())))
     for error, group in zip(errors, groups, strict=True):
         total = total + Mean((error * group.weights).sum(), (group.weights > 0).sum().to(error))
     return total
@@ -168,21 +168,23 @@ def consistency(delta: float, diffusion: Diffusion, passed: Passed, teacher: Run
     much less as in the denoising loss.
     """
     batch, kind = passed.batch, diffusion.prediction
-    earlier: list[Noised] = []
+    earlier: list[NoisedGroup] = []
     for group, noisy, eps in zip(batch.media, passed.media, passed.noises, strict=True):
         s = (noisy.times - delta).clamp_min(0)
         earlier.append(replace(noisy, times=s, latents=diffusion.corrupt(group.values, eps, s)))
     with torch.no_grad():
-        h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, place=passed.place)
-        taught = teacher.predict(h, earlier, skips)
+        h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, metadata=passed.metadata)
+        needs_ema_teacher = teacher.predict(h, earlier, skips)
     errors = []
     for group, now, prediction, before, target in zip(
-        batch.media, passed.media, passed.predictions, earlier, taught, strict=True
+        batch.media, passed.media, passed.predictions, earlier, needs_ema_teacher, strict=True
     ):
-        here = diffusion.convert(at_least_single(prediction), kind, "velocity", at_least_single(now.latents), now.times)
-        there = diffusion.convert(at_least_single(target), kind, "velocity", at_least_single(before.latents), before.times)
-        share = torch.minimum(diffusion.trust("velocity", now.times), diffusion.trust("velocity", before.times))
-        errors.append(by_item((here - there).square(), group.masks) * share)
+        here = diffusion.convert(upcast(prediction), kind, "velocity", upcast(now.latents), now.times)
+        there = diffusion.convert(upcast(target), kind, "velocity", upcast(before.latents), before.times)
+        share = torch.minimum(
+            diffusion.conversion_weight("velocity", now.times), diffusion.conversion_weight("velocity", before.times)
+        )
+        errors.append(mean_per_item((here - there).square(), group.masks) * share)
     return _mean(errors, batch.media, batch.positions)
 
 
@@ -198,17 +200,17 @@ def reconstruction(diffusion: Diffusion, passed: Passed, decoders: Sequence[Call
     """
     errors = []
     for group, noisy, prediction in zip(passed.batch.media, passed.media, passed.predictions, strict=True):
-        latents, decoder = at_least_single(noisy.latents), decoders[group.modality]
-        estimate, _ = diffusion.split(diffusion.prediction, at_least_single(prediction), latents, noisy.times)
-        clean = at_least_single(group.values).to(estimate)
+        latents, decoder = upcast(noisy.latents), decoders[group.modality]
+        estimate, _ = diffusion.to_x0_eps(diffusion.prediction, upcast(prediction), latents, noisy.times)
+        clean = upcast(group.values).to(estimate)
         chosen = (group.weights > 0).nonzero().squeeze(1)
         error = estimate.new_zeros(len(clean))
         if decoder is None:
-            error = by_item((estimate - clean).square(), group.masks)
+            error = mean_per_item((estimate - clean).square(), group.masks)
         elif len(chosen):  # a decoder is costly: what takes no loss is not decoded
             found = decoded_error(decoder, estimate[chosen], clean[chosen])
             error = error.index_copy(0, chosen, found.to(error))
-        errors.append(error * diffusion.trust("x0", noisy.times))
+        errors.append(error * diffusion.conversion_weight("x0", noisy.times))
     return _mean(errors, passed.batch.media, passed.batch.positions)
 
 
@@ -223,10 +225,10 @@ def decoded_error(decoder: Callable[[Tensor], Tensor], estimate: Tensor, clean: 
         ValueError: no gradient comes through the decoder.
     """
     with torch.no_grad():
-        target = at_least_single(decoder(clean))
+        target = upcast(decoder(clean))
     wanted = torch.is_grad_enabled() and estimate.requires_grad
     latents = estimate.detach().requires_grad_(wanted)
-    decoded = at_least_single(decoder(latents))
+    decoded = upcast(decoder(latents))
     error = (decoded - target).square().flatten(1).mean(1)
     if not wanted:
         return error.detach()
@@ -236,7 +238,9 @@ def decoded_error(decoder: Callable[[Tensor], Tensor], estimate: Tensor, clean: 
     return error.detach() + (gradient * (estimate - latents.detach())).flatten(1).sum(1)
 
 
-def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representation: Representation, teacher: Runs) -> Mean:
+def agreement(
+    auxiliary: AuxiliaryLossConfig, passed: Passed, network: Runs, representation: Representation, teacher: Runs
+) -> Mean:
     """1 - cosine between the projected hidden states of the student's layer and the teacher's, mean over an item's slots.
 
     Both see the same noise at the same times; of each item that takes a loss a share of the slots, drawn by the item's key, is
@@ -245,26 +249,26 @@ def agreement(auxiliary: Auxiliary, passed: Passed, network: Runs, representatio
     """
     batch = passed.batch
     partly = [
-        replace(noisy, unseen=unseen(group, auxiliary.unseen)) for group, noisy in zip(batch.media, passed.media, strict=True)
+        replace(noisy, masked=masked(group, auxiliary.masked)) for group, noisy in zip(batch.media, passed.media, strict=True)
     ]
     early: list[Tensor] = []
     with balancing(0.0):  # experts are kept equally busy in the pass that all losses share, once
-        network.hidden(batch.tokens, batch.positions, partly, place=passed.place, layers=early)
+        network.hidden(batch.tokens, batch.positions, partly, metadata=passed.metadata, layers=early)
     late: list[Tensor] = []
     with torch.no_grad():
-        teacher.hidden(batch.tokens, batch.positions, passed.media, place=passed.place, layers=late)
+        teacher.hidden(batch.tokens, batch.positions, passed.media, metadata=passed.metadata, layers=late)
     shallow, deep = layers(auxiliary, len(early))
-    student, taught = early[shallow].flatten(0, 1), late[deep].flatten(0, 1)
+    student, needs_ema_teacher = early[shallow].flatten(0, 1), late[deep].flatten(0, 1)
     errors = []
     for group, noisy in zip(batch.media, passed.media, strict=True):
-        projected = at_least_single(representation(student[noisy.slots]))
-        error = 1 - F.cosine_similarity(projected, at_least_single(taught[noisy.slots]), dim=-1)
+        projected = upcast(representation(student[noisy.slots]))
+        error = 1 - F.cosine_similarity(projected, upcast(needs_ema_teacher[noisy.slots]), dim=-1)
         counted = weighed(group)
-        errors.append(error.mean(1) if counted is None else by_item(error[:, None], counted.to(error)))
+        errors.append(error.mean(1) if counted is None else mean_per_item(error[:, None], counted.to(error)))
     return _mean(errors, batch.media, batch.positions)
 
 
-def layers(auxiliary: Auxiliary, count: int) -> tuple[int, int]:
+def layers(auxiliary: AuxiliaryLossConfig, count: int) -> tuple[int, int]:
     """Indices of the student's layer and the teacher's in a trunk of `count` layers, behind which these shares of it are done.
 
     Where the shares differ the layers do too, though rounding makes them one, if there are two layers at all.
@@ -285,13 +289,13 @@ def weighed(group: MediaGroup) -> Tensor | None:
     return found.flatten(1) if group.grid else found[:, None]
 
 
-def unseen(group: MediaGroup, share: float) -> Tensor:
+def masked(group: MediaGroup, share: float) -> Tensor:
     """Which slots are hidden, Bool[item, slot]: as near to the share as whole slots allow, drawn by each item's key; none of an
     item that takes no loss."""
     count, counted = group.slots.shape[1], weighed(group)
     hidden = torch.zeros(group.slots.shape, dtype=torch.bool)
     for item, key in enumerate(group.keys.tolist()):
-        order = torch.from_numpy(chance.generator(chance.key(key, "unseen")).permutation(count))
+        order = torch.from_numpy(rng.generator(rng.key(key, "unseen")).permutation(count))
         order = order if counted is None else order[counted[item].cpu()[order]]
         hidden[item, order[: round(share * len(order))]] = True
     return hidden.to(group.slots.device) & (group.weights > 0)[:, None]

@@ -20,16 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from transfusion import chance, config
-from transfusion.model.transfusion import Network
-from transfusion.nn.rows import Rows
+from transfusion import config, rng
+from transfusion.model.network import Network
+from transfusion.nn.split_embedding import SplitEmbedding
 
 PARTS = ("qkv", "out", "gate_up", "down")
 SETTINGS, WEIGHTS = "lora.json", "lora.safetensors"
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRAConfig:
     """Adapters.
 
     Args:
@@ -65,7 +65,7 @@ class LoRA:
             raise ValueError(f"parts names no matrices: take some of {', '.join(PARTS)}")
 
 
-def add(network: Network, lora: LoRA, *, seed: int = 0) -> None:
+def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
     """Put adapters on a network, and freeze all that they do not train. What it computes stays the same until they learn.
 
     Args:
@@ -88,8 +88,8 @@ def add(network: Network, lora: LoRA, *, seed: int = 0) -> None:
     )
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(chance.key(seed, "lora"))
-        peft.inject_adapter_in_model(told, network.trunk)
+        torch.manual_seed(rng.key(seed, "lora"))
+        peft.inject_adapter_in_model(told, network.transformer)
     for p in _beside(network, lora).values():
         p.requires_grad_(True)
     network.lora = lora
@@ -119,7 +119,7 @@ def save(network: Network, folder: str | Path) -> None:
         raise OSError(f"{folder / WEIGHTS} cannot be written: {error}") from error
 
 
-def load(network: Network, folder: str | Path) -> LoRA:
+def load(network: Network, folder: str | Path) -> LoRAConfig:
     """Put saved adapters on the network that they were made for (or one of the same sizes).
 
     Raises:
@@ -127,7 +127,7 @@ def load(network: Network, folder: str | Path) -> LoRA:
     """
     folder = Path(folder)
     try:
-        lora = config.from_plain(LoRA, json.loads((folder / SETTINGS).read_text()))
+        lora = config.from_plain(LoRAConfig, json.loads((folder / SETTINGS).read_text()))
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"no adapters in {folder} that can be read: {error}") from error
@@ -167,7 +167,7 @@ def remove(network: Network) -> None:
     """
     _given(network)
     layers = set(_layers(network))
-    for module in list(network.trunk.modules()):
+    for module in list(network.transformer.modules()):
         for name, child in list(module.named_children()):
             if child in layers:
                 setattr(module, name, cast(Any, child).get_base_layer())
@@ -175,7 +175,7 @@ def remove(network: Network) -> None:
     network.requires_grad_(True)
 
 
-def _given(network: Network) -> LoRA:
+def _given(network: Network) -> LoRAConfig:
     if network.lora is None:
         raise ValueError("this network has no adapters: add or load some first")
     return network.lora
@@ -183,18 +183,18 @@ def _given(network: Network) -> LoRA:
 
 def _layers(network: Network) -> Iterator[Any]:
     layer = _peft().tuners.tuners_utils.BaseTunerLayer
-    return (module for module in network.trunk.modules() if isinstance(module, layer))
+    return (module for module in network.transformer.modules() if isinstance(module, layer))
 
 
-def _learned(network: Network, lora: LoRA) -> dict[str, nn.Parameter]:
+def _learned(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
     """All that training the adapters changes, by name."""
     named = network.named_parameters()
     return {name: p for name, p in named if re.search(r"\.lora_[AB]\.", name)} | _beside(network, lora)
 
 
-def _beside(network: Network, lora: LoRA) -> dict[str, nn.Parameter]:
+def _beside(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
     """What is trained beside the adapters, by name."""
-    rows = ("embed.new", "head.new") if isinstance(network.embed, Rows) else ("embed.weight", "head.weight")
+    rows = ("embed.new", "head.new") if isinstance(network.embed, SplitEmbedding) else ("embed.weight", "head.weight")
     inside = ("trunk.", "embed.", "head.")
 
     def chosen(name: str) -> bool:

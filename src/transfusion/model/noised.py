@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Noised:
+class NoisedGroup:
     """Items of one modality and grid on their way through the network: latents at times, and the slots they fill. Slots that
-    are `unseen` show the trunk a learned vector instead of their latents."""
+    are `masked` show the trunk a learned vector instead of their latents."""
 
     modality: int
     grid: tuple[int, ...]
     latents: Float[Tensor, "item channels ..."]
     times: Float[Tensor, " item"]
     slots: Int[Tensor, "item patch"]
-    unseen: Bool[Tensor, "item patch"] | None = None
+    masked: Bool[Tensor, "item patch"] | None = None

@@ -20,20 +20,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from transfusion.data.vocabulary import TextIds, TokenizerFile, Vocabulary
+from transfusion.data.vocabulary import PretrainedVocabulary, TokenizerFile, Vocabulary
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model, Network
+from transfusion.model.network import ModelConfig, Network
+from transfusion.nn.config import TransformerConfig
 from transfusion.nn.positions import LinearScaling, Llama3Scaling, Scaling, Unscaled
-from transfusion.nn.rows import Rows, RowsHead
+from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
 from transfusion.nn.transformer import Layer, Transformer
-from transfusion.nn.trunk import Trunk
 
 Weights = Literal["shared", "feed_forward", "all"]
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 CONTEXT = 2048
 """Tokens of context where nothing is said: what language models can read would take a cache of many gigabytes."""
 BANDS = ("low_freq_factor", "high_freq_factor")
-SIZES = {
+SIZE_FIELDS = {
     "width",
     "depth",
     "heads",
@@ -47,9 +47,9 @@ SIZES = {
     "scaling",
     "eps",
 }
-HARMLESS = {"weights", "adaln", "dropout"}
+OVERRIDABLE_FIELDS = {"weights", "adaln", "dropout"}
 """Options of a trunk that change nothing for text where it is read."""
-PLAIN = {
+SUPPORTED_VALUES = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "qkv_bias": (False,),
@@ -86,9 +86,9 @@ class LanguageModel:
     """
 
     folder: Path
-    trunk: Trunk
-    tied: bool
-    ids: TextIds
+    transformer: TransformerConfig
+    tie_embeddings: bool
+    ids: PretrainedVocabulary
     longest: int
     window: int | None = None
 
@@ -110,7 +110,7 @@ class LanguageModel:
         head_size = _whole(plain, "head_dim", folder, 128 if kind == "qwen3" else max(width // heads, 1))
         return cls(
             folder,
-            Trunk(
+            TransformerConfig(
                 width=width,
                 depth=_whole(plain, "num_hidden_layers", folder),
                 heads=heads,
@@ -123,32 +123,35 @@ class LanguageModel:
                 scaling=scaling,
                 eps=_number(plain, "rms_norm_eps", folder, 1e-6),
             ),
-            tied=bool(plain.get("tie_word_embeddings", False)),
+            tie_embeddings=bool(plain.get("tie_word_embeddings", False)),
             ids=_ids(plain, folder),
             longest=_whole(plain, "max_position_embeddings", folder, CONTEXT),
             window=_window(plain, kind, folder),
         )
 
-    def model(self, model: Model, *, weights: Weights, context: int | None) -> Model:
+    def model(self, model: ModelConfig, *, weights: Weights, context: int | None) -> ModelConfig:
         """A model whose trunk is this one's, all else as in `model`.
 
         Raises:
             ValueError: a context that is too long; or options of the trunk that would change what the language model computes.
         """
-        usual = Trunk()
-        for name in (f.name for f in fields(Trunk)):
-            if name not in SIZES | HARMLESS and getattr(model.trunk, name) != getattr(usual, name):
+        usual = TransformerConfig()
+        for name in (f.name for f in fields(TransformerConfig)):
+            if name not in SIZE_FIELDS | OVERRIDABLE_FIELDS and getattr(model.transformer, name) != getattr(usual, name):
                 raise ValueError(
-                    f"model.trunk.{name} changes what a language model computes: it must stay as it is by default where the "
+                    f"model.transformer.{name} changes what a language model computes: it must stay as it is by default where the "
                     "weights come from one"
                 )
         limit = self.longest if self.window is None else min(self.longest, self.window)
         if context is not None and not 1 <= context <= limit:
             why = f"a window of {self.window} tokens" if limit == self.window else f"a context of {self.longest}"
             raise ValueError(f"{self.folder} has {why}, which is not as long as context {context}: take at most {limit}")
-        sizes = {name: getattr(self.trunk, name) for name in SIZES}
+        sizes = {name: getattr(self.transformer, name) for name in SIZE_FIELDS}
         return replace(
-            model, trunk=replace(model.trunk, **sizes, weights=weights), tied=self.tied, context=context or min(limit, CONTEXT)
+            model,
+            transformer=replace(model.transformer, **sizes, weights=weights),
+            tie_embeddings=self.tie_embeddings,
+            context=context or min(limit, CONTEXT),
         )
 
     def vocabulary(self, modalities: tuple[Modality, ...]) -> Vocabulary:
@@ -178,7 +181,7 @@ class LanguageModel:
         with ExitStack() as stack:
             files = _files(self.folder, stack)
             unused = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
-            unused -= {"lm_head.weight"} if self.tied else set()
+            unused -= {"lm_head.weight"} if self.tie_embeddings else set()
             for parameter, names in _names(network):
                 first = 0
                 for name in names:
@@ -197,27 +200,27 @@ class LanguageModel:
             some = ", ".join(sorted(unused)[:4])
             raise ValueError(f"{self.folder} has {len(unused)} weights that this type of model does not: {some}")
         for part in (network.embed, network.head):
-            assert isinstance(part, Rows | RowsHead)
+            assert isinstance(part, SplitEmbedding | SplitHead)
             _begin(part, self.ids.count)
         if copies:
-            copy_to_media(network.trunk)
+            copy_to_media(network.transformer)
 
 
 @torch.no_grad()
-def copy_to_media(trunk: Transformer) -> None:
+def copy_to_media(transformer: Transformer) -> None:
     """Begin the weights that only media run through as copies of the text's."""
-    for block in trunk.blocks:
+    for block in transformer.blocks:
         for layer in getattr(block, "media", ()):
             assert isinstance(layer, Layer)
             text = dict(block.named_parameters())
             for name, p in layer.named_parameters():
                 if name in text:  # what only media have begins as it is
                     p.copy_(text[name])
-    for norm in getattr(trunk, "media_norms", ()):
-        norm.weight.copy_(trunk.norm.weight)
+    for norm in getattr(transformer, "media_norms", ()):
+        norm.weight.copy_(transformer.norm.weight)
 
 
-def _begin(part: Rows | RowsHead, count: int) -> None:
+def _begin(part: SplitEmbedding | SplitHead, count: int) -> None:
     """Rows from `count` on, of both parameters."""
     old = part.weight[:count]
     mean, spread = old.mean(0), old.std(0) * 0.1
@@ -227,11 +230,11 @@ def _begin(part: Rows | RowsHead, count: int) -> None:
 
 def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
     """Our parameters, and the names of those that each is made of, one below the other."""
-    named = dict(network.trunk.named_parameters())
+    named = dict(network.transformer.named_parameters())
     yield network.embed.weight, ["model.embed_tokens.weight"]
-    if not network.model.tied:
+    if not network.model.tie_embeddings:
         yield network.head.weight, ["lm_head.weight"]
-    yield network.trunk.norm.weight, ["model.norm.weight"]
+    yield network.transformer.norm.weight, ["model.norm.weight"]
     parts = {
         "attention_norm.weight": ["input_layernorm.weight"],
         "attention.qkv.weight": [f"self_attn.{x}_proj.weight" for x in "qkv"],
@@ -243,7 +246,7 @@ def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
         "feed_forward.gate_up.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
         "feed_forward.down.weight": ["mlp.down_proj.weight"],
     }
-    for layer in range(network.model.trunk.depth):
+    for layer in range(network.model.transformer.depth):
         for ours, theirs in parts.items():
             if (parameter := named.get(f"blocks.{layer}.{ours}")) is not None:
                 yield parameter, [f"model.layers.{layer}.{name}" for name in theirs]
@@ -352,7 +355,7 @@ def _refuse(plain: dict[str, Any], kind: str, folder: Path) -> None:
     """Raise ValueError for what would be computed otherwise here."""
     rotary = plain.get("rope_parameters")
     inside = rotary if isinstance(rotary, dict) else {}
-    for name, usual in PLAIN.items():
+    for name, usual in SUPPORTED_VALUES.items():
         value = inside.get(name) if plain.get(name) is None else plain[name]
         if value is not None and value not in usual:
             raise ValueError(f"{folder}: this {kind} model has {name} {value!r}, which is computed nowhere here")
@@ -390,13 +393,13 @@ def _window(plain: dict[str, Any], kind: str, folder: Path) -> int | None:
     return _whole(plain, "sliding_window", folder) if slides and plain.get("sliding_window") is not None else None
 
 
-def _ids(plain: dict[str, Any], folder: Path) -> TextIds:
+def _ids(plain: dict[str, Any], folder: Path) -> PretrainedVocabulary:
     ends, begin = plain.get("eos_token_id"), plain.get("bos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for name, found in (("eos_token_id", ends), ("bos_token_id", [] if begin is None else [begin])):
         if wrong := [one for one in found if not isinstance(one, int) or isinstance(one, bool)]:
             raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number, not {wrong[0]!r}")
-    return TextIds(
+    return PretrainedVocabulary(
         _whole(plain, "vocab_size", folder),
         begin if begin is not None and begin >= 0 else None,
         tuple(end for end in ends if end >= 0),

@@ -9,7 +9,7 @@
 | document | masks of documents | no          | yes          | as dense | bias of documents | everywhere; default without CUDA |
 | flex     | block mask         | no          | on CUDA only | yes      | yes               | CUDA by default, CPU if asked   |
 
-All take grouped queries. What is done to scores is stated once, too, in `nn/scores.py`. With a soft cap, `auto` from a cache
+All take grouped queries. What is done to scores is stated once, too, in `nn/score_mod.py`. With a soft cap, `auto` from a cache
 is dense. `choose` refuses a form that lacks an option that is asked for; nothing is ignored silently.
 """
 
@@ -23,15 +23,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transfusion.nn.scores import PLAIN, Scores
+from transfusion.nn.score_mod import PLAIN, ScoreMod
 
-Form: TypeAlias = Literal["auto", "dense", "sdpa", "document", "flex"]
-Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttentionBackend: TypeAlias = Literal["auto", "dense", "sdpa", "document", "flex"]
+AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [row head query dim], keys [row kv_head key dim], values) -> [row head query dim]"""
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class AttentionMetadata:
     """Where tokens stand, all that the rule needs: document, media span (-1: text), privacy, and order within the row; and
     their coordinates, where scores depend on them."""
 
@@ -42,7 +42,9 @@ class Place:
     coordinates: Float[Tensor, "row length axes"] | None = None
 
     @classmethod
-    def of_rows(cls, documents: Tensor, spans: Tensor, private: Tensor, coordinates: Tensor | None = None) -> "Place":
+    def of_rows(
+        cls, documents: Tensor, spans: Tensor, private: Tensor, coordinates: Tensor | None = None
+    ) -> "AttentionMetadata":
         """Whole rows, in order."""
         index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
         return cls(documents, spans, private, index, coordinates)
@@ -56,22 +58,22 @@ def rule(query: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> Tensor:
     return (document == key_document) & (same_span | ((key_index <= index) & ~key_private))
 
 
-def visible(query: Place, key: Place) -> Bool[Tensor, "row query key"]:
+def visible(query: AttentionMetadata, key: AttentionMetadata) -> Bool[Tensor, "row query key"]:
     """The rule for every pair."""
 
-    def fields(place: Place, axis: int) -> tuple[Tensor, ...]:
-        return tuple(t.unsqueeze(axis) for t in (place.documents, place.spans, place.private, place.index))
+    def fields(metadata: AttentionMetadata, axis: int) -> tuple[Tensor, ...]:
+        return tuple(t.unsqueeze(axis) for t in (metadata.documents, metadata.spans, metadata.private, metadata.index))
 
     return rule(fields(query, 2), fields(key, 1))
 
 
 def dense(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None, scores: Scores = PLAIN
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None, score_mod: ScoreMod = PLAIN
 ) -> Float[Tensor, "row head query dim"]:
-    """Softmax over visible keys, written out: the reference. `bias` is what `scores.bias` gave."""
+    """Softmax over visible keys, written out: the reference. `bias` is what `score_mod.bias` gave."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    found = scores.capped(q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2) / math.sqrt(q.shape[-1]))
+    found = score_mod.capped(q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2) / math.sqrt(q.shape[-1]))
     if bias is not None:
         found = found + bias
     return found.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
@@ -91,10 +93,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool =
     return out.to(v.dtype)
 
 
-def _known(place: Place) -> Tensor:
-    if place.coordinates is None:
+def _known(metadata: AttentionMetadata) -> Tensor:
+    if metadata.coordinates is None:
         raise ValueError("ALiBi needs the coordinates of queries and keys: give their places coordinates")
-    return place.coordinates
+    return metadata.coordinates
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,21 +114,21 @@ LONG = 128
 """Tokens of a document, on average, from which on each is attended to by itself: copies would cost more than calls."""
 
 
-def buckets(place: Place, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor, " token"]]:
+def buckets(metadata: AttentionMetadata, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor, " token"]]:
     """The documents of packed rows by length, and for every token of the rows its place in the flattened buckets. Where they
     are long, a bucket for each, in order.
 
     Args:
         waste: the longest document of a bucket is at most this many times as long as its shortest, or 16 tokens longer.
     """
-    flat = place.documents + torch.arange(len(place.documents), device=place.documents.device)[:, None] * (
-        place.documents.amax() + 1
+    flat = metadata.documents + torch.arange(len(metadata.documents), device=metadata.documents.device)[:, None] * (
+        metadata.documents.amax() + 1
     )
-    flat = torch.where(place.documents >= 0, flat, -1).flatten()
+    flat = torch.where(metadata.documents >= 0, flat, -1).flatten()
     real = (flat >= 0).nonzero().squeeze(1)
     _, counts = torch.unique_consecutive(flat[real], return_counts=True)
     starts = counts.cumsum(0) - counts
-    fields = [f.flatten() for f in (place.documents, place.spans, place.private, place.index)]
+    fields = [f.flatten() for f in (metadata.documents, metadata.spans, metadata.private, metadata.index)]
     same = len(counts) > 0 and bool((counts == counts[0]).all())
     alone = not same and len(real) >= LONG * len(counts)
     order = list(range(len(counts))) if alone else sorted(range(len(counts)), key=counts.tolist().__getitem__)
@@ -151,15 +153,15 @@ def buckets(place: Place, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor,
     return found, back
 
 
-def document(place: Place, scores: Scores = PLAIN) -> Attend:
+def document(metadata: AttentionMetadata, score_mod: ScoreMod = PLAIN) -> AttentionFn:
     """The same by fused attention within each document: nothing is spent on what stands in other documents."""
-    found, back = buckets(place)
-    within = [_within(place, bucket, scores) for bucket in found]
+    found, back = buckets(metadata)
+    within = [_within(metadata, bucket, score_mod) for bucket in found]
     if not found:
         return lambda q, k, v: torch.zeros_like(q, dtype=v.dtype)
     there = torch.cat([bucket.index.flatten() for bucket in found])
     sizes, inner = [bucket.index.numel() for bucket in found], [bucket.index.shape for bucket in found]
-    whole = torch.equal(there, torch.arange(place.documents.numel(), device=there.device))  # nothing needs to be moved
+    whole = torch.equal(there, torch.arange(metadata.documents.numel(), device=there.device))  # nothing needs to be moved
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, heads, length, dim = q.shape
@@ -177,41 +179,41 @@ def document(place: Place, scores: Scores = PLAIN) -> Attend:
     return attend
 
 
-def _within(place: Place, bucket: Bucket, scores: Scores) -> Attend:
+def _within(metadata: AttentionMetadata, bucket: Bucket, score_mod: ScoreMod) -> AttentionFn:
     """Attention among the documents of a bucket."""
     mask = None if bucket.mask is None else bucket.mask[:, None]
-    if scores.plain:
+    if score_mod.plain:
         return lambda q, k, v: sdpa(q, k, v, mask, causal=mask is None)
     bias = None
-    if scores.alibi:
-        here = _known(place).flatten(0, 1)[bucket.index]
-        bias = scores.bias(here, here)
+    if score_mod.alibi:
+        here = _known(metadata).flatten(0, 1)[bucket.index]
+        bias = score_mod.bias(here, here)
     length = bucket.index.shape[1]
     seen = torch.ones(length, length, dtype=torch.bool, device=bucket.index.device).tril() if mask is None else mask
-    if scores.soft_cap:
-        return lambda q, k, v: dense(q, k, v, seen, bias, scores)
+    if score_mod.soft_cap:
+        return lambda q, k, v: dense(q, k, v, seen, bias, score_mod)
     assert bias is not None
     added = bias.masked_fill(~seen, float("-inf"))
     return lambda q, k, v: sdpa(q, k, v, added)
 
 
-def flex(place: Place, scores: Scores = PLAIN) -> Attend:
+def flex(metadata: AttentionMetadata, score_mod: ScoreMod = PLAIN) -> AttentionFn:
     """The same by flex attention over whole rows, with a block mask made from the rule."""
     # Imported here: it brings a compiler along, 2 seconds that most programs never need.
     from torch.nn.attention.flex_attention import create_block_mask
 
-    fields = (place.documents, place.spans, place.private, place.index)
-    rows, length = place.documents.shape
+    fields = (metadata.documents, metadata.spans, metadata.private, metadata.index)
+    rows, length = metadata.documents.shape
     blocks = create_block_mask(
         lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
         rows,
         None,
         length,
         length,
-        device=place.documents.device,
+        device=metadata.documents.device,
     )
     run = _compiled_flex()
-    change = None if scores.plain else _change(place, scores)
+    change = None if score_mod.plain else _change(metadata, score_mod)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = q.shape[1] != k.shape[1]
@@ -222,15 +224,15 @@ def flex(place: Place, scores: Scores = PLAIN) -> Attend:
     return attend
 
 
-def _change(place: Place, scores: Scores) -> Callable[..., Tensor]:
-    """`scores` on one score, as flex attention wants it. The cap is a tensor: a second number would be compiled as a symbol,
+def _change(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callable[..., Tensor]:
+    """`score_mod` on one score, as flex attention wants it. The cap is a tensor: a second number would be compiled as a symbol,
     which flex attention cannot take."""
-    cap = torch.tensor(scores.soft_cap, device=place.documents.device)
-    if not scores.alibi:
+    cap = torch.tensor(score_mod.soft_cap, device=metadata.documents.device)
+    if not score_mod.alibi:
         return lambda score, row, head, query, key: cap * (score / cap).tanh()
-    where = _known(place)
-    axes, slopes = [axis.contiguous() for axis in where.unbind(-1)], scores.slopes(where.device) / where.shape[-1]
-    capped = bool(scores.soft_cap)
+    where = _known(metadata)
+    axes, slopes = [axis.contiguous() for axis in where.unbind(-1)], score_mod.slopes(where.device) / where.shape[-1]
+    capped = bool(score_mod.soft_cap)
 
     def change(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         score = cap * (score / cap).tanh() if capped else score
@@ -255,46 +257,53 @@ _FLEX: Callable[..., object] | None = None
 
 
 def choose(
-    form: Form, *, device: torch.device, backward: bool, cached: bool, capped: bool = False
+    backend: AttentionBackend, *, device: torch.device, backward: bool, cached: bool, capped: bool = False
 ) -> Literal["dense", "sdpa", "document", "flex"]:
     """The form that will run.
 
     Raises:
         ValueError: the form that is asked for lacks an option; the message names one that has it.
     """
-    if form == "auto":
+    if backend == "auto":
         return ("dense" if capped else "sdpa") if cached else "flex" if device.type == "cuda" else "document"
-    if form not in ("dense", "sdpa", "document", "flex"):
-        raise ValueError(f"no attention form {form!r}: there are auto, dense, sdpa, document and flex")
-    if form == "sdpa" and capped:
+    if backend not in ("dense", "sdpa", "document", "flex"):
+        raise ValueError(f"no attention form {backend!r}: there are auto, dense, sdpa, document and flex")
+    if backend == "sdpa" and capped:
         raise ValueError("sdpa attention here has no soft cap; use dense, document or flex (or auto)")
-    if form in ("document", "flex") and cached:
-        raise ValueError(f"{form} attention here has no cached keys; use sdpa (or auto)")
-    if form == "flex" and backward and device.type != "cuda":
+    if backend in ("document", "flex") and cached:
+        raise ValueError(f"{backend} attention here has no cached keys; use sdpa (or auto)")
+    if backend == "flex" and backward and device.type != "cuda":
         raise ValueError(f"flex attention has no backward on {device.type}; train there with document or sdpa (or auto)")
-    return form
+    return backend
 
 
-def attention(form: Form, query: Place, key: Place | None = None, *, backward: bool = False, scores: Scores = PLAIN) -> Attend:
+def attention(
+    backend: AttentionBackend,
+    query: AttentionMetadata,
+    key: AttentionMetadata | None = None,
+    *,
+    backward: bool = False,
+    score_mod: ScoreMod = PLAIN,
+) -> AttentionFn:
     """Attention for these places, ready for every layer: the mask is made once.
 
     Args:
         key: where the keys stand, if they are not the queries themselves (a cache).
         scores: what is done to scores; where it has a bias by distance, the places must have coordinates.
     """
-    device, capped = query.documents.device, bool(scores.soft_cap)
-    chosen = choose(form, device=device, backward=backward, cached=key is not None, capped=capped)
+    device, capped = query.documents.device, bool(score_mod.soft_cap)
+    chosen = choose(backend, device=device, backward=backward, cached=key is not None, capped=capped)
     if chosen == "flex":
-        return flex(query, scores)
+        return flex(query, score_mod)
     if chosen == "document":
-        return document(query, scores)
+        return document(query, score_mod)
     key = query if key is None else key
     mask = visible(query, key)[:, None]
     if chosen == "dense":
-        bias = scores.bias(_known(query), _known(key)) if scores.alibi else None
-        return lambda q, k, v: dense(q, k, v, mask, bias, scores)
-    if scores.alibi:
-        added = scores.bias(_known(query), _known(key)).masked_fill(~mask, float("-inf"))
+        bias = score_mod.bias(_known(query), _known(key)) if score_mod.alibi else None
+        return lambda q, k, v: dense(q, k, v, mask, bias, score_mod)
+    if score_mod.alibi:
+        added = score_mod.bias(_known(query), _known(key)).masked_fill(~mask, float("-inf"))
         return lambda q, k, v: sdpa(q, k, v, added)
     if mask.device.type == "cpu" and mask.all():  # on other devices it would have to wait for the answer
         return lambda q, k, v: sdpa(q, k, v, None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfusion.nn.attention import Place
+from transfusion.nn.attention import AttentionMetadata
 
 
 class Cache:
@@ -86,11 +86,13 @@ class Cache:
         read: slice | Tensor = slice(first, first + len(rows)) if contiguous else index
         level = contiguous and min(starts) + width == max(starts) + min(counts)  # one block of the storage, without padding
         kept = self.coordinates
-        query = Place(torch.zeros_like(spans), spans, private, start[:, None] + offset, None if kept is None else positions)
+        query = AttentionMetadata(
+            torch.zeros_like(spans), spans, private, start[:, None] + offset, None if kept is None else positions
+        )
         # What an earlier holder of the row left behind this pass's last token belongs to no document.
         columns = torch.arange(end, device=device).expand(len(rows), end)
         stale = columns >= (start + torch.tensor(counts, device=device))[:, None]
-        key = Place(
+        key = AttentionMetadata(
             torch.where(stale, -2, 0),
             self.spans[read, :end],
             self.private[read, :end],
@@ -116,8 +118,8 @@ class Window:
     block: int | None
     """Column where all rows begin to write, if what they write is one block of the storage."""
     end: int
-    query: Place
-    key: Place
+    query: AttentionMetadata
+    key: AttentionMetadata
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write this pass's keys and values [row, head, length, dim]; everything up to them comes back."""

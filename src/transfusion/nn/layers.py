@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from transfusion.nn.matrices import Matrices
-from transfusion.nn.pointwise import rms_norm, swiglu, then
+from transfusion.nn.hidden_matrices import Matrices
+from transfusion.nn.pointwise import recompute_linear, rms_norm, swiglu
 
 
-class Norm(nn.Module):
+class RMSNorm(nn.Module):
     """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): x / rms(x) * weight."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -57,7 +57,7 @@ class Linear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
-class FeedForward(nn.Module):
+class MLP(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202): down(silu(gate(x)) * up(x)), gate and up in one projection."""
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -67,4 +67,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         """[..., width] -> [..., width]; `norm` is applied to x first."""
-        return then(swiglu, self.down, then(norm, self.gate_up, x))
+        return recompute_linear(swiglu, self.down, recompute_linear(norm, self.gate_up, x))

@@ -56,7 +56,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up) if _written_out(gate_up) else plain_swiglu(gate_up)  # pyright: ignore[reportReturnType]
 
 
-def then(function: Callable[[Tensor], Tensor], matrix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def recompute_linear(function: Callable[[Tensor], Tensor], matrix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """matrix(function(x)). Where backward is written out, what stands between is not kept for it: it is computed again."""
     between = function(x)
     if not _written_out(between):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Part: TypeAlias = Callable[[Tensor], Tensor]
+Sublayer: TypeAlias = Callable[[Tensor], Tensor]
 """A layer's attention or feed-forward, [row, length, width] -> [row, length, width]."""
 
 
@@ -42,7 +42,7 @@ class HyperConnections(nn.Module):
         with torch.no_grad():
             self.read.copy_(torch.eye(self.streams)[self.index % self.streams])
 
-    def forward(self, state: Tensor, part: Part) -> Tensor:
+    def forward(self, state: Tensor, part: Sublayer) -> Tensor:
         """[row, length, stream, width] -> the same"""
         n = self.streams
         moved = self.dynamic(F.rms_norm(state, state.shape[-1:], self.norm.to(state.dtype), self.eps)).to(state.dtype).tanh()
@@ -86,7 +86,7 @@ class DepthAttention(nn.Module):
         weights = torch.stack([unit @ query for _, unit in state]).softmax(0).unsqueeze(-1)
         return torch.stack([weight * value for weight, (value, _) in zip(weights, state, strict=True)]).sum(0)
 
-    def forward(self, state: State, part: Part) -> State:
+    def forward(self, state: State, part: Sublayer) -> State:
         """The state, and the part's output."""
         return (*state, noted(part(self.read(state)), self.eps))
 

@@ -40,34 +40,34 @@ def norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels, eps)
 
 
-def convolution(axes: int, inward: int, outward: int, kernel: int | None = None) -> nn.Module:
+def convolution(axes: int, proj_in: int, proj_out: int, kernel: int | None = None) -> nn.Module:
     """A convolution that keeps the size; over a vector (no axis) a linear layer, as one of a single place."""
     size = (3 if kernel is None else kernel) if axes else 1
     kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[max(axes, 1)]
-    return kind(inward, outward, size, padding=size // 2)
+    return kind(proj_in, proj_out, size, padding=size // 2)
 
 
-def shrink(factors: tuple[int, ...], inward: int, outward: int) -> nn.Module:
+def shrink(factors: tuple[int, ...], proj_in: int, proj_out: int) -> nn.Module:
     """Each block of places becomes one."""
     kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(factors)]
-    return kind(inward, outward, factors, stride=factors)
+    return kind(proj_in, proj_out, factors, stride=factors)
 
 
-def grow(factors: tuple[int, ...], inward: int, outward: int) -> nn.Module:
+def grow(factors: tuple[int, ...], proj_in: int, proj_out: int) -> nn.Module:
     """Each place becomes a block of them."""
     kind = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(factors)]
-    return kind(inward, outward, factors, stride=factors)
+    return kind(proj_in, proj_out, factors, stride=factors)
 
 
 class Residual(nn.Module):
     """x + convolution(norm(convolution(norm(x)) + time)), with SiLU behind each norm."""
 
-    def __init__(self, axes: int, inward: int, outward: int, time: int, eps: float) -> None:
+    def __init__(self, axes: int, proj_in: int, proj_out: int, time: int, eps: float) -> None:
         super().__init__()
-        self.first_norm, self.first = norm(inward, eps), convolution(axes, inward, outward)
-        self.time = nn.Linear(time, outward)
-        self.second_norm, self.second = norm(outward, eps), convolution(axes, outward, outward)
-        self.around = nn.Identity() if inward == outward else convolution(axes, inward, outward, 1)
+        self.first_norm, self.first = norm(proj_in, eps), convolution(axes, proj_in, proj_out)
+        self.time = nn.Linear(time, proj_out)
+        self.second_norm, self.second = norm(proj_out, eps), convolution(axes, proj_out, proj_out)
+        self.around = nn.Identity() if proj_in == proj_out else convolution(axes, proj_in, proj_out, 1)
 
     def forward(self, x: Float[Tensor, "item channels ..."], time: Float[Tensor, "item time"]) -> Tensor:
         """Features, and the time's embedding -> features."""
@@ -95,7 +95,7 @@ class GridAttention(nn.Module):
         return x + found.transpose(1, 2).reshape(x.shape)
 
 
-def initialise(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """Weights that keep the scale of what they are given (normal, 1 / sqrt of the numbers summed), biases zero; blocks and
     attention begin as if they were not there."""
     for part in module.modules():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from transfusion.nn.attention import Attend
+from transfusion.nn.attention import AttentionFn
 
 
 class ValueResidual(nn.Module):
@@ -19,7 +19,7 @@ class ValueResidual(nn.Module):
         return shares[0] * first + shares[1] * values
 
 
-def laser(attend: Attend, clamp: float) -> Attend:
+def laser(attend: AttentionFn, clamp: float) -> AttentionFn:
     """LASER (arXiv 2411.03493) around any form of attention: log of attention over the exponentials of the values, which lets
     more gradient through where attention is sharp.
 

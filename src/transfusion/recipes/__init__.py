@@ -1,11 +1,11 @@
-"""Recipes: one module a family of runs. `find` gives one by name; `carry_out` does all of it."""
+"""Recipes: one module a family of runs. `find` gives one by name; `run_recipe` does all of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from transfusion.config import ConfigError, nearest
 from transfusion.recipes import digits, fashion, pictures, scenes
-from transfusion.recipes.run import Run, Say
+from transfusion.recipes.run import LogFn, Run
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,22 @@ class Recipe:
 
     summary: str
     run: Callable[[], Run]
-    carry_out: Callable[[Run, Say], None]
+    run_recipe: Callable[[Run, LogFn], None]
 
 
 RECIPES = {
     "digits": Recipe(
         "handwritten digits, 8 x 8, that come with the package",
         digits.run,
-        lambda r, say: digits.Digits(r).carry_out(say),
+        lambda r, log: digits.Digits(r).run_recipe(log),
     ),
     "fashion": Recipe(
         "Fashion-MNIST, 28 x 28, from its idx files (--data)",
         fashion.run,
-        lambda r, say: fashion.Fashion(r).carry_out(say),
+        lambda r, log: fashion.Fashion(r).run_recipe(log),
     ),
-    "scenes": Recipe("scenes of coloured digits, 16 x 16, made on the spot", scenes.run, scenes.carry_out),
-    "pictures": Recipe("your own captioned pictures (--data)", pictures.run, pictures.carry_out),
+    "scenes": Recipe("scenes of coloured digits, 16 x 16, made on the spot", scenes.run, scenes.run_recipe),
+    "pictures": Recipe("your own captioned pictures (--data)", pictures.run, pictures.run_recipe),
 }
 CLASSES = {"digits": digits.Digits, "fashion": fashion.Fashion}
 """Recipes whose captions name classes."""

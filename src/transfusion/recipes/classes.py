@@ -18,12 +18,12 @@ from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.readers import pair
 from transfusion.evaluation import draw, read
-from transfusion.evaluation.judge import ABOUT, ConvolutionalJudge, Judge
-from transfusion.evaluation.record import Metric, Share, short
-from transfusion.evaluation.sheet import sheet
-from transfusion.evaluation.suite import How
+from transfusion.evaluation.classifier import ABOUT, Classifier, ConvolutionalClassifier
+from transfusion.evaluation.image_grid import sheet
+from transfusion.evaluation.record import Metric, Proportion, short
+from transfusion.evaluation.suite import EvalContext
 from transfusion.evaluation.suite import Progress as Each
-from transfusion.recipes.run import Run, Say, last_losses, train, training_seconds, typed
+from transfusion.recipes.run import LogFn, Run, command_line, last_losses, train, training_seconds
 from transfusion.train.device import pick_device, pick_dtype
 
 
@@ -40,8 +40,8 @@ def progress(title: str) -> Iterator[Each]:
 DISTANCES = {
     "Frechet distance to held-out pictures": "frechet_pixels",
     "the same, of training pictures": "frechet_pixels_real",
-    "Frechet distance in the judge's features": "frechet_mini",
-    "the same, of training pictures (features)": "frechet_mini_real",
+    "Frechet distance in the judge's features": "frechet_classifier",
+    "the same, of training pictures (features)": "frechet_classifier_real",
 }
 
 
@@ -49,8 +49,8 @@ class Classes(ABC):
     """A recipe on pictures whose captions name one of some classes."""
 
     names: ClassVar[tuple[str, ...]]
-    wordings: ClassVar[tuple[str, ...]]
-    held_out_wordings: ClassVar[tuple[str, ...]] = ()
+    paraphrases: ClassVar[tuple[str, ...]]
+    held_out_paraphrases: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -68,47 +68,47 @@ class Classes(ABC):
         """Pictures and classes that are trained on."""
 
     @abstractmethod
-    def fit_judge(self) -> Judge:
+    def fit_classifier(self) -> Classifier:
         """A classifier fitted on real pictures only."""
 
-    def carry_out(self, say: Say) -> None:
+    def run_recipe(self, log: LogFn) -> None:
         """Train, measure, report."""
         began = time.monotonic()
-        prompts = [self.wordings[0].format(name) for name in self.names]
-        model = train(self.run, self.documents(), prompts, say)
+        prompts = [self.paraphrases[0].format(name) for name in self.names]
+        model = train(self.run, self.documents(), prompts, log)
         spent = time.monotonic() - began
         report = self.measure(model)
         # Training counts by what its steps took, whenever they were done: the same line typed again changes nothing.
         report["seconds"] = max(spent, training_seconds(self.run.folder)) + time.monotonic() - began - spent
         (self.run.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        self.show(report, say)
+        self.show(report, log)
 
-    def judge(self) -> Judge:
+    def judge(self) -> Classifier:
         """A classifier fitted on real pictures only, kept in the run's folder where it can be."""
         kept = self.run.folder / "judge"
         if (kept / ABOUT).exists():
-            return ConvolutionalJudge.load(kept)
-        judge = self.fit_judge()
-        if isinstance(judge, ConvolutionalJudge):
+            return ConvolutionalClassifier.load(kept)
+        judge = self.fit_classifier()
+        if isinstance(judge, ConvolutionalClassifier):
             judge.save(kept)
         return judge
 
-    def captions(self, wordings: Sequence[str], count: int) -> list[Document]:
+    def captions(self, paraphrases: Sequence[str], count: int) -> list[Document]:
         """Captions of every class in turn, and every wording."""
         classes = len(self.names)
-        said = (wordings[i // classes % len(wordings)].format(self.names[i % classes]) for i in range(count))
+        said = (paraphrases[i // classes % len(paraphrases)].format(self.names[i % classes]) for i in range(count))
         return [Document((Text(one),)) for one in said]
 
     def readable(self) -> list[Document]:
         """Held-out pictures with their captions."""
         pictures, labels = self.held_out()
-        said = [tuple(wording.format(name) for wording in self.wordings) for name in self.names]
+        said = [tuple(wording.format(name) for wording in self.paraphrases) for name in self.names]
         return [pair(said[label], Media(one), "") for one, label in zip(pictures, labels.tolist(), strict=True)]
 
-    def how(self, samples: int, dtype: torch.dtype) -> How:
+    def how(self, samples: int, dtype: torch.dtype) -> EvalContext:
         """How this data is measured."""
         pictures, labels = self.held_out()
-        return How(
+        return EvalContext(
             samples=samples,
             seed=self.run.seed,
             dtype=dtype,
@@ -117,7 +117,7 @@ class Classes(ABC):
             real=pictures,
             real_classes=labels,
             trained=self.trained()[0],
-            command=typed(self.run),
+            command=command_line(self.run),
         )
 
     def measure(self, model: Transfusion) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Classes(ABC):
         pictures, labels = self.held_out()
         how = self.how(run.report.pictures or 1, pick_dtype(run.dtype, pick_device(run.device)))
         assert how.judge is not None
-        judged = Share(int((how.judge.classify(pictures) == labels).sum()), len(labels))
+        judged = Proportion(int((how.judge.classify(pictures) == labels).sum()), len(labels))
         report: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
         report |= last_losses(run.folder) | judged.plain("judge_accuracy")
 
@@ -135,7 +135,7 @@ class Classes(ABC):
 
         if run.report.pictures:
             with progress("drawing") as each:
-                drawn = draw.score(model, self.captions(self.wordings, how.samples), replace(how, progress=each))
+                drawn = draw.score(model, self.captions(self.paraphrases, how.samples), replace(how, progress=each))
             record = drawn.record
             record.save(folder)
             take("text_to_image_agreement", record.metrics["agreement"])
@@ -145,13 +145,13 @@ class Classes(ABC):
             first = drawn.documents[: 5 * len(self.names)]
             seeds = [str(seed) for seed in drawn.seeds[: len(first)]]
             sheet([d.media[0].tensor() for d in first], [d.text for d in first], run.folder / "samples.png", labels=seeds)
-            if self.held_out_wordings:
+            if self.held_out_paraphrases:
                 count = max(run.report.pictures // 2, len(self.names))
                 with progress("drawing from new wordings") as each:
                     other = replace(
                         how, samples=count, seed=run.seed + 1, real=None, real_classes=None, trained=None, progress=each
                     )
-                    new = draw.score(model, self.captions(self.held_out_wordings, count), other).record
+                    new = draw.score(model, self.captions(self.held_out_paraphrases, count), other).record
                 replace(new, suite="draw-new-wordings").save(folder)
                 take("text_to_image_agreement_held_out_wordings", new.metrics["agreement"])
         with progress("reading") as each:
@@ -161,7 +161,7 @@ class Classes(ABC):
         take("image_to_text_accuracy", found.metrics["accuracy"])
         return report
 
-    def show(self, report: dict[str, Any], say: Say) -> None:
+    def show(self, report: dict[str, Any], log: LogFn) -> None:
         """The report as a table, and what to type next."""
         table = Table("measure", "value", "95 % interval", "of", title=f"{self.run.recipe}, seed {self.run.seed}")
         rows = {
@@ -181,6 +181,6 @@ class Classes(ABC):
         console.print(table)
         folder = self.run.folder
         pictures = f"pictures: {folder / 'samples.png'}; " if "text_to_image_agreement" in report else ""
-        say(f"{report['seconds']:.0f} seconds; {pictures}numbers: {folder / 'report.json'}")
-        say("next, draw your own:")
-        say(f'  transfusion generate {folder} --prompt "{self.wordings[0].format(self.names[7])}" --out pictures')
+        log(f"{report['seconds']:.0f} seconds; {pictures}numbers: {folder / 'report.json'}")
+        log("next, draw your own:")
+        log(f'  transfusion generate {folder} --prompt "{self.paraphrases[0].format(self.names[7])}" --out pictures')

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document, Media
 from transfusion.data.handwritten import NAMES, handwritten
-from transfusion.data.loader import Packing
+from transfusion.data.loader import PackingConfig
 from transfusion.data.readers import pair
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.evaluation.judge import Judge, SmallJudge
+from transfusion.evaluation.classifier import Classifier, SmallClassifier
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.model.network import ModelConfig
+from transfusion.nn.config import TransformerConfig
 from transfusion.recipes.classes import Classes
 from transfusion.recipes.run import Run
-from transfusion.train.optim import Optim
-from transfusion.train.trainer import Checkpointing, Train
+from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
-WORDINGS = (
+PARAPHRASES = (
     "a handwritten {}",
     "the digit {}",
     "a picture of the number {}",
@@ -32,7 +32,7 @@ WORDINGS = (
     "this is a {}",
     "someone wrote the number {} here",
 )
-HELD_OUT_WORDINGS = ("a picture of a handwritten {}", "the number {} written here")
+HELD_OUT_PARAPHRASES = ("a picture of a handwritten {}", "the number {} written here")
 
 
 def run() -> Run:
@@ -41,12 +41,16 @@ def run() -> Run:
     return Run(
         recipe="digits",
         tokenizer=BPE(512),
-        model=Model(modalities=(image,), trunk=Trunk(width=128, depth=4, heads=4), media_weight=3.0, context=128),
-        compose=Compose(picture_first=0.5, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
-        packing=Packing(row_length=512, rows=4),
-        train=Train(steps=1200, ema=0.998, log_every=100),
-        optim=Optim(lr=3e-3, warmup=50, decay=0.05),
-        checkpoint=Checkpointing(every=300, keep=1),
+        model=ModelConfig(
+            modalities=(image,), transformer=TransformerConfig(width=128, depth=4, heads=4), media_weight=3.0, context=128
+        ),
+        transform=DocumentTransform(
+            image_first=0.5, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)
+        ),
+        packing=PackingConfig(row_length=512, rows=4),
+        trainer=TrainerConfig(steps=1200, ema_decay=0.998, log_every=100),
+        optimizer=AdamWConfig(lr=3e-3, warmup=50, weight_decay=0.05),
+        checkpoint=CheckpointConfig(every=300, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=2.0),
     )
@@ -56,13 +60,13 @@ class Digits(Classes):
     """1,437 digits to train on, 360 held out."""
 
     names = NAMES
-    wordings = WORDINGS
-    held_out_wordings = HELD_OUT_WORDINGS
+    paraphrases = PARAPHRASES
+    held_out_paraphrases = HELD_OUT_PARAPHRASES
 
     def documents(self) -> Sequence[Document]:
         """Captioned digits."""
         digits = handwritten(held_out=False)
-        captions = [tuple(w.format(name) for w in WORDINGS) for name in NAMES]
+        captions = [tuple(w.format(name) for w in PARAPHRASES) for name in NAMES]
         pairs = enumerate(zip(digits.labels.tolist(), digits.pictures, strict=True))
         return [pair(captions[label], Media(picture), f"digit {i}") for i, (label, picture) in pairs]
 
@@ -76,6 +80,6 @@ class Digits(Classes):
         digits = handwritten(held_out=False)
         return digits.pictures, digits.labels
 
-    def fit_judge(self) -> Judge:
+    def fit_classifier(self) -> Classifier:
         """A classifier fitted on the training digits."""
-        return SmallJudge(*self.trained())
+        return SmallClassifier(*self.trained())

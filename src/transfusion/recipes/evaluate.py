@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from transfusion import chance, config
+from transfusion import config, rng
 from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
@@ -24,14 +24,14 @@ from transfusion.data.readers import read as read_data
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
-from transfusion.evaluation.judge import ConvolutionalJudge
+from transfusion.evaluation.classifier import ConvolutionalClassifier
+from transfusion.evaluation.image_grid import sheet
 from transfusion.evaluation.record import Record, short
-from transfusion.evaluation.sheet import sheet
-from transfusion.evaluation.suite import How, Outcome
-from transfusion.folder import read_settings
+from transfusion.evaluation.suite import EvalContext, SuiteResult
+from transfusion.model_folder import read_settings
 from transfusion.recipes import CLASSES
 from transfusion.recipes.classes import progress
-from transfusion.recipes.run import Run, Say
+from transfusion.recipes.run import LogFn, Run
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 
 Suite = Literal["text", "draw", "read", "edit", "scenes", "coco"]
@@ -83,7 +83,7 @@ def defaults(folder: str) -> Evaluate:
     return Evaluate(sampler=settings.sampler, guidance=settings.guidance)
 
 
-def carry_out(folder: str, options: Evaluate, say: Say, command: str = "") -> int:
+def run_recipe(folder: str, options: Evaluate, log: LogFn, command: str = "") -> int:
     """Run the suites; the exit code comes back: 1 if one of them failed.
 
     Raises:
@@ -96,7 +96,7 @@ def carry_out(folder: str, options: Evaluate, say: Say, command: str = "") -> in
     model = Transfusion.from_pretrained(folder, device=device).eval()
     model.settings = replace(model.settings, sampler=options.sampler, guidance=options.guidance)
     failed = 0
-    how = How(
+    how = EvalContext(
         seed=options.seed,
         dtype=pick_dtype(options.dtype, device),
         names=options.names,
@@ -106,25 +106,25 @@ def carry_out(folder: str, options: Evaluate, say: Say, command: str = "") -> in
     )
     for name in dict.fromkeys(options.suite):
         try:
-            for outcome in _suite(name, folder, options, model, how):
-                kept = outcome.record.save(Path(folder) / RECORDS)
-                _look(outcome, Path(folder) / SHEETS, say)
-                show(outcome.record)
-                say(f"record: {kept}")
+            for suite_result in _suite(name, folder, options, model, how):
+                kept = suite_result.record.save(Path(folder) / RECORDS)
+                _look(suite_result, Path(folder) / SHEETS, log)
+                show(suite_result.record)
+                log(f"record: {kept}")
         except Exception as error:  # whatever ends one suite, the others still run
             failed += 1
-            say(f"{name} could not be measured: {error or type(error).__name__}")
+            log(f"{name} could not be measured: {error or type(error).__name__}")
     return 1 if failed else 0
 
 
-def _suite(name: Suite, folder: str, options: Evaluate, model: Transfusion, how: How) -> Iterator[Outcome]:
-    judge = ConvolutionalJudge.load(options.judge) if options.judge else None
+def _suite(name: Suite, folder: str, options: Evaluate, model: Transfusion, how: EvalContext) -> Iterator[SuiteResult]:
+    judge = ConvolutionalClassifier.load(options.judge) if options.judge else None
     with progress(name) as each:
         how = replace(how, progress=each, judge=judge, names=options.names or (judge.names if judge else ()))
         if name == "scenes":
             count = options.samples or 100
             scored = scenes.score(model, count=count, seed=how.seed, dtype=how.dtype, progress=how.progress)
-            yield scenes.outcome(model, scored, how)
+            yield scenes.suite_result(model, scored, how)
         elif name == "coco":
             yield from _coco(model, options, how)
         elif name == "text":
@@ -162,7 +162,9 @@ def _texts(folder: str, options: Evaluate, model: Transfusion) -> list[Document]
     return _read(run, options, model)[0]
 
 
-def _held_out(folder: str, options: Evaluate, how: How, model: Transfusion, *, judged: bool) -> tuple[list[Document], How]:
+def _held_out(
+    folder: str, options: Evaluate, how: EvalContext, model: Transfusion, *, judged: bool
+) -> tuple[list[Document], EvalContext]:
     """Documents that the run was not trained on, in an order drawn by the seed, and what is known of them."""
     run = _run(folder)
     recipe = CLASSES[run.recipe](replace(run, out=folder)) if run is not None and run.recipe in CLASSES else None
@@ -183,7 +185,7 @@ def _held_out(folder: str, options: Evaluate, how: How, model: Transfusion, *, j
     else:
         documents, trained = _read(run, options, model)
         notes: dict[str, str | int] = {
-            "data": f"{chance.key('data', *(' '.join(digest.of_content(one)) for one in documents)):x}"[:12]
+            "data": f"{rng.key('data', *(' '.join(digest.of_content(one)) for one in documents)):x}"[:12]
         }
         if recipe is not None:
             trained = list(recipe.documents())
@@ -199,7 +201,7 @@ def _held_out(folder: str, options: Evaluate, how: How, model: Transfusion, *, j
         how = replace(how, notes=notes)
         if judged and how.trained is None and trained:
             how = replace(how, trained=_pictures(trained))
-    order = chance.generator(chance.key("evaluate", how.seed)).permutation(len(documents))
+    order = rng.generator(rng.key("evaluate", how.seed)).permutation(len(documents))
     return [documents[i] for i in order], how
 
 
@@ -222,7 +224,7 @@ def _pictures(documents: Sequence[Document], most: int = 10_000) -> Tensor | Non
     return torch.stack(found) if found and all(one.shape == found[0].shape for one in found) else None
 
 
-def _coco(model: Transfusion, options: Evaluate, how: How) -> Iterator[Outcome]:
+def _coco(model: Transfusion, options: Evaluate, how: EvalContext) -> Iterator[SuiteResult]:
     """The paper's protocol: FID and CLIP score on prompts of the validation captions, CIDEr on Karpathy's test pictures.
 
     FID compares with at most 10,000 of the prompts' own pictures, each once; the paper's count is 30,000.
@@ -239,26 +241,26 @@ def _coco(model: Transfusion, options: Evaluate, how: How) -> Iterator[Outcome]:
     drawn = draw.score(model, documents, replace(how, samples=len(documents), real=_pictures(once)))
     yield replace(drawn, record=replace(drawn.record, suite="coco-draw"))
     found = [
-        Document((Text(one.captions[0], wordings=one.captions[1:]), Media(Picture(one.image, fit, one.image.name))))
+        Document((Text(one.captions[0], paraphrases=one.captions[1:]), Media(Picture(one.image, fit, one.image.name))))
         for one in references
     ]
     told = read.score(model, found, replace(how, samples=min(options.samples or len(found), len(found)), names=()))
     yield replace(told, record=replace(told.record, suite="coco-read"))
 
 
-def _look(outcome: Outcome, folder: Path, say: Say, most: int = 50) -> None:
+def _look(suite_result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -> None:
     """A sheet of a suite's first pictures, with captions and seeds."""
     shown = [
         (one.media[-1].tensor(), one.text, str(seed))
-        for one, seed in zip(outcome.documents, outcome.seeds, strict=True)
+        for one, seed in zip(suite_result.documents, suite_result.seeds, strict=True)
         if one.media and one.media[-1].tensor().ndim == 3
     ]
     shown = shown[:: max(len(shown) // most, 1)][:most]
     if shown:
         pictures, captions, seeds = zip(*shown, strict=True)
-        path = folder / f"{outcome.record.suite}.png"
+        path = folder / f"{suite_result.record.suite}.png"
         sheet(pictures, captions, path, labels=seeds)
-        say(f"pictures: {path}")
+        log(f"pictures: {path}")
 
 
 def show(record: Record) -> None:

@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 from transfusion.config import ConfigError
-from transfusion.data.compose import Compose, Drop
 from transfusion.data.document import Document
-from transfusion.data.loader import Packing
+from transfusion.data.loader import PackingConfig
 from transfusion.data.readers import idx_arrays, read_idx
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.evaluation.judge import ConvolutionalJudge, Judge, JudgeTraining
+from transfusion.evaluation.classifier import Classifier, ClassifierTraining, ConvolutionalClassifier
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.model.network import ModelConfig
+from transfusion.nn.config import TransformerConfig
 from transfusion.recipes.classes import Classes, progress
 from transfusion.recipes.run import Report, Run
 from transfusion.train.device import pick_dtype
-from transfusion.train.optim import Optim
-from transfusion.train.trainer import Checkpointing, Train
+from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-WORDINGS = ("a grayscale photo of a {}", "a {}", "a picture of a {}", "this is a {}")
+PARAPHRASES = ("a grayscale photo of a {}", "a {}", "a picture of a {}", "this is a {}")
 
 
 def run() -> Run:
@@ -37,12 +37,16 @@ def run() -> Run:
     return Run(
         recipe="fashion",
         tokenizer=BPE(384),
-        model=Model(modalities=(image,), trunk=Trunk(width=192, depth=6, heads=6), media_weight=3.0, context=256),
-        compose=Compose(picture_first=0.5, read_low=0.0, read_high=0.0, drop=Drop(text=0.1)),
-        packing=Packing(row_length=1024, rows=4),
-        train=Train(steps=1600, ema=0.998, sample_every=400),
-        optim=Optim(lr=1.5e-3, warmup=100, decay=0.05),
-        checkpoint=Checkpointing(every=200, keep=2),
+        model=ModelConfig(
+            modalities=(image,), transformer=TransformerConfig(width=192, depth=6, heads=6), media_weight=3.0, context=256
+        ),
+        transform=DocumentTransform(
+            image_first=0.5, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)
+        ),
+        packing=PackingConfig(row_length=1024, rows=4),
+        trainer=TrainerConfig(steps=1600, ema_decay=0.998, sample_every=400),
+        optimizer=AdamWConfig(lr=1.5e-3, warmup=100, weight_decay=0.05),
+        checkpoint=CheckpointConfig(every=200, keep=2),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=3.0),
         report=Report(pictures=1000, readings=2000),
@@ -53,7 +57,7 @@ class Fashion(Classes):
     """60,000 pictures to train on, 10,000 held out."""
 
     names = NAMES
-    wordings = WORDINGS
+    paraphrases = PARAPHRASES
 
     def documents(self) -> Sequence[Document]:
         """Captioned pictures."""
@@ -61,7 +65,7 @@ class Fashion(Classes):
         def captions(label: str) -> tuple[str, ...]:
             if int(label) >= len(NAMES):
                 raise ConfigError(f"{self._path} has label {label}; fashion knows 0 to {len(NAMES) - 1}: is it Fashion-MNIST?")
-            return tuple(wording.format(NAMES[int(label)]) for wording in WORDINGS)
+            return tuple(wording.format(NAMES[int(label)]) for wording in PARAPHRASES)
 
         return read_idx(self._path, captions).checked(str(self._path))
 
@@ -79,16 +83,16 @@ class Fashion(Classes):
         """The training pictures and their classes."""
         return _tensors(self._path, train=True)
 
-    def fit_judge(self) -> Judge:
+    def fit_classifier(self) -> Classifier:
         """A convolutional network fitted on the training pictures."""
         pictures, labels = self.trained()
         with progress("fitting the judge") as each:
-            return ConvolutionalJudge.fit(
+            return ConvolutionalClassifier.fit(
                 pictures,
                 labels,
                 seed=self.run.seed,
                 names=NAMES,
-                training=JudgeTraining(shift=0.04, turn=0.0, zoom=0.0, flip=True),
+                training=ClassifierTraining(shift=0.04, turn=0.0, zoom=0.0, flip=True),
                 dtype=pick_dtype(self.run.dtype, pictures.device),
                 each=each,
             )

@@ -14,20 +14,20 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.media import Fit
 from transfusion.data.readers import read
-from transfusion.evaluation.judge import ConvolutionalJudge, JudgeTraining
+from transfusion.evaluation.classifier import ClassifierTraining, ConvolutionalClassifier
 from transfusion.recipes import digits
 from transfusion.recipes.classes import progress
-from transfusion.recipes.run import Say
+from transfusion.recipes.run import LogFn
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 
 
 @dataclass(frozen=True)
-class JudgeRun:
+class ClassifierRun:
     """A judge to be fitted.
 
     Args:
@@ -51,14 +51,14 @@ class JudgeRun:
     side: int = 28
     device: Device = "auto"
     dtype: Dtype = "auto"
-    training: JudgeTraining = JudgeTraining()
+    training: ClassifierTraining = ClassifierTraining()
 
 
 Labelled = tuple[Tensor, Tensor]
 """Float32[picture, channels, side, side] and Int64[picture]"""
 
 
-def carry_out(run: JudgeRun, say: Say) -> ConvolutionalJudge:
+def run_recipe(run: ClassifierRun, log: LogFn) -> ConvolutionalClassifier:
     """Fit a judge, measure it on held-out real pictures, keep it.
 
     Raises:
@@ -66,14 +66,14 @@ def carry_out(run: JudgeRun, say: Say) -> ConvolutionalJudge:
     """
     began = monotonic()
     if run.data:
-        names, train, held_out = _read(run, say)
+        names, train, held_out = _read(run, log)
     else:
         recipe = digits.Digits(digits.run())
         names, train, held_out = digits.NAMES, recipe.trained(), recipe.held_out()
     device = pick_device(run.device)
-    say(f"{len(train[1]):,} pictures of {len(names)} classes; {len(held_out[1]):,} held out")
+    log(f"{len(train[1]):,} pictures of {len(names)} classes; {len(held_out[1]):,} held out")
     with progress("fitting the judge") as each:
-        judge = ConvolutionalJudge.fit(
+        judge = ConvolutionalClassifier.fit(
             train[0].to(device),
             train[1].to(device),
             seed=run.seed,
@@ -83,12 +83,12 @@ def carry_out(run: JudgeRun, say: Say) -> ConvolutionalJudge:
             each=each,
         ).measured(*held_out)
     judge.save(run.out)
-    say(f"finds held-out real pictures right: {judge.accuracy}")
-    say(f"{monotonic() - began:.0f} seconds; judge {judge.digest} is kept in {run.out}")
+    log(f"finds held-out real pictures right: {judge.accuracy}")
+    log(f"{monotonic() - began:.0f} seconds; judge {judge.digest} is kept in {run.out}")
     return judge
 
 
-def _read(run: JudgeRun, say: Say) -> tuple[tuple[str, ...], Labelled, Labelled]:
+def _read(run: ClassifierRun, log: LogFn) -> tuple[tuple[str, ...], Labelled, Labelled]:
     """Names of the classes, pictures to fit, pictures held out."""
     fit = Fit((run.side, run.side), run.channels)
     train = list(read(run.data, fit))
@@ -97,8 +97,8 @@ def _read(run: JudgeRun, say: Say) -> tuple[tuple[str, ...], Labelled, Labelled]
     except ValueError as error:
         held_out, reason = train, str(error)
     if {one.name for one in held_out} & {one.name for one in train}:
-        say(f"{reason}: a tenth of the pictures is held out")
-        kept = {one.name for one in train if chance.uniform("judge", "held out", one.name) < 0.1}
+        log(f"{reason}: a tenth of the pictures is held out")
+        kept = {one.name for one in train if rng.uniform("judge", "held out", one.name) < 0.1}
         train, held_out = [d for d in train if d.name not in kept], [d for d in train if d.name in kept]
     if any(len(one.media) != 1 for one in (*train, *held_out)):
         raise ConfigError(f"{run.data}: a judge is fitted on one picture and its class a document; leave out the others")

@@ -7,21 +7,21 @@ transfusion config pictures --preset paper --size 0.76B
 from collections.abc import Callable
 from dataclasses import replace
 
-from transfusion.codec.patcher import LinearPatcher
+from transfusion.codec.patchers import LinearPatcherConfig
 from transfusion.config import ConfigError, nearest
-from transfusion.data.compose import Compose, Drop
-from transfusion.data.layout import Coordinates
+from transfusion.data.tokenize import Coordinates
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.diffusion import process
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import DDPM, Euler
-from transfusion.diffusion.schedule import Linear
+from transfusion.diffusion.schedule import LinearInterpolant
 from transfusion.diffusion.times import LogitNormal
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.model.network import ModelConfig
+from transfusion.nn.config import TransformerConfig
 from transfusion.recipes.run import Run
-from transfusion.train import optim
+from transfusion.train import optimizer
 
 
 def paper(run: Run) -> Run:
@@ -32,20 +32,22 @@ def paper(run: Run) -> Run:
     Table 8); raster order on 1-D RoPE; the time added in patch space; no QK-norm. How often captions are dropped is not in
     the paper: 10 % here.
     """
-    trunk = replace(run.model.trunk, qk_norm=False, round_hidden=256)
+    transformer = replace(run.model.transformer, qk_norm=False, round_hidden=256)
     model = replace(
         run.model,
-        trunk=trunk,
+        transformer=transformer,
         diffusion=process.PAPER,
         media_weight=5.0,
         coordinates=Coordinates("raster", axes=1),
-        patcher=LinearPatcher(time="patch"),
+        patcher=LinearPatcherConfig(time="patch"),
     )
     return replace(
         run,
         model=model,
-        optim=optim.PAPER,
-        compose=Compose(picture_first=0.2, read_low=0.0, read_high=0.5, drop=Drop(text=0.1)),
+        optimizer=optimizer.PAPER,
+        transform=DocumentTransform(
+            image_first=0.2, condition_noise_min=0.0, condition_noise_max=0.5, condition_dropout=ConditionDropout(text=0.1)
+        ),
         sampler=DDPM(num_steps=250, clip=1.0),  # at t = 1 almost no signal is left to divide by
         guidance=Guidance(text=5.0),
     )
@@ -54,18 +56,18 @@ def paper(run: Run) -> Run:
 def flow(run: Run) -> Run:
     """Flow matching as this project trains it: straight path, clean-data prediction under a velocity loss (JiT, arXiv
     2511.13720), logit-normal times; sizes, rates and budget stay the recipe's own."""
-    diffusion = Diffusion(schedule=Linear(), prediction="x0", loss="velocity", times=LogitNormal())
+    diffusion = Diffusion(schedule=LinearInterpolant(), prediction="x0", loss="velocity", times=LogitNormal())
     return replace(run, model=replace(run.model, diffusion=diffusion), sampler=Euler(num_steps=25, shift=run.sampler.shift))
 
 
 PRESETS: dict[str, Callable[[Run], Run]] = {"paper": paper, "flow": flow}
 
-SIZES = {
-    "0.16B": Trunk(width=768, depth=16, heads=12, round_hidden=256, qk_norm=False),
-    "0.37B": Trunk(width=1024, depth=24, heads=16, round_hidden=256, qk_norm=False),
-    "0.76B": Trunk(width=1536, depth=24, heads=24, round_hidden=256, qk_norm=False),
-    "1.4B": Trunk(width=2048, depth=24, heads=16, round_hidden=256, qk_norm=False),
-    "7B": Trunk(width=4096, depth=32, heads=32, round_hidden=256, qk_norm=False),
+PAPER_SIZES = {
+    "0.16B": TransformerConfig(width=768, depth=16, heads=12, round_hidden=256, qk_norm=False),
+    "0.37B": TransformerConfig(width=1024, depth=24, heads=16, round_hidden=256, qk_norm=False),
+    "0.76B": TransformerConfig(width=1536, depth=24, heads=24, round_hidden=256, qk_norm=False),
+    "1.4B": TransformerConfig(width=2048, depth=24, heads=16, round_hidden=256, qk_norm=False),
+    "7B": TransformerConfig(width=4096, depth=32, heads=32, round_hidden=256, qk_norm=False),
 }
 """The paper's Table 2."""
 
@@ -74,12 +76,12 @@ LATENTS = Modality("image", channels=8, shape=(32, 32), patch=(2, 2))
 """256 x 256 pixels through the paper's autoencoder, 2 x 2 latents a slot: 256 slots."""
 
 
-def paper_model(size: str) -> Model:
+def paper_model(size: str) -> ModelConfig:
     """The paper's model of a size, on its latents, with its context of 4096."""
-    return Model(
+    return ModelConfig(
         modalities=(LATENTS,),
-        trunk=trunk(size),
-        patcher=LinearPatcher(time="patch"),
+        transformer=transformer(size),
+        patcher=LinearPatcherConfig(time="patch"),
         diffusion=process.PAPER,
         coordinates=Coordinates("raster", axes=1),
         media_weight=5.0,
@@ -87,11 +89,11 @@ def paper_model(size: str) -> Model:
     )
 
 
-def trunk(size: str) -> Trunk:
+def transformer(size: str) -> TransformerConfig:
     """The paper's trunk of a size. Raises ConfigError, naming the nearest, if it has none such."""
-    if size not in SIZES:
-        raise ConfigError(f"no size {size!r}{nearest(size, SIZES)}")
-    return SIZES[size]
+    if size not in PAPER_SIZES:
+        raise ConfigError(f"no size {size!r}{nearest(size, PAPER_SIZES)}")
+    return PAPER_SIZES[size]
 
 
 def preset(name: str, run: Run) -> Run:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
@@ -21,12 +21,12 @@ from transfusion.data.media import Fit, to_image
 from transfusion.data.readers import parse_line
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.evaluation.sheet import sheet
-from transfusion.folder import Settings, read_settings
+from transfusion.evaluation.image_grid import sheet
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Done, Event
+from transfusion.model_folder import Settings, read_settings
 from transfusion.recipes.classes import progress
-from transfusion.recipes.run import Say
+from transfusion.recipes.run import LogFn
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 
 
@@ -72,7 +72,7 @@ def defaults(folder: str) -> Generate:
     return Generate(sampler=settings.sampler, guidance=settings.guidance)
 
 
-def carry_out(folder: str, options: Generate, say: Say) -> None:
+def run_recipe(folder: str, options: Generate, log: LogFn) -> None:
     """Generate and write; answers stand in the order of the prompts.
 
     Raises:
@@ -91,7 +91,7 @@ def carry_out(folder: str, options: Generate, say: Say) -> None:
     out.mkdir(parents=True, exist_ok=True)
     aside = out / "outputs.jsonl.tmp"  # earlier answers stay until the new ones are whole
     aside.write_text("")
-    seeds = [chance.key(options.seed, i) for i in range(len(prompts))]
+    seeds = [rng.key(options.seed, i) for i in range(len(prompts))]
     try:
         documents = _generate(model, prompts, seeds, options, pick_dtype(options.dtype, device))
     except BaseException:
@@ -103,7 +103,7 @@ def carry_out(folder: str, options: Generate, say: Say) -> None:
     os.replace(aside, out / "outputs.jsonl")
     drawn = [(d.media[-1].tensor(), d.text) for d in documents if d.media and d.media[-1].tensor().ndim == 3]
     if len(documents) == 1:
-        say(f"text: {documents[0].text!r}")
+        log(f"text: {documents[0].text!r}")
     if drawn:
         sheet(
             [picture for picture, _ in drawn],
@@ -111,8 +111,8 @@ def carry_out(folder: str, options: Generate, say: Say) -> None:
             out / "sheet.png",
             columns=min(10, len(drawn)),
         )
-        say(f"pictures: {out / 'sheet.png'}")
-    say(f"documents: {out / 'outputs.jsonl'}")
+        log(f"pictures: {out / 'sheet.png'}")
+    log(f"documents: {out / 'outputs.jsonl'}")
 
 
 def _prompts(model: Transfusion, options: Generate) -> list[Document]:

@@ -9,27 +9,27 @@ from pathlib import Path
 
 import torch
 
-from transfusion import chance, config
+from transfusion import config, rng
 from transfusion.api import Transfusion
 from transfusion.config import ConfigError
-from transfusion.data.compose import Compose
 from transfusion.data.document import Document, Text
-from transfusion.data.loader import Loader, Packing
+from transfusion.data.loader import Loader, PackingConfig
+from transfusion.data.transforms import DocumentTransform
 from transfusion.data.vocabulary import BPE, Tokenizer, TokenizerFile, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.evaluation.sheet import sheet
-from transfusion.folder import Settings, read_settings
+from transfusion.evaluation.image_grid import sheet
 from transfusion.model import lora
-from transfusion.model.lora import LoRA
-from transfusion.model.pretrained import HARMLESS, SIZES, LanguageModel, Weights, is_language_model
-from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.model.lora import LoRAConfig
+from transfusion.model.network import ModelConfig
+from transfusion.model.pretrained import OVERRIDABLE_FIELDS, SIZE_FIELDS, LanguageModel, Weights, is_language_model
+from transfusion.model_folder import Settings, read_settings
+from transfusion.nn.config import TransformerConfig
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
-from transfusion.train.optim import Optim
-from transfusion.train.trainer import Checkpointing, Hook, Train, Trainer
+from transfusion.train.optimizer import AdamWConfig, OptimizerConfig
+from transfusion.train.trainer import CheckpointConfig, Hook, Trainer, TrainerConfig
 
-Say = Callable[[str], None]
+LogFn = Callable[[str], None]
 TOKENIZER, CORPUS = "tokenizer.json", "corpus.json"
 
 
@@ -56,15 +56,15 @@ class Run:
         out: the run's folder. The same line again goes on where it stopped.
         seed: names all chance.
         init: a run or model folder whose weights to start from; or a language model, its folder or OWNER/MODEL on the Hugging
-            Face hub, whose trunk and tokenizer this run then has (`optim.language` 0 freezes it, `model.trunk.weights` gives
+            Face hub, whose trunk and tokenizer this run then has (`optimizer.language_lr_scale` 0 freezes it, `model.transformer.weights` gives
             media weights of their own).
         device: where to compute.
         dtype: fp32, bf16 under autocast, or what this machine does best.
         tokenizer: text <-> ids.
         model: the network.
-        compose: how documents are written for training.
+        transform: how documents are written for training.
         packing: shape of a batch.
-        train: budget.
+        trainer: budget.
         lora: adapters on the trunk, which is then frozen; the run's folder has them in `adapter/`, merged in `model/`.
         optim: optimiser.
         checkpoint: checkpoints.
@@ -81,13 +81,13 @@ class Run:
     device: Device = "auto"
     dtype: Dtype = "auto"
     tokenizer: Tokenizer = BPE()
-    model: Model = field(default_factory=Model)
-    compose: Compose = Compose()
-    packing: Packing = Packing()
-    train: Train = Train()
-    lora: LoRA = LoRA()
-    optim: Optim = Optim()
-    checkpoint: Checkpointing = Checkpointing()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    transform: DocumentTransform = DocumentTransform()
+    packing: PackingConfig = PackingConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    lora: LoRAConfig = LoRAConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
     report: Report = Report()
@@ -104,29 +104,33 @@ class Run:
             self,
             out="",
             report=Report(),
-            checkpoint=Checkpointing(),
-            train=replace(self.train, log_every=1, sample_every=0),
+            checkpoint=CheckpointConfig(),
+            trainer=replace(self.trainer, log_every=1, sample_every=0),
         )
         return config.digest(same)
 
 
-def prepare(run: Run, say: Say) -> None:
+def prepare(run: Run, log: LogFn) -> None:
     """Check what can be checked before any work, and write `run.yaml`.
 
     Raises:
         ConfigError: settings that contradict each other.
         OSError: the folder can't be written.
     """
-    if run.packing.rows % run.train.accumulate:
-        raise ConfigError(f"packing.rows ({run.packing.rows}) must be a multiple of train.accumulate ({run.train.accumulate})")
-    if run.lora.rank and run.optim.language != 1.0:
+    if run.packing.rows % run.trainer.accumulate:
+        raise ConfigError(
+            f"packing.rows ({run.packing.rows}) must be a multiple of trainer.accumulate ({run.trainer.accumulate})"
+        )
+    if run.lora.rank and run.optimizer.language_lr_scale != 1.0:
         raise ConfigError(
             f"--lora.rank {run.lora.rank} freezes what came from a language model and puts adapters onto its matrices, which "
-            f"--optim.language {run.optim.language:g} would neither slow nor keep: leave out one of the two"
+            f"--optimizer.language_lr_scale {run.optimizer.language_lr_scale:g} would neither slow nor keep: leave out one of the two"
         )
     pick_device(run.device)
-    if run.optim.warmup >= run.train.steps:
-        say(f"note: the warm-up ({run.optim.warmup} steps) is longer than the run ({run.train.steps}): see --optim.warmup")
+    if run.optimizer.warmup >= run.trainer.steps:
+        log(
+            f"note: the warm-up ({run.optimizer.warmup} steps) is longer than the run ({run.trainer.steps}): see --optimizer.warmup"
+        )
     run.folder.mkdir(parents=True, exist_ok=True)
     recorded = run.folder / "run.yaml"
     if recorded.exists() and (run.folder / "checkpoints").exists():
@@ -153,22 +157,28 @@ def resolved(run: Run) -> Run:
         return run
     model, usual = run.model, find(run.recipe).run().model
     if is_language_model(run.init):
-        theirs = LanguageModel.open(run.init).model(model, weights=model.trunk.weights, context=model.context)
-        _refuse(run, usual, theirs, SIZES)
+        theirs = LanguageModel.open(run.init).model(model, weights=model.transformer.weights, context=model.context)
+        _refuse(run, usual, theirs, SIZE_FIELDS)
         return replace(run, model=theirs)
     settings = read_settings(run.init)
     if settings.language is None:
         return run
-    theirs = replace(model, trunk=settings.model.trunk, tied=settings.model.tied)
-    own = {name: getattr(model.trunk, name) for name in HARMLESS if getattr(model.trunk, name) != getattr(usual.trunk, name)}
-    order, there, here = typing.get_args(Weights), theirs.trunk.weights, own.get("weights")
+    theirs = replace(model, transformer=settings.model.transformer, tie_embeddings=settings.model.tie_embeddings)
+    own = {
+        name: getattr(model.transformer, name)
+        for name in OVERRIDABLE_FIELDS
+        if getattr(model.transformer, name) != getattr(usual.transformer, name)
+    }
+    order, there, here = typing.get_args(Weights), theirs.transformer.weights, own.get("weights")
     if here is not None and order.index(here) < order.index(there):
-        raise ConfigError(f"{run.init} has model.trunk.weights {there}, of which {here} has no place for all: leave it out")
-    _refuse(run, usual, theirs, {f.name for f in fields(Trunk)} - HARMLESS)
-    return replace(run, model=replace(theirs, trunk=replace(theirs.trunk, **own)))
+        raise ConfigError(
+            f"{run.init} has model.transformer.weights {there}, of which {here} has no place for all: leave it out"
+        )
+    _refuse(run, usual, theirs, {f.name for f in fields(TransformerConfig)} - OVERRIDABLE_FIELDS)
+    return replace(run, model=replace(theirs, transformer=replace(theirs.transformer, **own)))
 
 
-def _refuse(run: Run, usual: Model, theirs: Model, names: set[str]) -> None:
+def _refuse(run: Run, usual: ModelConfig, theirs: ModelConfig, names: set[str]) -> None:
     """Raise ConfigError for settings that are neither the recipe's own nor those that the model will have."""
     three = [_flat(config.to_plain(model)) for model in (run.model, usual, theirs)]
     known = ("tied", *(f"trunk.{name}" for name in sorted(names - {"round_hidden"})))  # of no matter where `hidden` is given
@@ -199,7 +209,7 @@ def differences(one: Run, other: Run) -> str:
     return "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
 
 
-def typed(run: Run) -> str:
+def command_line(run: Run) -> str:
     """The command that says this run: its recipe, and all in which it differs from that."""
     from transfusion.recipes import find
 
@@ -212,32 +222,32 @@ def typed(run: Run) -> str:
     return shlex.join(words)
 
 
-def build(run: Run, corpus: Sequence[Document], say: Say) -> Transfusion:
+def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
     """The model of a run that is `resolved`, new or from `--init` weights, on its device."""
     if run.init and isinstance(run.tokenizer, TokenizerFile):
         raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
-    settings = Settings(run.model, run.compose.drop, run.sampler, run.guidance)
+    settings = Settings(run.model, run.transform.condition_dropout, run.sampler, run.guidance)
     if run.init and is_language_model(run.init):
         model = Transfusion.from_language_model(
-            run.init, weights=run.model.trunk.weights, context=run.model.context, settings=settings, seed=run.seed
+            run.init, weights=run.model.transformer.weights, context=run.model.context, settings=settings, seed=run.seed
         )
-        say(f"starting from the language model {run.init}, with its trunk: {trunk_in_words(model.settings.model.trunk)}")
+        log(f"starting from the language model {run.init}, with its trunk: {trunk_in_words(model.settings.model.transformer)}")
     else:
-        model = _own(run, settings, corpus, say)
+        model = _own(run, settings, corpus, log)
     if run.lora.rank:
         lora.add(model.network, run.lora, seed=run.seed)
         trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
-        say(f"adapters of rank {run.lora.rank}: {trained:,} parameters are trained, all others frozen")
-    say(f"{model.network.num_parameters:,} parameters, {len(model.vocabulary)} ids, {len(corpus):,} documents")
+        log(f"adapters of rank {run.lora.rank}: {trained:,} parameters are trained, all others frozen")
+    log(f"{model.network.num_parameters:,} parameters, {len(model.vocabulary)} ids, {len(corpus):,} documents")
     return model.to(pick_device(run.device))
 
 
-def trunk_in_words(trunk: Trunk) -> str:
+def trunk_in_words(transformer: TransformerConfig) -> str:
     """Its sizes, for people."""
-    return f"width {trunk.width}, depth {trunk.depth}, {trunk.heads} heads, weights {trunk.weights}"
+    return f"width {transformer.width}, depth {transformer.depth}, {transformer.heads} heads, weights {transformer.weights}"
 
 
-def _own(run: Run, settings: Settings, corpus: Sequence[Document], say: Say) -> Transfusion:
+def _own(run: Run, settings: Settings, corpus: Sequence[Document], log: LogFn) -> Transfusion:
     """The model of a run, new or from weights of a model of ours."""
     kept = run.folder / TOKENIZER
     source = Transfusion.from_pretrained(run.init) if run.init else None
@@ -250,13 +260,13 @@ def _own(run: Run, settings: Settings, corpus: Sequence[Document], say: Say) -> 
     else:
         vocabulary = Vocabulary(run.tokenizer.build(_texts(corpus)), run.model.modalities)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(chance.key(run.seed, "weights"))
+        torch.manual_seed(rng.key(run.seed, "weights"))
         model = Transfusion(settings, vocabulary)
     if source is not None:
-        taken = model.take_weights(source)
-        say(f"starting from {run.init}: {taken}")
+        taken = model.init_from(source)
+        log(f"starting from {run.init}: {taken}")
     else:
-        say("starting from scratch")
+        log("starting from scratch")
     return model
 
 
@@ -269,7 +279,7 @@ def same_corpus(run: Run, corpus: Sequence[Document]) -> None:
     if not len(corpus):
         raise ConfigError("there is nothing to train on: the data holds no documents")
     said = ((one.name, *(s.content if isinstance(s, Text) else s.modality for s in one.segments)) for one in corpus)
-    now = {"documents": len(corpus), "digest": f"{chance.key(*(repr(one) for one in said)):x}"}
+    now = {"documents": len(corpus), "digest": f"{rng.key(*(repr(one) for one in said)):x}"}
     noted = run.folder / CORPUS
     if noted.exists() and (run.folder / "checkpoints").exists():
         then = json.loads(noted.read_text(encoding="utf-8"))
@@ -288,11 +298,11 @@ def _texts(corpus: Sequence[Document]) -> list[str]:
     for one in corpus:
         for segment in one.segments:
             if isinstance(segment, Text):
-                found.update(dict.fromkeys(t for t in (segment.content, *segment.wordings) if isinstance(t, str)))
+                found.update(dict.fromkeys(t for t in (segment.content, *segment.paraphrases) if isinstance(t, str)))
     return list(found)
 
 
-def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say) -> Transfusion:
+def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: LogFn) -> Transfusion:
     """Train a run, from its newest checkpoint if it has one; the averaged weights are saved in `model/` and come back.
 
     Args:
@@ -300,21 +310,21 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
         say: takes lines for the reader.
     """
     run = resolved(run)
-    prepare(run, say)
+    prepare(run, log)
     same_corpus(run, corpus)
-    model = build(run, corpus, say)
+    model = build(run, corpus, log)
     model.vocabulary.save(run.folder / TOKENIZER)
     device = pick_device(run.device)
     dtype = pick_dtype(run.dtype, device)
-    say(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
+    log(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
     loader = Loader(
         corpus,
-        compose=run.compose,
+        transform=run.transform,
         packing=run.packing,
         vocabulary=model.vocabulary,
         coordinates=run.model.coordinates,
         seed=run.seed,
-        parts=run.train.accumulate,
+        parts=run.trainer.accumulate,
     )
 
     def draw(step: int) -> None:
@@ -322,23 +332,23 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], say: Say
         pictures = [document.media[-1].tensor() for document in documents]
         sheet(pictures, list(prompts), run.folder / "samples" / f"step-{step:08d}.png")
 
-    hooks: list[tuple[int, Hook]] = [(run.train.sample_every, draw)] if prompts and run.model.modalities else []
+    hooks: list[tuple[int, Hook]] = [(run.trainer.sample_every, draw)] if prompts and run.model.modalities else []
     trainer = Trainer(
         model,
         loader,
-        train=run.train,
-        optim=run.optim,
-        checkpointing=run.checkpoint,
+        config=run.trainer,
+        optimizer=run.optimizer,
+        checkpoint_config=run.checkpoint,
         media_weight=run.model.media_weight,
         folder=run.folder,
         digest=run.digest,
         device=device,
         dtype=dtype,
         hooks=hooks,
-        taught=run.model.auxiliary.needs_teacher,
+        needs_ema_teacher=run.model.auxiliary.needs_ema_teacher,
     )
-    if trainer.resume(say):
-        say(f"going on from step {trainer.step}")
+    if trainer.resume(log):
+        log(f"going on from step {trainer.step}")
     trainer.run()
     trainer.average()
     if run.lora.rank:

@@ -13,29 +13,29 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from transfusion import chance
-from transfusion.data.compose import Compose, Drop
+from transfusion import rng
 from transfusion.data.document import Document, Media
 from transfusion.data.handwritten import handwritten
-from transfusion.data.loader import Packing
+from transfusion.data.loader import PackingConfig
 from transfusion.data.readers import pair
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation import scenes
-from transfusion.evaluation.scenes import KINDS, Kind, Scene, Scored
-from transfusion.evaluation.sheet import sheet
-from transfusion.evaluation.suite import How
+from transfusion.evaluation.image_grid import sheet
+from transfusion.evaluation.scenes import KINDS, Scene, SceneKind, Scored
+from transfusion.evaluation.suite import EvalContext
 from transfusion.modality import Modality
-from transfusion.model.transfusion import Model
-from transfusion.nn.trunk import Trunk
+from transfusion.model.network import ModelConfig
+from transfusion.nn.config import TransformerConfig
 from transfusion.recipes.classes import progress
-from transfusion.recipes.run import Report, Run, Say, last_losses, train, training_seconds, typed
+from transfusion.recipes.run import LogFn, Report, Run, command_line, last_losses, train, training_seconds
 from transfusion.train.device import pick_device, pick_dtype
-from transfusion.train.optim import Optim
-from transfusion.train.trainer import Checkpointing, Train
+from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
-COUNTS: dict[Kind, int] = {
+COUNTS: dict[SceneKind, int] = {
     "single": 4000,
     "two": 4000,
     "counting": 4000,
@@ -52,12 +52,14 @@ def run() -> Run:
     return Run(
         recipe="scenes",
         tokenizer=BPE(384),
-        model=Model(modalities=(image,), trunk=Trunk(width=128, depth=6, heads=4), media_weight=3.0, context=128),
-        compose=Compose(picture_first=0.0, drop=Drop(text=0.1)),
-        packing=Packing(row_length=512, rows=2),
-        train=Train(steps=5000, ema=0.998, log_every=250),
-        optim=Optim(lr=2e-3, warmup=50, decay=0.05),
-        checkpoint=Checkpointing(every=500, keep=1),
+        model=ModelConfig(
+            modalities=(image,), transformer=TransformerConfig(width=128, depth=6, heads=4), media_weight=3.0, context=128
+        ),
+        transform=DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(text=0.1)),
+        packing=PackingConfig(row_length=512, rows=2),
+        trainer=TrainerConfig(steps=5000, ema_decay=0.998, log_every=250),
+        optimizer=AdamWConfig(lr=2e-3, warmup=50, weight_decay=0.05),
+        checkpoint=CheckpointConfig(every=500, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=2.0),
         report=Report(pictures=1100),
@@ -84,14 +86,14 @@ class Painted:
 def documents() -> Sequence[Document]:
     """Captioned scenes, without the held-out combinations."""
     drawn = [(kind, i, scenes.draw(kind, "train", i)) for kind, count in COUNTS.items() for i in range(count)]
-    return [pair(s.captions, Media(Painted(s, chance.key("train", kind, i))), f"{kind} {i}") for kind, i, s in drawn]
+    return [pair(s.captions, Media(Painted(s, rng.key("train", kind, i))), f"{kind} {i}") for kind, i, s in drawn]
 
 
-def carry_out(run: Run, say: Say) -> None:
+def run_recipe(run: Run, log: LogFn) -> None:
     """Train, draw scenes of every kind, check them, report."""
     began = time.monotonic()
     prompts = [scenes.draw(kind, "sample", i).captions[0] for kind in KINDS for i in range(5)]
-    model = train(run, documents(), prompts, say)
+    model = train(run, documents(), prompts, log)
     report: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
     report |= last_losses(run.folder)
     spent = time.monotonic() - began
@@ -102,16 +104,16 @@ def carry_out(run: Run, say: Say) -> None:
             scored = scenes.score(model, count=max(run.report.pictures // groups, 1), seed=run.seed, dtype=dtype, progress=each)
         for name, share in scored.shares.items():
             report |= share.plain(name)
-        how = How(seed=run.seed, dtype=dtype, command=typed(run))
-        scenes.outcome(model, scored, how).record.save(run.folder / "records")
-        _show(run, scored, say)
+        how = EvalContext(seed=run.seed, dtype=dtype, command=command_line(run))
+        scenes.suite_result(model, scored, how).record.save(run.folder / "records")
+        _show(run, scored, log)
     report["seconds"] = max(spent, training_seconds(run.folder)) + time.monotonic() - began - spent
     (run.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    say(f"{report['seconds']:.0f} seconds; numbers: {run.folder / 'report.json'}; next, draw your own:")
-    say(f'  transfusion generate {run.folder} --prompt "{prompts[-1]}" --out pictures')
+    log(f"{report['seconds']:.0f} seconds; numbers: {run.folder / 'report.json'}; next, draw your own:")
+    log(f'  transfusion generate {run.folder} --prompt "{prompts[-1]}" --out pictures')
 
 
-def _show(run: Run, scored: Scored, say: Say) -> None:
+def _show(run: Run, scored: Scored, log: LogFn) -> None:
     """The shares as a table; ten pictures of each kind on `samples.png`, with seed and verdict."""
     table = Table("kind", "right", "95 % interval", "of", title=f"scenes, seed {run.seed}")
     for name, share in scored.shares.items():
@@ -123,4 +125,4 @@ def _show(run: Run, scored: Scored, say: Say) -> None:
     labels = [f"{scored.seeds[i]}: {'right' if scored.verdicts[i].right else 'wrong'}" for i in picked]
     captions = [scored.captions[i] for i in picked]
     sheet([scored.pictures[i] for i in picked], captions, run.folder / "samples.png", labels=labels)
-    say(f"pictures: {run.folder / 'samples.png'}")
+    log(f"pictures: {run.folder / 'samples.png'}")

@@ -100,7 +100,7 @@ def problem(folder: Path) -> str | None:
     return None
 
 
-def latest(folder: Path, say: Callable[[str], None]) -> State | None:
+def latest(folder: Path, log: Callable[[str], None]) -> State | None:
     """The newest checkpoint that is whole; None where there is none at all.
 
     Args:
@@ -116,7 +116,7 @@ def latest(folder: Path, say: Callable[[str], None]) -> State | None:
             plain = json.loads((one / "state.json").read_text())
             tensors = {file.stem: load_file(file) for file in sorted(one.glob("*.safetensors"))}
             return State(plain.pop("step"), tensors, plain)
-        say(f"checkpoint {one}: {wrong}; set aside as {one.name}.bad, trying the one before")
+        log(f"checkpoint {one}: {wrong}; set aside as {one.name}.bad, trying the one before")
         shutil.rmtree(one.with_name(one.name + ".bad"), ignore_errors=True)
         os.replace(one, one.with_name(one.name + ".bad"))
     if found or list(folder.glob("step-*.bad")):

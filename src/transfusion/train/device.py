@@ -41,7 +41,7 @@ def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def keep_memory() -> bool:
+def tune_malloc() -> bool:
     """Let this process keep the memory that it frees instead of handing it back and asking for it again at every step.
 
     Large tensors on a CPU otherwise come from fresh pages each time, which the system must find and clear first: a fifth of a

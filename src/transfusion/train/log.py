@@ -35,7 +35,7 @@ class Log:
             self._task = self._progress.add_task("train", total=steps, completed=first, shown="")
             self._progress.start()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line for the reader."""
         (self._progress.console if self._progress else self._console).print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -96,4 +96,4 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-Say = Callable[[str], None]
+LogFn = Callable[[str], None]

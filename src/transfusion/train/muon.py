@@ -13,15 +13,14 @@ it says which rows are whose (`nn/matrices.py`).
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from transfusion.nn.matrices import Matrices, cut
+from transfusion.nn.hidden_matrices import Matrices, cut
 from transfusion.train.device import has_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -30,43 +29,26 @@ TOGETHER = 1 << 24
 """Numbers at most in one batch of matrices: bounds what a step needs beside the weights."""
 
 
-@dataclass(frozen=True)
-class Muon:
-    """Muon for the trunk's matrices, AdamW for the rest.
-
-    Args:
-        rate: factor on the learning rate, for the matrices that Muon has.
-        momentum: share of the old momentum kept at each step.
-        nesterov: look ahead by a step.
-        steps: of the Newton-Schulz iteration.
-        per_head: whether each attention head's rows are a matrix of their own.
-    """
-
-    kind: ClassVar[str] = "muon"
-    rate: float = 1.0
-    momentum: float = 0.95
-    nesterov: bool = True
-    steps: int = 5
-    per_head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rate <= 0 or not 0 <= self.momentum < 1 or self.steps < 1:
-            raise ValueError(
-                f"Muon needs a rate above 0, a momentum in [0, 1) and at least one step, not {self.rate}, {self.momentum} "
-                f"and {self.steps}"
-            )
-
-    def group(self, matrices: Sequence[Matrices], decay: float) -> dict[str, Any]:
-        """A group of parameters for `MuonAdamW`."""
-        return {
-            "params": [m.weight for m in matrices],
-            "rows": [m.rows(per_head=self.per_head) for m in matrices],
-            "factor": self.rate,
-            "weight_decay": decay,
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-            "steps": self.steps,
-        }
+def muon_group(
+    matrices: Sequence[Matrices],
+    *,
+    weight_decay: float,
+    lr_scale: float = 1.0,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    newton_schulz_steps: int = 5,
+    per_head: bool = False,
+) -> dict[str, Any]:
+    """A parameter group for `MuonAdamW`; see `MuonConfig` for the arguments."""
+    return {
+        "params": [m.weight for m in matrices],
+        "rows": [m.rows(per_head=per_head) for m in matrices],
+        "lr_scale": lr_scale,
+        "weight_decay": weight_decay,
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "steps": newton_schulz_steps,
+    }
 
 
 @torch.no_grad()
@@ -89,10 +71,10 @@ def orthogonal(x: Float[Tensor, "matrix rows columns"], steps: int = 5, dtype: t
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups that name the rows of their matrices (`Muon.group`) by Muon, all others by AdamW.
+    """Groups that name the rows of their matrices (`muon_group`) by Muon, all others by AdamW.
 
     Args:
-        lr: learning rate of groups that have none. A group's own `factor` is for those who set `lr` at each step.
+        lr: learning rate of groups that have none. A group's own `lr_scale` is for those who set `lr` at each step.
         dtype: of the orthogonalisation, see `orthogonal`.
     """
 

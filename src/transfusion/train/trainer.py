@@ -14,27 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfusion import chance
+from transfusion import rng
 from transfusion.data.batch import Batch, Position
-from transfusion.data.loader import Loader, ahead
+from transfusion.data.loader import Loader, prefetch
 from transfusion.model.auxiliary import Decoders
-from transfusion.model.loss import Losses
+from transfusion.model.losses import Losses
 from transfusion.nn.ema import EMA
-from transfusion.nn.experts import balancing
+from transfusion.nn.moe import balancing
 from transfusion.train import checkpoint
-from transfusion.train.device import keep_memory
+from transfusion.train.device import tune_malloc
 from transfusion.train.log import Log
-from transfusion.train.optim import Optim
+from transfusion.train.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainerConfig:
     """Budget and rhythm.
 
     Args:
         steps: optimiser steps; nothing else ends a run.
         accumulate: batches that one step's rows are cut into, where memory is short.
-        ema: decay of the averaged weights.
+        ema_decay: decay of the averaged weights.
         log_every: steps between plain lines.
         sample_every: steps between sample sheets (0: none).
         patience: steps in a row with a loss or gradient that is no number, after which the run stops.
@@ -42,7 +42,7 @@ class Train:
 
     steps: int = 1000
     accumulate: int = 1
-    ema: float = 0.999
+    ema_decay: float = 0.999
     log_every: int = 50
     sample_every: int = 0
     patience: int = 20
@@ -53,7 +53,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Checkpointing:
+class CheckpointConfig:
     """Checkpoints.
 
     Args:
@@ -94,25 +94,25 @@ class Trainer:
         model: nn.Module,
         loader: Loader,
         *,
-        train: Train,
-        optim: Optim,
-        checkpointing: Checkpointing,
+        config: TrainerConfig,
+        optimizer: OptimizerConfig,
+        checkpoint_config: CheckpointConfig,
         media_weight: float,
         folder: Path,
         digest: str,
         device: torch.device,
         dtype: torch.dtype,
         hooks: Sequence[tuple[int, Hook]] = (),
-        taught: bool = False,
+        needs_ema_teacher: bool = False,
         decoders: Decoders | None = None,
     ) -> None:
         self.model, self.loader = model, loader
-        self.train, self.optim, self.checkpointing = train, optim, checkpointing
+        self.config, self.optimizer_config, self.checkpoint_config = config, optimizer, checkpoint_config
         self.media_weight, self.folder, self.digest = media_weight, folder, digest
         self.device, self.dtype, self.hooks = device, dtype, hooks
-        self.optimizer = optim.build(model)
-        self.ema = EMA(model, train.ema)
-        self.teacher = self.ema.module(model) if taught else None
+        self.optimizer = optimizer.build(model)
+        self.ema = EMA(model, config.ema_decay)
+        self.teacher = self.ema.module(model) if needs_ema_teacher else None
         self.decoders = decoders
         self.step, self.position, self.skipped = 0, Position(), 0
         self.drops = any(isinstance(part, nn.Dropout) for part in model.modules())
@@ -125,13 +125,13 @@ class Trainer:
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
-    def resume(self, say: Callable[[str], None]) -> bool:
+    def resume(self, log: Callable[[str], None]) -> bool:
         """Go on from the newest checkpoint of the folder, if there is one.
 
         Raises:
             ValueError: it belongs to another configuration, or none is whole.
         """
-        state = checkpoint.latest(self.folder / "checkpoints", say)
+        state = checkpoint.latest(self.folder / "checkpoints", log)
         if state is None:
             return False
         if state.plain["digest"] != self.digest:
@@ -151,27 +151,27 @@ class Trainer:
         """
         self.model.train()
         if self.device.type == "cpu":
-            keep_memory()
+            tune_malloc()
         with (
-            Log(self.folder, first=self.step, steps=self.train.steps, every=self.train.log_every) as log,
-            closing(ahead(self.loader.batches(self.position))) as stream,
+            Log(self.folder, first=self.step, steps=self.config.steps, every=self.config.log_every) as log,
+            closing(prefetch(self.loader.batches(self.position))) as stream,
         ):
             bad = 0
             began = time.monotonic()
-            while self.step < self.train.steps:
+            while self.step < self.config.steps:
                 batches = next(stream)
                 waited = time.monotonic() - began
                 losses, norm, tokens = self._step(batches)
                 self.position = batches[-1].state
                 for batch in batches:
                     for line in batch.unreadable:
-                        log.say(f"left out: {line}")
+                        log.log(f"left out: {line}")
                 if math.isfinite(norm):
                     bad = 0
                 else:
                     bad, self.skipped = bad + 1, self.skipped + 1
-                    log.say(f"step {self.step}: loss or gradient is not finite; step skipped")
-                    if bad >= self.train.patience:
+                    log.log(f"step {self.step}: loss or gradient is not finite; step skipped")
+                    if bad >= self.config.patience:
                         names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))[:500]
                         raise Diverged(f"{bad} steps in a row without a finite loss; documents of the last one: {names}")
                 now = time.monotonic()
@@ -180,14 +180,14 @@ class Trainer:
                 self._after(log)
                 began += time.monotonic() - now  # hooks and checkpoints are not the step's time
             if self.loader.failed:
-                log.say(f"{len(self.loader.failed)} documents could not be read and were left out")
+                log.log(f"{len(self.loader.failed)} documents could not be read and were left out")
 
     def _step(self, batches: tuple[Batch, ...]) -> tuple[Losses, float, int]:
         if self.drops:  # torch's own chance, which a checkpoint does not hold
-            torch.manual_seed(chance.key(self.loader.seed, self.step, "dropout"))
-        rate = self.optim.rate(self.step, self.train.steps)
+            torch.manual_seed(rng.key(self.loader.seed, self.step, "dropout"))
+        rate = self.optimizer_config.rate(self.step, self.config.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("factor", 1.0)
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         # The counts of all parts are known before the first is run: each part divides by them, so that cutting a step into
         # parts changes nothing.
         texts = sum(len(b.learned) for b in batches)
@@ -202,7 +202,7 @@ class Trainer:
             losses = losses.detached()
             total = losses if total is None else total + losses
         assert total is not None
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip))
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.max_grad_norm))
         self.step += 1
         if math.isfinite(norm):
             self.optimizer.step()
@@ -224,9 +224,9 @@ class Trainer:
         }
 
     def _after(self, log: Log) -> None:
-        last = self.step == self.train.steps
-        if last or self.step % self.checkpointing.every == 0:
-            checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpointing.keep)
+        last = self.step == self.config.steps
+        if last or self.step % self.checkpoint_config.every == 0:
+            checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
         due = [hook for every, hook in self.hooks if every and self.step % every == 0 and not last]
         if due:
             with self.ema.swapped():

@@ -1,0 +1,134 @@
+"""The U-Net patcher (arXiv 2408.11039, section 3): down blocks make slots of latents, up blocks latents of slots.
+
+    latents --down--> features at every size --> slots --> trunk --> slots --up--> prediction
+                          \\____________ the long skip ____________________/
+
+The noised latents go down once; on the way up the trunk's answer meets, at every size, what was found there.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transfusion.codec.patcher import Patcher, TimeEmbedding, check_features
+from transfusion.modality import Modality
+from transfusion.nn import unet
+
+
+@dataclass(frozen=True)
+class UNetPatcherConfig:
+    """Residual blocks of convolutions at each size between the latents' and the grid's; a patch of 4 is two steps of 2. A
+    vector, which has no size, goes through the same blocks with matrices for convolutions.
+
+    Args:
+        channels: of the features at the latents' own size; doubled at every step down, up to the model's width (None: a
+            quarter of the model's width).
+        blocks: residual blocks at each size, on the way down and again on the way up.
+        attention: heads of attention among the slots of an item, at the end of the way down and the beginning of the way
+            up (0: none).
+        features: sinusoidal features of the time, whose embedding is added within each block.
+
+    Raises:
+        ValueError: numbers that are too small; in `build`, more than 3 axes, or heads that do not divide the channels.
+    """
+
+    kind: ClassVar[str] = "unet"
+    channels: int | None = None
+    blocks: int = 1
+    attention: int = 0
+    features: int = 256
+
+    def __post_init__(self) -> None:
+        check_features(self.features)
+        if (self.channels is not None and self.channels < 1) or self.blocks < 1 or self.attention < 0:
+            raise ValueError(
+                f"a U-Net needs channels and blocks of at least 1 and attention heads of at least 0, not {self.channels}, "
+                f"{self.blocks} and {self.attention}"
+            )
+
+    def build(self, modality: Modality, width: int, eps: float) -> "UNetPatcher":
+        """The module for one modality."""
+        if len(modality.shape) > unet.AXES:
+            raise ValueError(
+                f"modality {modality.name!r} has {len(modality.shape)} axes, the U-Net knows up to {unet.AXES}: give it a "
+                "linear patcher (Model.patchers)"
+            )
+        return UNetPatcher(self, modality, width, eps)
+
+
+class UNetPatcher(Patcher):
+    """Latents <-> slot vectors of one modality, by a U-Net with the trunk in its middle."""
+
+    def __init__(self, options: UNetPatcherConfig, modality: Modality, width: int, eps: float) -> None:
+        super().__init__()
+        axes, steps = len(modality.shape), unet.stages(modality.patch)
+        base = max(1, width // 4) if options.channels is None else options.channels
+        counts = [max(base, min(base * 2**i, width)) for i in range(len(steps) + 1)]
+        deepest, time = counts[-1], 4 * base
+        self.time = TimeEmbedding(options.features, time)
+
+        def blocks(proj_in: int, proj_out: int) -> nn.ModuleList:
+            sizes = [proj_in] + [proj_out] * options.blocks
+            return nn.ModuleList(unet.Residual(axes, a, b, time, eps) for a, b in pairwise(sizes))
+
+        def attention() -> nn.Module:
+            return unet.GridAttention(deepest, options.attention, eps) if options.attention else nn.Identity()
+
+        self.first = unet.convolution(axes, modality.channels, base)
+        self.down = nn.ModuleList(blocks(count, count) for count in counts)
+        self.shrink = nn.ModuleList(unet.shrink(f, a, b) for f, (a, b) in zip(steps, pairwise(counts), strict=True))
+        self.down_attention = attention()
+        self.inward_norm, self.proj_in = unet.norm(deepest, eps), nn.Linear(deepest, width)
+
+        self.proj_out = nn.Linear(width, deepest)
+        self.up = nn.ModuleList(blocks(2 * count, count) for count in counts)
+        self.up_attention = attention()
+        self.grow = nn.ModuleList(unet.grow(f, b, a) for f, (a, b) in zip(steps, pairwise(counts), strict=True))
+        self.last_norm, self.last = unet.norm(base, eps), unet.convolution(axes, base, modality.channels)
+        self.vector = axes == 0
+        unet.init_weights(self)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Slots as loud as the linear patcher's (see there), a first prediction near nothing."""
+        nn.init.xavier_normal_(self.proj_in.weight)
+        for layer in (self.last, self.time.first, self.time.second):
+            assert isinstance(layer.weight, Tensor)
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def encode(
+        self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
+    ) -> tuple[Float[Tensor, "item slot width"], tuple[list[Tensor], Tensor]]:
+        """Noisy latents at times t -> slot vectors, and the features at every size with the time's embedding."""
+        time = self.time(t)
+        latents = latents.to(self.proj_in.weight.dtype)
+        x = self.first(latents.unsqueeze(-1) if self.vector else latents)
+        kept: list[Tensor] = []
+        for level, blocks in enumerate(self.down):
+            x = self.shrink[level - 1](x) if level else x
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x, time)
+            x = self.down_attention(x) if level == len(self.shrink) else x
+            kept.append(x)
+        slots = self.proj_in(self.inward_norm(x).flatten(2).transpose(1, 2))
+        return slots, (kept, time)
+
+    def decode(
+        self, slots: Float[Tensor, "item slot width"], skip: tuple[list[Tensor], Tensor], grid: tuple[int, ...]
+    ) -> Float[Tensor, "item channels ..."]:
+        """The trunk's vectors at an item's slots, and what the way down kept -> the prediction, shaped like the latents."""
+        kept, time = skip
+        x = self.proj_out(slots).transpose(1, 2).unflatten(2, grid or (1,))
+        for level in reversed(range(len(kept))):
+            x = torch.cat([x.to(kept[level].dtype), kept[level]], 1)
+            for index, block in enumerate(self.up[level]):  # type: ignore[arg-type]
+                x = block(x, time)
+                x = self.up_attention(x) if index == 0 and level == len(self.grow) else x
+            x = self.grow[level - 1](x) if level else x
+        out: Any = self.last(F.silu(self.last_norm(x)))
+        return out[..., 0] if self.vector else out

@@ -1,0 +1,419 @@
+"""Nested lists of tensors <-> documents. Every mistake is named by document and item, before anything is computed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from transfusion.codec.autoencoder import Autoencoder
+from transfusion.data.document import Document, Media, Segment, Text
+from transfusion.data.transforms import ConditionDropout
+from transfusion.data.vocabulary import Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Sampler
+from transfusion.modality import Modality
+from transfusion.model.network import Network
+
+TEXT_DTYPES = (torch.int64, torch.int32)
+
+
+class Item(NamedTuple):
+    """One item of a sample: the index of its modality, and the tensor (decoded, where its modality has a decoder)."""
+
+    modality_type: int
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Quick:
+    """How the lists of tensors are to be read; kept in a model's folder.
+
+    Args:
+        channel_first: by modality, whether latents are [channels, *size] instead of [*size, channels].
+        coded: names of the modalities that had an encoder or a decoder, which are not saved with the model.
+        text_weight: factor on the whole loss (the weight of a modality's loss beside it is `ModelConfig.media_weight`).
+    """
+
+    channel_first: tuple[bool, ...] = ()
+    coded: tuple[str, ...] = ()
+    text_weight: float = 1.0
+
+
+@dataclass(eq=False)
+class _Part:
+    """An entry of a list, read: a segment, or an item that is still as the user has it."""
+
+    segment: Segment | None = None
+    modality: int = 0
+    tensor: Tensor | None = None
+    weight: float = 1.0
+    mask: Tensor | None = None
+    where: str = ""
+
+
+class Parts:
+    """Reads and writes lists of tensors for one model.
+
+    Args:
+        autoencoders: by name of the modality, where items are given raw.
+        quick: orientation of latents.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, autoencoders: Mapping[str, Autoencoder], quick: Quick) -> None:
+        self.vocabulary, self.autoencoders, self.quick = vocabulary, autoencoders, quick
+
+    # ---- lists -> documents -----------------------------------------------------------------------------------------
+
+    def documents(self, samples: Sequence[Any], *, prompts: bool = False, encode: bool = True) -> list[Document]:
+        """Documents of lists of tensors.
+
+        Args:
+            samples: a list with one entry a document: a list (or tuple) of items, or a Document.
+            prompts: whether an entry may also be None (nothing), or one item alone; and may be empty.
+            encode: whether items go through their encoder; if not, they are latents already.
+
+        Raises:
+            ValueError: what is wrong with which item of which document.
+        """
+        if isinstance(samples, Tensor | str | Document) or not isinstance(samples, Sequence):
+            raise ValueError(f"a list with one entry a document is wanted, not {_what(samples)}: put it in a list")
+        if not samples:
+            raise ValueError("no documents: give at least one")
+        read: list[Document | list[_Part]] = []
+        for index, sample in enumerate(samples):
+            read.append(sample if isinstance(sample, Document) else self._sample(index, sample, prompts))
+        if encode:
+            self._encode([part for one in read if not isinstance(one, Document) for part in one])
+        return [self._document(index, one) for index, one in enumerate(read)]
+
+    def problems(self, samples: Sequence[Any]) -> list[str]:
+        """Everything that is wrong with lists of tensors, a line an item; no encoder is run."""
+        found: list[str] = []
+        for index, sample in enumerate(samples):
+            whole = sample.segments if isinstance(sample, Document) else sample
+            if not isinstance(whole, list | tuple) or _is_item(whole) or not whole:
+                try:
+                    self._sample(index, list(whole) if isinstance(sample, Document) else sample, False)
+                except ValueError as error:
+                    found.append(str(error))
+                continue
+            for at, entry in enumerate(whole):
+                try:
+                    self._try(entry)
+                except ValueError as error:
+                    found.append(f"document {index}, item {at}: {error}")
+        return found
+
+    def _try(self, entry: Any) -> None:
+        """Raises ValueError for what is wrong with one entry of a list."""
+        part = self._part(entry)
+        if part.tensor is not None:
+            self._check_raw(part)
+            if self._autoencoder(part) is None:
+                Media(self.latents(part.tensor, part.modality), mask=part.mask)
+        elif isinstance(part.segment, Media):
+            modality, values = self.vocabulary.modality(part.segment.modality), part.segment.tensor()
+            if values.shape[0] != modality.channels:
+                raise ValueError(f"latents of {modality.name!r} have {modality.channels} channels, not {values.shape[0]}")
+            modality.slots(tuple(values.shape[1:]))
+
+    def _sample(self, index: int, sample: Any, prompt: bool) -> list[_Part]:
+        if prompt and sample is None:
+            return []
+        if prompt and (isinstance(sample, Tensor | str | Text | Media) or _is_item(sample)):
+            sample = [sample]
+        if not isinstance(sample, list | tuple) or _is_item(sample):
+            raise ValueError(
+                f"document {index} is {_what(sample)}, not a list of items: put it in a list of its own, [[...], ...]"
+            )
+        if not sample and not prompt:
+            raise ValueError(f"document {index} is empty: leave it out")
+        parts = []
+        for at, entry in enumerate(sample):
+            try:
+                part = self._part(entry)
+                if part.tensor is not None:
+                    self._check_raw(part)
+            except ValueError as error:
+                raise ValueError(f"document {index}, item {at}: {error}") from error
+            part.where = f"document {index}, item {at}"
+            if part.segment is not None or part.tensor is not None:
+                parts.append(part)
+        return parts
+
+    def _part(self, entry: Any) -> _Part:
+        if isinstance(entry, Media):
+            return _Part(entry)
+        if isinstance(entry, Text):
+            self.vocabulary.encode(entry.content)
+            return _Part(entry)
+        modality, weight, tensor = None, None, entry
+        if isinstance(entry, tuple):
+            rest = list(entry)
+            if len(rest) > 1 and isinstance(rest[0], int) and not isinstance(rest[0], bool):
+                modality = rest.pop(0)
+            if len(rest) not in (1, 2) or not isinstance(rest[0], Tensor):
+                raise ValueError(f"{_what(entry)} is neither (tensor, weight) nor (modality index, tensor) nor both")
+            tensor, weight = rest[0], rest[1] if len(rest) == 2 else None
+        if isinstance(tensor, str):
+            tensor = torch.tensor(self.vocabulary.encode(tensor), dtype=torch.int64)
+        if not isinstance(tensor, Tensor):
+            remedy = (
+                "use torch.from_numpy"
+                if type(tensor).__module__ == "numpy"
+                else "integer tensors are text, float tensors items"
+            )
+            raise ValueError(f"{_what(tensor)} is no item of a document: {remedy}")
+        if tensor.dtype in TEXT_DTYPES:
+            if modality is not None:
+                raise ValueError(f"an item of modality {modality} must be a float tensor, not {tensor.dtype}")
+            return self._text(tensor, weight)
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"a tensor of {tensor.dtype} is neither text (int64 or int32) nor an item (floating point): convert ids with "
+                ".long(), scale pictures to [-1, 1] as floats"
+            )
+        index = 0 if modality is None else modality
+        count = len(self.vocabulary.modalities)
+        if not 0 <= index < count:
+            known = f"they run from 0 to {count - 1}" if count else "this model has text alone"
+            raise ValueError(f"no modality {index}: {known}")
+        factor = 1.0 if weight is None or weight is True else weight
+        if factor is False:
+            return _Part()
+        if isinstance(factor, list | tuple):
+            factor = torch.tensor(factor)
+        if isinstance(factor, Tensor):
+            return _Part(None, index, tensor, mask=factor.float())
+        if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
+            raise ValueError(f"the weight of an item is a number from 0 up, or False, not {factor!r}")
+        return _Part(None, index, tensor, float(factor))
+
+    def _text(self, tensor: Tensor, weight: Any) -> _Part:
+        if tensor.ndim > 1 or not tensor.numel():
+            raise ValueError(f"text is a tensor of ids of one axis, at least 1 long, not of shape {tuple(tensor.shape)}")
+        ids = tuple(tensor.reshape(-1).tolist())
+        self.vocabulary.encode(ids)
+        if weight is None or weight is True:
+            return _Part(Text(ids))
+        if weight is False:
+            return _Part()
+        if isinstance(weight, Tensor):
+            weight = weight.tolist()
+        if isinstance(weight, list | tuple):
+            if len(weight) != len(ids):
+                raise ValueError(f"{len(weight)} weights for {len(ids)} tokens: give one a token")
+            return _Part(Text(ids, weight=tuple(_weight(w) for w in weight)))
+        return _Part(Text(ids, weight=_weight(weight)))
+
+    def _modality(self, index: int) -> tuple[Modality, bool]:
+        first = self.quick.channel_first
+        return self.vocabulary.modalities[index], bool(first[index]) if index < len(first) else False
+
+    def _autoencoder(self, part: _Part) -> Autoencoder | None:
+        found = self.autoencoders.get(self.vocabulary.modalities[part.modality].name)
+        return found if found is not None and found.encoder is not None else None
+
+    def _check_raw(self, part: _Part) -> None:
+        assert part.tensor is not None
+        if part.tensor.numel() == 0:
+            raise ValueError(f"an item of shape {tuple(part.tensor.shape)} holds nothing: leave it out")
+        if not torch.isfinite(part.tensor).all():
+            raise ValueError("the item holds NaN or infinity: check how it was made")
+
+    def _encode(self, parts: Sequence[_Part]) -> None:
+        """Raw items -> latents, those of one modality and shape together."""
+        groups: dict[tuple[int, tuple[int, ...]], list[_Part]] = {}
+        for part in parts:
+            if part.tensor is not None and self._autoencoder(part) is not None:
+                groups.setdefault((part.modality, tuple(part.tensor.shape)), []).append(part)
+        for (index, shape), members in groups.items():
+            autoencoder = self._autoencoder(members[0])
+            assert autoencoder is not None
+            weight = next(autoencoder.parameters(), None)
+            raw = torch.stack([part.tensor for part in members if part.tensor is not None])
+            where = ", ".join(part.where for part in members[:3]) + (", ..." if len(members) > 3 else "")
+            try:
+                latents = autoencoder.encode(raw if weight is None else raw.to(weight))
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                raise ValueError(
+                    f"{where}: the encoder of modality {index} does not take items of shape {shape}: {error}"
+                ) from error
+            if len(latents) != len(members):
+                raise ValueError(
+                    f"{where}: the encoder of modality {index} gives {len(latents)} latents for {len(members)} items"
+                )
+            for part, one in zip(members, latents, strict=True):
+                part.tensor = one
+                if not torch.isfinite(one).all():
+                    raise ValueError(f"{part.where}: the encoder of modality {index} gives NaN or infinity for this item")
+
+    def _document(self, index: int, read: "Document | list[_Part]") -> Document:
+        if isinstance(read, Document):
+            return read
+        segments: list[Segment] = []
+        for at, part in enumerate(read):
+            if part.tensor is None:
+                assert part.segment is not None
+                segments.append(part.segment)
+                continue
+            try:
+                latents = self.latents(part.tensor, part.modality)
+                name = self.vocabulary.modalities[part.modality].name
+                segments.append(Media(latents, name, weight=part.weight, mask=part.mask))
+            except ValueError as error:
+                raise ValueError(f"document {index}, item {at}: {error}") from error
+        return Document(tuple(segments), name=str(index))
+
+    def latents(self, tensor: Tensor, index: int) -> Tensor:
+        """Latents as the model has them, Float[channels, *size], checked against the modality."""
+        modality, first = self._modality(index)
+        axes, form = len(modality.patch), "(channels, *size)" if first else "(*size, channels)"
+        if tensor.ndim != axes + 1:
+            raise ValueError(
+                f"latents of modality {index} have {axes + 1} axes, {form}, not {tensor.ndim} as in {tuple(tensor.shape)}"
+                + ("; a single item is wanted here, without an axis for the batch" if tensor.ndim == axes + 2 else "")
+            )
+        channels = tensor.shape[0 if first else -1]
+        if channels != modality.channels:
+            raise ValueError(
+                f"latents of modality {index} have {modality.channels} channels, {form}, not {channels} as in "
+                f"{tuple(tensor.shape)}" + ("; see channel_first_latent" if modality.channels in tensor.shape else "")
+            )
+        latents = tensor if first or not axes else tensor.movedim(-1, 0)
+        modality.slots(tuple(latents.shape[1:]))
+        return latents
+
+    def noises(self, given: Sequence[Any], documents: Sequence[Document]) -> list[Document]:
+        """The documents, with noise given for their items: a list of tensors for each document, shaped like the latents."""
+        found = []
+        for index, (document, noise) in enumerate(zip(documents, given, strict=True)):
+            rest, segments = list(noise), []
+            for segment in document.segments:
+                if isinstance(segment, Media):
+                    if not rest:
+                        raise ValueError(f"document {index} has more items than there are noises for it: give one an item")
+                    modality = self.vocabulary.modalities.index(self.vocabulary.modality(segment.modality))
+                    one = rest.pop(0)
+                    if not isinstance(one, Tensor):
+                        raise ValueError(f"document {index}: noise is a tensor shaped like its item, not {_what(one)}")
+                    try:
+                        segment = replace(segment, noise=self.latents(one, modality))
+                    except ValueError as error:
+                        raise ValueError(f"document {index}, noise: {error}") from error
+                segments.append(segment)
+            if rest:
+                raise ValueError(f"document {index} has fewer items than there are noises for it: give one an item")
+            found.append(replace(document, segments=tuple(segments)))
+        return found
+
+    # ---- documents -> lists -----------------------------------------------------------------------------------------
+
+    def proj_out(self, latents: Tensor, index: int) -> Tensor:
+        """Latents [channels, *size] (or with items before that) in the user's orientation."""
+        modality, first = self._modality(index)
+        axes = len(modality.patch)
+        return latents if first or not axes else latents.movedim(-1 - axes, -1)
+
+    def decoded(self, latents: Tensor, index: int) -> Tensor:
+        """Items of latents [item, channels, *size]: through the decoder, where there is one, else in the user's orientation."""
+        out = self.proj_out(latents, index)
+        autoencoder = self.autoencoders.get(self.vocabulary.modalities[index].name)
+        if autoencoder is None or autoencoder.decoder is None:
+            return out
+        weight = next(autoencoder.parameters(), None)
+        return autoencoder.decode(out if weight is None else out.to(weight))
+
+    def sample(self, document: Document, *, decode: bool = True) -> list[Tensor | Item]:
+        """A document as a list: text ids as one tensor between items, and items."""
+        found: list[Tensor | Item] = []
+        for segment in document.segments:
+            if isinstance(segment, Text):
+                ids = torch.tensor(self.vocabulary.encode(segment.content), dtype=torch.int64)
+                last = found[-1] if found else None
+                if isinstance(last, Tensor):
+                    found[-1] = torch.cat([last, ids])
+                elif len(ids):
+                    found.append(ids)
+                continue
+            index = self.vocabulary.modalities.index(self.vocabulary.modality(segment.modality))
+            latents = segment.tensor()
+            found.append(Item(index, self.decoded(latents[None], index)[0] if decode else self.proj_out(latents, index)))
+        return found
+
+
+class Held(nn.Module):
+    """What a model has that lists of tensors are read and written with."""
+
+    network: Network
+    vocabulary: Vocabulary
+    autoencoders: nn.ModuleDict
+
+    @property
+    def quick(self) -> Quick:
+        """Orientation of latents and weight of the loss."""
+        raise NotImplementedError
+
+    @property
+    def drop(self) -> ConditionDropout:
+        """How often an item loses its context in training."""
+        raise NotImplementedError
+
+    @property
+    def sampler(self) -> Sampler:
+        """How items are drawn, if nothing else is said."""
+        raise NotImplementedError
+
+    @property
+    def guidance(self) -> Guidance:
+        """How strongly items follow what stands before them, if nothing else is said."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> Parts:
+        """Reader and writer of lists of tensors."""
+        found = {name: one for name, one in self.autoencoders.items() if isinstance(one, Autoencoder)}
+        return Parts(self.vocabulary, found, self.quick)
+
+
+def _is_item(value: Any) -> bool:
+    """(index, tensor), (tensor, weight) or (index, tensor, weight)"""
+    if not isinstance(value, tuple) or len(value) not in (2, 3):
+        return False
+    if isinstance(value[0], int) and isinstance(value[1], Tensor):
+        return True
+    return len(value) == 2 and isinstance(value[0], Tensor) and isinstance(value[1], bool | int | float)
+
+
+def _weight(value: Any) -> float:
+    if isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"a weight is a number from 0 up, not {value!r}")
+    return float(value)
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def print_modality_sample(sample: Sequence[Any]) -> None:
+    """Print what a sample holds, a pair (kind, shape) an entry."""
+    lines = []
+    for entry in sample:
+        if isinstance(entry, tuple) and isinstance(entry[0], Tensor):
+            entry = entry[0]  # with a weight
+        if isinstance(entry, tuple):
+            lines.append((f"modality:{entry[0]}", tuple(entry[1].shape)))
+        elif not isinstance(entry, Tensor):
+            raise ValueError(f"a sample is a list of tensors and items, which {_what(entry)} is not")
+        elif entry.is_floating_point():
+            lines.append(("modality", tuple(entry.shape)))
+        else:
+            lines.append(("text", tuple(entry.shape)))
+    print(lines)

@@ -1,0 +1,345 @@
+"""The network: token embeddings and patchers in, one trunk, a vocabulary head and patchers out.
+
+tokens  --embed-->  x  <--patcher-- noisy latents and their times (into their slots)
+                    |  trunk, under the attention rule
+logits <--head--    h  --patcher--> predictions at the slots
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transfusion import rng
+from transfusion.codec.custom_patcher import CustomModules
+from transfusion.codec.patcher import Patcher, TimeEmbedding
+from transfusion.codec.patchers import LinearPatcherConfig, PatcherConfig, build, choose
+from transfusion.data.batch import Batch
+from transfusion.data.tokenize import Coordinates
+from transfusion.diffusion import times
+from transfusion.diffusion.process import Diffusion
+from transfusion.modality import Modality
+from transfusion.model.auxiliary import AuxiliaryLossConfig, Decoders, Passed, Representation, terms
+from transfusion.model.losses import Losses, Mean, mean_per_item, upcast
+from transfusion.model.noised import NoisedGroup
+from transfusion.nn.adaln import TimeCondition
+from transfusion.nn.attention import AttentionBackend, AttentionMetadata, attention
+from transfusion.nn.axial import AxialPositions
+from transfusion.nn.cache import Cache, Window
+from transfusion.nn.config import TransformerConfig
+from transfusion.nn.hidden_matrices import matrices
+from transfusion.nn.layers import Linear
+from transfusion.nn.positions import angles
+from transfusion.nn.routing import ONE, ModalityRouting
+from transfusion.nn.score_mod import ScoreMod
+from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
+from transfusion.nn.transformer import Transformer, init_weights
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model's whole configuration, but for its vocabulary.
+
+    Args:
+        modalities: the continuous media it reads and writes; none: a language model.
+        trunk: the transformer.
+        patcher: how latents become slots.
+        patchers: the same for the single modalities, in their order; those left over take `patcher`.
+        diffusion: how media are noised and what is predicted.
+        coordinates: where tokens and slots stand.
+        axial: positions within an item are also added to its slots, by small networks of their coordinates (`nn/axial.py`).
+        media_weight: lambda, the weight of the media loss beside the text loss.
+        tied: one matrix for embedding tokens and for predicting them.
+        attention: form of attention over whole rows; "auto" takes what the machine does best. From a cache it is sdpa, or dense
+            where that is asked for.
+        context: tokens at most in a sequence.
+        auxiliary: losses beside the two; off by default.
+
+    Raises:
+        ValueError: numbers that make no sense; heads so small that a rotary axis would have no frequency.
+    """
+
+    modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
+    transformer: TransformerConfig = TransformerConfig()
+    patcher: PatcherConfig = LinearPatcherConfig()
+    patchers: tuple[PatcherConfig, ...] = ()
+    diffusion: Diffusion = Diffusion()
+    coordinates: Coordinates = Coordinates()
+    axial: bool = False
+    media_weight: float = 5.0
+    tie_embeddings: bool = False
+    attention: AttentionBackend = "auto"
+    context: int = 1024
+    auxiliary: AuxiliaryLossConfig = AuxiliaryLossConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.media_weight < math.inf:
+            raise ValueError(f"media_weight must be a finite number, 0 or more, not {self.media_weight}")
+        if self.context < 1:
+            raise ValueError(f"context must be at least 1 token, not {self.context}")
+        axes, size = self.coordinates.axes, self.transformer.head_dim
+        if size // 2 < axes:
+            raise ValueError(
+                f"heads of size {size} have {size // 2} rotary frequencies, too few for {axes} axes of coordinates: take heads "
+                f"of size {2 * axes} or more (transformer.head_size, or fewer transformer.heads), or fewer coordinates.axes"
+            )
+
+
+TIME_FEATURES = 256
+"""Sinusoids of the time that adaLN begins with."""
+
+OF_MEDIA = {"media", "media_norms", "modulation"}
+"""Parts of the trunk that only media run through, as their weights' names say it."""
+
+
+class Network(nn.Module):
+    """All weights. What a user holds is `transfusion.Transfusion`, which has one of these.
+
+    Args:
+        modules: patchers of the user's own, by modality (`CustomPatcherConfig` says what they must be); `Network.model` then
+            records that they are there.
+        language: how many ids, from the first, belong to a language model that this one goes on from; their rows are
+            parameters apart (0: there is none).
+
+    Raises:
+        ValueError: a patcher that does not give the slots that its modality says, or leaves it to a trunk without adaLN to be
+            told the times; modules that are missing, or for a
+            modality that there is not.
+    """
+
+    def __init__(
+        self, model: ModelConfig, vocabulary_size: int, modules: CustomModules | None = None, *, language: int = 0
+    ) -> None:
+        super().__init__()
+        modules = modules or {}
+        chosen = choose(model.patcher, model.patchers, model.modalities, modules)
+        self.model = replace(model, patchers=chosen) if modules else model
+        self.lora: Any = None
+        """What adapters stand in the trunk, see `model/lora.py`."""
+        transformer = model.transformer
+        new = vocabulary_size - language
+        self.embed = (
+            SplitEmbedding(language, new, transformer.width) if language else nn.Embedding(vocabulary_size, transformer.width)
+        )
+        self.transformer = Transformer(transformer, len(model.modalities))
+        self.head = SplitHead(transformer.width, language, new) if language else Linear(transformer.width, vocabulary_size)
+        self.time = TimeEmbedding(TIME_FEATURES, transformer.width) if transformer.adaln else None
+        self.axial: nn.ModuleDict | None = None
+        if model.axial:
+            gridded = (m for m in model.modalities if m.shape)
+            self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, transformer.width) for m in gridded})
+        for patcher, modality in zip(chosen, model.modalities, strict=True):
+            if isinstance(patcher, LinearPatcherConfig) and patcher.time == "none" and not transformer.adaln:
+                raise ValueError(
+                    f"nothing would be told the times of {modality.name!r}: patcher.time none needs a trunk with adaln; or "
+                    "take time width or patch"
+                )
+        init_weights(self, transformer.depth)
+        patchings = (
+            build(p, m, transformer.width, transformer.eps, modules) for p, m in zip(chosen, model.modalities, strict=True)
+        )
+        self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
+        if model.tie_embeddings:
+            self.head.weight = self.embed.weight
+            if isinstance(self.head, SplitHead) and isinstance(self.embed, SplitEmbedding):
+                self.head.new = self.embed.new
+        self.representation = Representation(transformer.width) if model.auxiliary.representation > 0 else None
+
+    def patcher_of(self, modality: Modality | int) -> Patcher:
+        """The patcher of a modality, given itself or its index."""
+        modality = self.model.modalities[modality] if isinstance(modality, int) else modality
+        patcher_of = self.patchers[modality.name]
+        assert isinstance(patcher_of, Patcher)
+        return patcher_of
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers."""
+        return sum(p.numel() for p in self.parameters())
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The trunk's matrices: what Muon is for. Embeddings, head, patchers, norms and biases are not among them."""
+        weights = [m.weight for m in matrices(self.transformer)]
+        return [w for w in weights if isinstance(w, nn.Parameter)]
+
+    def language_parameters(self) -> list[nn.Parameter]:
+        """What came from a language model: its rows of embedding and head (our BOS among them, where it had none), and the
+        trunk but for the weights that only media run through. Nothing where there is no language model.
+
+        While these stay as they are, so do the logits of its ids where a document holds text alone.
+        """
+        if not isinstance(self.embed, SplitEmbedding):
+            return []
+        transformer = [
+            p for name, p in self.transformer.named_parameters() if not OF_MEDIA & set(name.split(".")) and ".lora_" not in name
+        ]
+        rows = [self.embed.weight] if self.model.tie_embeddings else [self.embed.weight, self.head.weight]
+        return [cast(nn.Parameter, weight) for weight in (*rows, *transformer)]
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "row length"],
+        positions: Float[Tensor, "row length axes"],
+        media: Sequence[NoisedGroup],
+        *,
+        metadata: AttentionMetadata | None = None,
+        window: Window | None = None,
+        layers: list[Tensor] | None = None,
+    ) -> tuple[Float[Tensor, "row_length width"], list[Any]]:
+        """The trunk's output, flat over (row, length), and what each media group's patcher keeps for its way out.
+
+        Args:
+            place: where the tokens stand, for whole rows; or
+            window: a cache's view, for rows that go on.
+            layers: takes what each layer gives, [row, length, width].
+        """
+        transformer = self.model.transformer
+        x = self.embed(tokens).flatten(0, 1)
+        skips: list[Any] = []
+        for group in media:
+            vectors, skip = self.patcher_of(group.modality).encode(group.latents, group.times)
+            if group.masked is not None and self.representation is not None:
+                vectors = torch.where(group.masked.unsqueeze(-1), self.representation.blank.to(vectors), vectors)
+            if self.axial is not None and group.grid:
+                vectors = vectors + self.axial[self.model.modalities[group.modality].name](group.grid)
+            x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
+            skips.append(skip)
+        backward = torch.is_grad_enabled() and x.requires_grad
+        score_mod = ScoreMod(transformer.attention.soft_cap, transformer.attention.alibi, transformer.heads)
+        if window is not None:
+            backend = "auto" if self.model.attention in ("flex", "document") else self.model.attention
+            attend = attention(backend, window.query, window.key, backward=backward, score_mod=score_mod)
+        else:
+            assert metadata is not None
+            metadata = replace(metadata, coordinates=positions) if score_mod.alibi else metadata
+            attend = attention(self.model.attention, metadata, backward=backward, score_mod=score_mod)
+        h = self.transformer(
+            x.unflatten(0, tokens.shape),
+            angles(positions, transformer.head_dim, transformer.theta, transformer.scaling),
+            attend,
+            window,
+            routing=self._kinds(tokens, media),
+            condition=self._condition(tokens, media),
+            layers=layers,
+            real=metadata.documents >= 0 if transformer.moe.num_experts and metadata is not None else None,
+        )
+        return h.flatten(0, 1), skips
+
+    def _kinds(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> ModalityRouting:
+        """Which tokens run through which set of the trunk's weights."""
+        if self.model.transformer.weights == "shared":
+            return ONE
+        return ModalityRouting.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
+
+    def _condition(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> TimeCondition | None:
+        """The times of all items and whose slots are where, for a trunk that wants them."""
+        if self.time is None or not media:
+            return None
+        t = torch.cat([group.times for group in media])
+        owner = torch.full((tokens.numel(),), len(t), device=tokens.device)
+        first = 0
+        for group in media:
+            items = torch.arange(first, first + len(group.slots), device=tokens.device)
+            owner[group.slots] = items[:, None].expand_as(group.slots)
+            first += len(group.slots)
+        return TimeCondition(self.time(t), owner)
+
+    def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[NoisedGroup], skips: Sequence[Any]) -> list[Tensor]:
+        """Each media group's prediction (of the kind that `diffusion.prediction` names), shaped like its latents."""
+        return [
+            self.patcher_of(g.modality).decode(h[g.slots.flatten()].unflatten(0, g.slots.shape), skip, g.grid)
+            for g, skip in zip(media, skips, strict=True)
+        ]
+
+    def noise(self, batch: Batch) -> tuple[list[NoisedGroup], list[Tensor]]:
+        """A batch's media at times and with noise drawn by their keys (or given), and the noise."""
+        noised, noises = [], []
+        for group in batch.media:
+            keys = group.keys.tolist()
+            t = times.draw(self.model.diffusion.times, keys, group.times).to(group.values.device)
+            eps = rng.normal([rng.key(key, "noise") for key in keys], tuple(group.values.shape[1:])).to(group.values)
+            for item, given in enumerate(group.noises or ()):
+                if given is not None:
+                    eps[item] = given.to(eps)
+            latents = self.model.diffusion.corrupt(group.values, eps, t)
+            noised.append(NoisedGroup(group.modality, group.grid, latents, t, group.slots))
+            noises.append(eps)
+        return noised, noises
+
+    def forward(self, batch: Batch, *, teacher: "Network | None" = None, decoders: Decoders | None = None) -> Losses:
+        """The losses of a batch.
+
+        Args:
+            teacher: the network under averaged weights, for auxiliary losses that compare with it. It runs without gradient.
+            decoders: by modality, for the reconstruction loss.
+
+        Raises:
+            ValueError: no teacher in training, where a loss is on that needs one.
+        """
+        auxiliary = self.model.auxiliary
+        if auxiliary.needs_ema_teacher and teacher is None and self.training:
+            raise ValueError(
+                "the consistency and representation losses need a teacher, the model under averaged weights: give one "
+                "(teacher=model.create_ema() in a loop of your own), or set their weights in model.auxiliary to 0"
+            )
+        media, noises = self.noise(batch)
+        metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
+        h, skips = self.hidden(batch.tokens, batch.positions, media, metadata=metadata)
+
+        logits = upcast(self.head(h[batch.learned]))
+        targets = batch.targets.flatten()[batch.learned]
+        if batch.weights is None:
+            nats = F.cross_entropy(logits, targets, reduction="sum")
+        else:
+            nats = F.cross_entropy(logits, targets, reduction="none") @ batch.weights.to(logits)
+        text = Mean(nats, logits.new_tensor(len(batch.learned)))
+
+        zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
+        by_modality = [zero for _ in self.model.modalities]
+        diffusion = self.model.diffusion
+        predictions = self.predict(h, media, skips)
+        for group, noisy, eps, prediction in zip(batch.media, media, noises, predictions, strict=True):
+            truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
+            error = (upcast(prediction) - upcast(truth)).square()
+            error = mean_per_item(error, group.masks)
+            weight = group.weights * diffusion.loss_weight(noisy.times)
+            mean = Mean((error * weight).sum(), (group.weights > 0).sum().to(error))
+            by_modality[group.modality] = by_modality[group.modality] + mean
+        losses = Losses(text, sum(by_modality, zero), tuple(by_modality))
+        if not auxiliary.active:
+            return losses
+        further = terms(
+            auxiliary,
+            diffusion,
+            Passed(batch, metadata, media, noises, predictions),
+            names=[modality.name for modality in self.model.modalities],
+            network=self,
+            representation=self.representation,
+            teacher=teacher,
+            decoders=decoders,
+        )
+        return replace(losses, auxiliary=further)
+
+    def cache(self, rows: int, capacity: int, dtype: torch.dtype) -> Cache:
+        """An empty cache for this network."""
+        transformer = self.model.transformer
+        return Cache(
+            layers=transformer.depth,
+            kv_heads=transformer.num_kv_heads,
+            head_dim=transformer.head_dim,
+            rows=rows,
+            capacity=capacity,
+            device=self.device,
+            dtype=dtype,
+            axes=self.model.coordinates.axes if transformer.attention.alibi else 0,
+        )

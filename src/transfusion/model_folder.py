@@ -1,0 +1,110 @@
+"""A model folder: `config.json`, `tokenizer.json`, `model.safetensors`. No pickle."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from transfusion import config
+from transfusion.compat.lists import Quick
+from transfusion.data.transforms import ConditionDropout
+from transfusion.data.vocabulary import PretrainedVocabulary, Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler, Sampler
+from transfusion.model.network import ModelConfig, Network
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a model folder says: the model, how it was trained to be guided, and how it is best sampled.
+
+    Args:
+        model: the network's configuration.
+        drop: how often captions were dropped in training; where text was never dropped, guidance has no meaning.
+        sampler, guidance: defaults of `generate`.
+        language: the language model that the text ids come from, if any.
+        quick: how lists of tensors are read.
+        format: version of the folder's form.
+    """
+
+    model: ModelConfig = ModelConfig()
+    drop: ConditionDropout = ConditionDropout()
+    sampler: Sampler = Euler()
+    guidance: Guidance = Guidance()
+    language: PretrainedVocabulary | None = None
+    quick: Quick = Quick()
+    format: int = FORMAT
+
+
+def write(folder: Path, settings: Settings, vocabulary: Vocabulary, network: Network) -> None:
+    """Write a model folder; weights that were there stay where it fails. Raises OSError if it can't be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_plain(settings), indent=2) + "\n")
+    vocabulary.save(folder / "tokenizer.json")
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if settings.model.tie_embeddings:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    places = Counter(tensor.data_ptr() for tensor in weights.values())  # modules of the user may share weights
+    weights = {name: w.clone() if places[w.data_ptr()] > 1 else w for name, w in weights.items()}
+    aside = folder / "model.safetensors.tmp"
+    try:
+        save_file(weights, aside, metadata={"format": "pt"})
+        os.replace(aside, folder / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{folder / 'model.safetensors'} cannot be written: {error}") from error
+
+
+def read_weights(folder: Path, *, tie_embeddings: bool) -> dict[str, Tensor]:
+    """The weights of a model folder; `tie_embeddings` where the head is the embedding. Raises ValueError if they can't be read."""
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {folder / 'model.safetensors'}: {error}; the file is damaged or missing") from error
+    if tie_embeddings:
+        weights |= {name.replace("embed", "head"): w for name, w in weights.items() if name.startswith("embed.")}
+    return weights
+
+
+def find(folder: str | Path) -> Path:
+    """The model folder that a path means: itself, or `model` in a run folder. Raises ValueError if there is none."""
+    folder = Path(folder)
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return place
+    raise ValueError(f"no model in {folder}: give a folder with config.json, or a run folder whose training has finished")
+
+
+def read_settings(folder: str | Path) -> Settings:
+    """The settings of a model folder, or of a run's model. Raises ValueError if there are none, or of another format."""
+    file = find(folder) / "config.json"
+    try:
+        plain = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        raise ValueError(f"{file} is of another format; this version reads format {FORMAT}")
+    return config.from_plain(Settings, plain)
+
+
+def fit(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load weights that must fit exactly. Raises ValueError naming the first that do not."""
+    own = network.state_dict()
+    wrong = [f"{name}: not in the file" for name in own.keys() - weights.keys()]
+    wrong += [f"{name}: not in the model" for name in weights.keys() - own.keys()]
+    wrong += [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own.keys() & weights.keys()
+        if own[name].shape != weights[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError("these weights are of another architecture: " + "; ".join(sorted(wrong)[:8]) + more)
+    network.load_state_dict(weights)

@@ -1,0 +1,38 @@
+"""Chance without state: every random draw is a pure function of what it is for.
+
+A key is made from (seed, epoch, sample, item, purpose ...), never from a rank, a worker, a row or a place in a batch. So a
+run resumes from its position alone, packing or a second process changes nothing that is learned, and a generated document
+depends on its own seed and not on its neighbours. Numbers come from numpy's Philox generator, the same on every machine.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KeyPart = int | str
+
+
+def key(*parts: KeyPart) -> int:
+    """A 63-bit key from the parts, in order; equal parts give equal keys on every machine."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(key: int) -> np.random.Generator:
+    """The stream of numbers that belongs to a key."""
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def uniform(*parts: KeyPart) -> float:
+    """One number in [0, 1)."""
+    return key(*parts) / 2**63
+
+
+def normal(keys: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal numbers, Float32[len(keys), *shape]: row i depends on keys[i] alone."""
+    rows = np.empty((len(keys), *shape), dtype=np.float32)
+    for row, one in zip(rows, keys, strict=True):
+        row[...] = generator(one).standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(rows)
