@@ -88,7 +88,7 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
     from transfusion.diffusion.sampler import Euler
     from transfusion.modality import Modality
     from transfusion.model.network import ModelConfig
-    from transfusion.model_folder import Settings
+    from transfusion.model_folder import TransfusionConfig
     from transfusion.nn.config import TransformerConfig
     from transfusion.train.device import tune_malloc
     from transfusion.train.optimizer import AdamWConfig
@@ -98,8 +98,8 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
     largest = (16, 16) if workload in ("ragged", "growth") else None
     image = Modality("image", channels=CHANNELS, shape=(16, 16), patch=(1, 1), largest=largest)
     transformer = TransformerConfig(width=width, depth=depth, heads=heads)
-    settings = Settings(
-        ModelConfig(modalities=(image,), transformer=transformer, context=options.get("context", 1024)),
+    settings = TransfusionConfig(
+        ModelConfig(modalities=(image,), transformer=transformer, context_length=options.get("context", 1024)),
         ConditionDropout(text=0.1),
     )
     torch.manual_seed(0)

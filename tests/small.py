@@ -22,7 +22,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import AuxiliaryLossConfig
 from transfusion.model.network import ModelConfig
-from transfusion.model_folder import Settings
+from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.config import TransformerConfig
 
 IMAGE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2))
@@ -50,13 +50,13 @@ def model(
     **transformer: object,
 ) -> Transfusion:
     """A model whose every weight is random, so that no path agrees with another by being zero."""
-    settings = Settings(
+    settings = TransfusionConfig(
         ModelConfig(
             modalities=modalities or (IMAGE,),
             transformer=TransformerConfig(**({"width": 32, "depth": 2, "heads": 4, "kv_heads": 2} | transformer)),  # type: ignore[arg-type]
             coordinates=coordinates,
             axial=axial,
-            context=context,
+            context_length=context,
             diffusion=diffusion,
             patcher=patcher,
             auxiliary=auxiliary,

@@ -17,7 +17,7 @@ from transfusion.config import ConfigError
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDPM, Euler, Heun
 from transfusion.model.network import Network
-from transfusion.model_folder import Settings
+from transfusion.model_folder import TransfusionConfig
 from transfusion.recipes import RECIPES
 from transfusion.recipes.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, preset
 from transfusion.recipes.run import Run, command_line
@@ -198,11 +198,11 @@ def test_a_saved_model_is_the_same_model(tmp_path: Path, tie_embeddings: bool) -
     found = model()
     if tie_embeddings:
         found = Transfusion(
-            replace(found.settings, model=replace(found.settings.model, tie_embeddings=True)), found.vocabulary
+            replace(found.config, model=replace(found.config.model, tie_embeddings=True)), found.vocabulary
         ).eval()
     found.save_pretrained(tmp_path)
     again = Transfusion.from_pretrained(tmp_path).eval()
-    assert again.settings == found.settings
+    assert again.config == found.config
     documents = [["a text", picture(0)]]
     assert torch.equal(found.loss(documents), again.loss(documents))  # type: ignore[arg-type]
     one, other = (m.generate("a", force="image", seed=3)[0].media[0].tensor() for m in (found, again))
@@ -233,7 +233,7 @@ def test_damaged_model_folders_are_named(tmp_path: Path, name: str, damage: str)
 
 def test_settings_of_another_format_are_refused(tmp_path: Path) -> None:
     model().save_pretrained(tmp_path)
-    plain = config.to_plain(Settings()) | {"format": 99}
+    plain = config.to_plain(TransfusionConfig()) | {"format": 99}
     (tmp_path / "config.json").write_text(json.dumps(plain))
     with pytest.raises(ValueError, match="another format"):
         Transfusion.from_pretrained(tmp_path)

@@ -34,7 +34,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 def entries(m: Transfusion, docs: list[Document]) -> list[Entry]:
     found = []
     for index, one in enumerate(docs):
-        tokenized = tokenize_document(one, m.vocabulary, m.settings.model.coordinates)
+        tokenized = tokenize_document(one, m.vocabulary, m.config.model.coordinates)
         keys = tuple(rng.key("test", index, i) for i in range(len(tokenized.items)))
         values = tuple(item.media.tensor().to(next(m.parameters()).dtype) for item in tokenized.items)
         found.append(Entry(tokenized, values, keys))
@@ -42,11 +42,11 @@ def entries(m: Transfusion, docs: list[Document]) -> list[Entry]:
 
 
 def rows(m: Transfusion, packed: list[list[Entry]], length: int) -> Batch:
-    return collate(packed, length, m.vocabulary, m.settings.model.coordinates.axes)
+    return collate(packed, length, m.vocabulary, m.config.model.coordinates.axes)
 
 
 def with_form(m: Transfusion, form: str) -> Network:
-    m.network.model = replace(m.network.model, attention=form)  # type: ignore[arg-type]
+    m.network.config = replace(m.network.config, attention_backend=form)  # type: ignore[arg-type]
     return m.network
 
 

@@ -67,7 +67,7 @@ def test_only_legal_tokens_are_written() -> None:
 
 
 def test_an_item_never_exceeds_the_context() -> None:
-    m = with_bias(model(FREE, context=24))
+    m = with_bias(model(FREE, context_length=24))
     for events in free_running(m, max_tokens=100, max_items=None):
         done = events[-1]
         assert isinstance(done, Done)
@@ -94,7 +94,7 @@ def test_limits_are_exact() -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_any_work() -> None:
-    m = model(context=32)
+    m = model(context_length=32)
     with pytest.raises(ValueError, match="take 41 tokens, the context has 32"):
         m.generate("x" * 40, max_items=0)
     with pytest.raises(ValueError, match="item to be drawn take 33 tokens"):

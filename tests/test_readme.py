@@ -32,7 +32,7 @@ def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """As printed, on a small model in the quickstart's place."""
     code, _ = re.findall(r"```python\n(.+?)```", README, re.S)
     monkeypatch.chdir(tmp_path)
-    model(context=96).save_pretrained("quickstart")
+    model(context_length=96).save_pretrained("quickstart")
     names: dict[str, object] = {}
     exec(code, names)
     assert (tmp_path / "copy" / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Settings that make no sense are refused where they are made, with what would be right."""
+"""TransfusionConfig that make no sense are refused where they are made, with what would be right."""
 
 import math
 from typing import Any

@@ -205,7 +205,7 @@ def test_a_sequence_is_never_longer_than_asked_for() -> None:
             for i in range(6)
         ]  # fmt: skip
         for document in generate(Engine(m.network, m.vocabulary, rows=6, readable=False), asked):
-            assert len(tokenize_document(document, m.vocabulary, m.settings.model.coordinates, add_eos=False)) <= limit
+            assert len(tokenize_document(document, m.vocabulary, m.config.model.coordinates, add_eos=False)) <= limit
             drawn += len(document.media)
     assert drawn > 5
     (document,) = m.generate("ab", max_length=5, max_items=0, decoding=Sample(3.0), guidance=Guidance(1.0))

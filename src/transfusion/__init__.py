@@ -27,7 +27,7 @@ from transfusion.generate.logits import Sample as Sample
 from transfusion.generate.state import Request as Request
 from transfusion.modality import Modality as Modality
 from transfusion.model.network import ModelConfig as ModelConfig
-from transfusion.model_folder import Settings as Settings
+from transfusion.model_folder import TransfusionConfig as TransfusionConfig
 from transfusion.nn.config import TransformerConfig as TransformerConfig
 from transfusion.train.optimizer import AdamWConfig as AdamWConfig
 from transfusion.train.optimizer import MuonConfig as MuonConfig
@@ -55,11 +55,11 @@ __all__ = [  # so that `from transfusion import *` brings no room along (`nn` wo
     "MuonConfig",
     "Request",
     "Sample",
-    "Settings",
     "Text",
     "TokenizerFile",
     "TransformerConfig",
     "Transfusion",
+    "TransfusionConfig",
     "UNetPatcherConfig",
     "Vocabulary",
     "create_dataloader",

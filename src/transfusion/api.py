@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfusion import config, rng
+from transfusion import rng
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.compat.constructor import configure, known
 from transfusion.compat.lists import Quick
 from transfusion.compat.sampling import Samples, evaluating
 from transfusion.compat.training import Learns
+from transfusion.config import nearest, to_plain
 from transfusion.data.batch import Batch
 from transfusion.data.document import Document, Media, Segment, Text, document
 from transfusion.data.transforms import ConditionDropout
@@ -29,8 +30,8 @@ from transfusion.generate.state import Event, Request
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.network import Network
-from transfusion.model.pretrained import LanguageModel, Weights
-from transfusion.model_folder import Settings, find, fit, read_settings, read_weights, write
+from transfusion.model.pretrained import LanguageModel, ModalityWeights
+from transfusion.model_folder import TransfusionConfig, find, fit, read_settings, read_weights, write
 from transfusion.nn.ema import Averaged
 from transfusion.nn.split_embedding import rows
 
@@ -59,21 +60,21 @@ class LoadReport:
 class Transfusion(Learns, Samples):
     """One transformer that reads and writes documents of text and media.
 
-    Built in one of two ways: from settings and a vocabulary, or from the words of the quick face, for documents that are
+    Built in one of two ways: from config and a vocabulary, or from the words of the quick face, for documents that are
     lists of tensors: `Transfusion(num_text_tokens=256, dim_latent=384, modality_default_shape=(4,), transformer=dict(dim=512,
     depth=8))`.
 
     Args:
-        settings: model, and sampling defaults.
+        config: model, and sampling defaults.
         vocabulary: tokenizer and control tokens; its modalities must be the model's.
-        modules: patchers of your own, {"image": (encoder, decoder)}; see `CustomPatcherConfig`. The settings record that they
+        modules: patchers of your own, {"image": (encoder, decoder)}; see `CustomPatcherConfig`. The config record that they
             are there.
         words: see `transfusion.compat.constructor.configure`.
     """
 
     def __init__(
         self,
-        settings: Settings | None = None,
+        config: TransfusionConfig | None = None,
         vocabulary: Vocabulary | None = None,
         *,
         modules: CustomModules | None = None,
@@ -81,22 +82,22 @@ class Transfusion(Learns, Samples):
     ) -> None:
         super().__init__()
         coded: dict[str, Autoencoder] = {}
-        if settings is None or vocabulary is None:
-            if settings is not None or vocabulary is not None:
-                raise ValueError("settings and vocabulary belong together: give both, or the words of the quick face")
+        if config is None or vocabulary is None:
+            if config is not None or vocabulary is not None:
+                raise ValueError("config and vocabulary belong together: give both, or the words of the quick face")
             known(words)
             made = configure(**words)
-            settings = Settings(made.model, made.drop, made.sampler, made.guidance, quick=made.quick)
+            config = TransfusionConfig(made.model, made.drop, made.sampler, made.guidance, quick=made.quick)
             vocabulary, coded, modules = made.vocabulary, made.autoencoders, {**made.modules, **(modules or {})} or None
         elif words:
-            raise ValueError(f"{', '.join(words)}: settings say all of it; change them, or leave them and the vocabulary out")
-        if vocabulary.modalities != settings.model.modalities:
+            raise ValueError(f"{', '.join(words)}: config say all of it; change them, or leave them and the vocabulary out")
+        if vocabulary.modalities != config.model.modalities:
             raise ValueError("the vocabulary was made for other modalities than the model's")
-        if vocabulary.ids != settings.language:
-            raise ValueError("vocabulary and settings name different language models: settings.language must be vocabulary.ids")
+        if vocabulary.ids != config.language:
+            raise ValueError("vocabulary and config name different language models: config.language must be vocabulary.ids")
         self.vocabulary = vocabulary
-        self.network = Network(settings.model, len(vocabulary), modules, language=vocabulary.num_language)
-        self.settings = replace(settings, model=self.network.model)
+        self.network = Network(config.model, len(vocabulary), modules, language=vocabulary.num_language)
+        self.config = replace(config, model=self.network.config)
         self.autoencoders = nn.ModuleDict(coded)
 
     @property
@@ -107,22 +108,22 @@ class Transfusion(Learns, Samples):
     @property
     def quick(self) -> Quick:
         """How lists of tensors are read."""
-        return self.settings.quick
+        return self.config.quick
 
     @property
     def drop(self) -> ConditionDropout:
         """How often an item loses its context in training."""
-        return self.settings.drop
+        return self.config.drop
 
     @property
     def sampler(self) -> Sampler:
         """How items are drawn, if nothing else is said."""
-        return self.settings.sampler
+        return self.config.sampler
 
     @property
     def guidance(self) -> Guidance:
         """How strongly items follow what stands before them, if nothing else is said."""
-        return self.settings.guidance
+        return self.config.guidance
 
     def attach(self, modality: str, encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
         """Give a modality an encoder and a decoder between raw items and latents; they are used and never trained, and not
@@ -167,7 +168,7 @@ class Transfusion(Learns, Samples):
             teacher, decoders: as in `forward`.
         """
         losses = self(self.batch(documents, seed=seed), teacher=teacher, decoders=decoders)
-        return losses.total(self.settings.model.media_weight) * self.quick.text_weight
+        return losses.total(self.config.model.media_weight) * self.quick.text_weight
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The trunk's matrices. The optimiser that knows which of them are several in one (`MuonConfig().build(model)`)
@@ -195,7 +196,7 @@ class Transfusion(Learns, Samples):
             ValueError: an unknown option, or one that makes no sense.
         """
         for name in unknown:
-            raise ValueError(f"create_ema has no option {name!r}{config.nearest(name, ('decay', 'every'))}")
+            raise ValueError(f"create_ema has no option {name!r}{nearest(name, ('decay', 'every'))}")
         return Averaged(self, decay if beta is None else beta, every=every if update_every is None else update_every)
 
     def generate(
@@ -240,9 +241,9 @@ class Transfusion(Learns, Samples):
         if isinstance(prompts, Document | str | Tensor) or not isinstance(prompts, Sequence):
             prompts = [prompts]
         asked = guidance is not None
-        guidance = self.settings.guidance if guidance is None else guidance
-        drop = self.settings.drop
-        if max_items != 0 and guidance.text == 1.0 and drop.text + drop.both > 0 and self.settings.model.modalities:
+        guidance = self.config.guidance if guidance is None else guidance
+        drop = self.config.drop
+        if max_items != 0 and guidance.text == 1.0 and drop.text + drop.both > 0 and self.config.model.modalities:
             warnings.warn(
                 "guidance is off (text scale 1) though this model was trained for it: pictures will follow their text "
                 "less; Guidance(text=3) is a usual choice",
@@ -271,7 +272,7 @@ class Transfusion(Learns, Samples):
                 size=size,
                 sizes=sizes or {},
                 max_length=max_length,
-                sampler=sampler or self.settings.sampler,
+                sampler=sampler or self.config.sampler,
                 guidance=guidance,
                 decoding=decoding,
             )
@@ -294,10 +295,10 @@ class Transfusion(Learns, Samples):
         for model, where in ((source, "there"), (self, "here")):
             if model.network.lora is not None:
                 raise ValueError(f"adapters stand in the trunk {where}: merge them first (lora.merge), or take them off")
-        ours, theirs = (config.to_plain(replace(m.settings.model.transformer, depth=1, dropout=0.0)) for m in (self, source))
-        divisions = ("shared", "feed_forward", "all")
-        divided = divisions.index(ours["weights"]) > divisions.index(theirs["weights"])
-        ours |= {"weights": theirs["weights"]} if divided else {}
+        ours, theirs = (to_plain(replace(m.config.model.transformer, depth=1, dropout=0.0)) for m in (self, source))
+        divisions = ("none", "mlp", "all")
+        divided = divisions.index(ours["modality_weights"]) > divisions.index(theirs["modality_weights"])
+        ours |= {"modality_weights": theirs["modality_weights"]} if divided else {}
         ours |= {"adaln": False} if ours["adaln"] and not theirs["adaln"] else {}
         if ours != theirs:
             differ = [f"{name}: {theirs[name]} there, {value} here" for name, value in ours.items() if value != theirs[name]]
@@ -341,7 +342,7 @@ class Transfusion(Learns, Samples):
         """
         if self.network.lora is not None:
             raise ValueError("adapters stand in the trunk: merge them first (lora.merge), or save them alone (lora.save)")
-        write(Path(folder), self.settings, self.vocabulary, self.network)
+        write(Path(folder), self.config, self.vocabulary, self.network)
 
     @classmethod
     def from_pretrained(
@@ -356,13 +357,13 @@ class Transfusion(Learns, Samples):
             ValueError: no model there, another format, modules that are missing, or weights that do not fit; the message
                 names what differs.
         """
-        folder, settings = find(folder), read_settings(folder)
-        vocabulary = Vocabulary.load(folder / "tokenizer.json", settings.model.modalities, settings.language)
-        model = cls(settings, vocabulary, modules=modules)
-        fit(model.network, read_weights(folder, tie_embeddings=settings.model.tie_embeddings))
-        if settings.quick.coded:
+        folder, config = find(folder), read_settings(folder)
+        vocabulary = Vocabulary.load(folder / "tokenizer.json", config.model.modalities, config.language)
+        model = cls(config, vocabulary, modules=modules)
+        fit(model.network, read_weights(folder, tie_embeddings=config.model.tie_embeddings))
+        if config.quick.coded:
             warnings.warn(
-                f"this model was made with an encoder or decoder for {', '.join(settings.quick.coded)}, which are not in its "
+                f"this model was made with an encoder or decoder for {', '.join(config.quick.coded)}, which are not in its "
                 "folder: give them again with model.attach(name, encoder, decoder)",
                 stacklevel=2,
             )
@@ -374,10 +375,10 @@ class Transfusion(Learns, Samples):
         name: str | Path,
         *,
         modalities: tuple[Modality, ...] | None = None,
-        weights: Weights = "shared",
+        modality_weights: ModalityWeights = "none",
         copies: bool = True,
-        context: int | None = None,
-        settings: Settings = Settings(),
+        context_length: int | None = None,
+        config: TransfusionConfig = TransfusionConfig(),
         modules: CustomModules | None = None,
         seed: int = 0,
         revision: str | None = None,
@@ -388,12 +389,12 @@ class Transfusion(Learns, Samples):
 
         Args:
             name: a folder as Hugging Face's libraries write it, or OWNER/MODEL on their hub (extra `hf`).
-            modalities: the media to learn (None: those of `settings`).
-            weights: "shared": media run through the language model's weights; "feed_forward", "all": through weights of their
-                own beside these, see `TransformerConfig.weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
+            modalities: the media to learn (None: those of `config`).
+            modality_weights: "none": media run through the language model's weights; "mlp", "all": through weights of their
+                own beside these, see `TransformerConfig.modality_weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
             copies: whether such weights begin as copies of the text's.
-            context: tokens of context (None: what it can read, at most 2048).
-            settings: all else: patchers, diffusion, sampling. Sizes of the trunk are the language model's.
+            context_length: tokens of context (None: what it can read, at most 2048).
+            config: all else: patchers, diffusion, sampling. Sizes of the trunk are the language model's.
             modules: patchers of your own.
             seed: names the chance of what is new.
             revision: branch, tag or commit on the hub.
@@ -402,12 +403,12 @@ class Transfusion(Learns, Samples):
             ValueError: no such model, or one that is computed otherwise here; the message says which part.
         """
         found = LanguageModel.open(name, revision=revision)
-        model = settings.model if modalities is None else replace(settings.model, modalities=modalities)
-        model = found.model(model, weights=weights, context=context)
+        model = config.model if modalities is None else replace(config.model, modalities=modalities)
+        model = found.model(model, modality_weights=modality_weights, context_length=context_length)
         vocabulary = found.vocabulary(model.modalities)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key(seed, "weights"))
-            one = cls(replace(settings, model=model, language=vocabulary.ids), vocabulary, modules=modules)
+            one = cls(replace(config, model=model, language=vocabulary.ids), vocabulary, modules=modules)
             found.load(one.network, copies=copies)
         return one.to(device)
 

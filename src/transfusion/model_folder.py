@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class TransfusionConfig:
     """What a model folder says: the model, how it was trained to be guided, and how it is best sampled.
 
     Args:
@@ -43,7 +43,7 @@ class Settings:
     format: int = FORMAT
 
 
-def write(folder: Path, settings: Settings, vocabulary: Vocabulary, network: Network) -> None:
+def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network) -> None:
     """Write a model folder; weights that were there stay where it fails. Raises OSError if it can't be written."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_plain(settings), indent=2) + "\n")
@@ -82,7 +82,7 @@ def find(folder: str | Path) -> Path:
     raise ValueError(f"no model in {folder}: give a folder with config.json, or a run folder whose training has finished")
 
 
-def read_settings(folder: str | Path) -> Settings:
+def read_settings(folder: str | Path) -> TransfusionConfig:
     """The settings of a model folder, or of a run's model. Raises ValueError if there are none, or of another format."""
     file = find(folder) / "config.json"
     try:
@@ -91,7 +91,7 @@ def read_settings(folder: str | Path) -> Settings:
         raise ValueError(f"cannot read {file}: {error}") from error
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise ValueError(f"{file} is of another format; this version reads format {FORMAT}")
-    return config.from_plain(Settings, plain)
+    return config.from_plain(TransfusionConfig, plain)
 
 
 def fit(network: nn.Module, weights: dict[str, Tensor]) -> None:

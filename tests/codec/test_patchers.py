@@ -27,7 +27,7 @@ from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig, Network
-from transfusion.model_folder import Settings
+from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.transformer import TransformerConfig
 from transfusion.nn.unet import stages
 from transfusion.recipes import RECIPES
@@ -41,7 +41,9 @@ def fresh(*modalities: Modality, modules=None, **kw) -> Transfusion:
     """A model as it begins to train."""
     torch.manual_seed(0)
     vocabulary = Vocabulary(Bytes().build([]), modalities)
-    return Transfusion(Settings(ModelConfig(modalities=modalities, transformer=TRUNK, **kw)), vocabulary, modules=modules)
+    return Transfusion(
+        TransfusionConfig(ModelConfig(modalities=modalities, transformer=TRUNK, **kw)), vocabulary, modules=modules
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_a_vectors_modules() -> None:
 
 def test_modules_are_saved_with_the_model_and_given_again(tmp_path: Path) -> None:
     m = model(FREE, SOUND, modules={"image": (Inward(), Outward())})
-    assert m.settings.model.patchers == (CustomPatcherConfig("Inward", "Outward"), LinearPatcherConfig())
+    assert m.config.model.patchers == (CustomPatcherConfig("Inward", "Outward"), LinearPatcherConfig())
     m.save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"'image' is a pair of modules \(Inward and Outward\).*from_pretrained\(folder, modules="
@@ -262,7 +264,7 @@ def test_modules_are_saved_with_the_model_and_given_again(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="of another architecture"):
         Transfusion.from_pretrained(tmp_path, modules={"image": plain()})
     again = Transfusion.from_pretrained(tmp_path, modules={"image": (Inward(), Outward())}).eval()
-    assert again.settings == m.settings
+    assert again.config == m.config
     asked = {"force": "image", "size": (8, 6), "sampler": Euler(2), "seed": 3}
     one, other = (x.generate("a", **asked)[0].media[0].tensor() for x in (m, again))
     assert torch.equal(one, other)

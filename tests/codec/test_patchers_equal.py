@@ -128,7 +128,7 @@ def test_drawing_is_denoising_whole_documents(made) -> None:
         Document((Text("a"),)), force="image", size=(8, 6), max_tokens=0, guidance=guidance, sampler=Euler(4), noise=noise
     )
     (drawn,) = generate(Engine(m.network, m.vocabulary, rows=2), [request])
-    x, diffusion = noise.double(), m.settings.model.diffusion
+    x, diffusion = noise.double(), m.config.model.diffusion
     for now, after in zip(Euler(4).times(), Euler(4).times()[1:], strict=False):
         estimates = []
         for segments in ((Text("a"),), ()):

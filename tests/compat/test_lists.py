@@ -436,7 +436,7 @@ def test_ways_in_and_out_of_ones_own() -> None:
 )
 def test_options_of_the_transformer(word: str, value: object, where) -> None:
     model = quick(transformer={"dim": 32, "depth": 3, "dim_head": 8, word: value})
-    assert where(model.settings.model.transformer)
+    assert where(model.config.model.transformer)
     model([[ids(1, 2), randn(4, 6)]]).backward()
     assert model.sample(ids(1), force_modality_at_start=0, max_length=20, modality_steps=2)[1].tensor.shape == (4, 6)
 

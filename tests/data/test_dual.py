@@ -75,8 +75,8 @@ def test_the_length_is_known_before() -> None:
         for one in dual_documents():
             assert longest(one, v, {}) == len(tokenize_document(one, v, Coordinates()))
     with pytest.raises(ValueError, match="document 0 takes 12 tokens, the context has 10"):
-        model(context=10).batch([[two()]])
-    model(context=10).batch([[Media(picture(1))]])
+        model(context_length=10).batch([[two()]])
+    model(context_length=10).batch([[Media(picture(1))]])
 
 
 def losses(m: Transfusion, *segments: Text | Media, language_loss: bool = True) -> Losses:
@@ -109,7 +109,11 @@ def test_later_text_reads_the_clean_copy(coordinates: Coordinates) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"patcher": UNetPatcherConfig(channels=8)}, {"weights": "all", "adaln": True}, {"axial": True, "residual": "hyper"}],
+    [
+        {"patcher": UNetPatcherConfig(channels=8)},
+        {"modality_weights": "all", "adaln": True},
+        {"axial": True, "residual": "hyper"},
+    ],
     ids=["unet", "mixture of transformers, adaLN", "axial, hyper-connections"],
 )
 def test_other_options_keep_it_so(options: dict) -> None:
@@ -135,12 +139,12 @@ def test_every_item_takes_the_loss_that_it_has_behind_clean_ones() -> None:
 
 
 def entries(m: Transfusion, documents: list[Document]) -> list[Entry]:
-    tokenized = [tokenize_document(one, m.vocabulary, m.settings.model.coordinates) for one in documents]
+    tokenized = [tokenize_document(one, m.vocabulary, m.config.model.coordinates) for one in documents]
     return [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
 
 
 def rows(m: Transfusion, packed: list[list[Entry]], length: int) -> Batch:
-    return collate(packed, length, m.vocabulary, m.settings.model.coordinates.axes)
+    return collate(packed, length, m.vocabulary, m.config.model.coordinates.axes)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -157,7 +161,7 @@ def test_packed_is_alone_and_forms_of_attention_agree(coordinates: Coordinates, 
         media, _ = m.network.noise(packed)
         place = AttentionMetadata.of_rows(packed.documents, packed.spans, packed.private)
         for form in ("dense", "sdpa", "document", "flex"):
-            m.network.model = replace(m.network.model, attention=form)  # type: ignore[arg-type]
+            m.network.config = replace(m.network.config, attention_backend=form)  # type: ignore[arg-type]
             h, _ = m.network.hidden(packed.tokens, packed.positions, media, metadata=place)
             hidden[form] = h[(packed.documents >= 0).flatten()]
     for name in ("text", "media"):

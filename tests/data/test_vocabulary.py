@@ -15,7 +15,7 @@ from transfusion.data.vocabulary import BPE, Bytes, Ids, PretrainedVocabulary, S
 from transfusion.generate.engine import Engine
 from transfusion.generate.state import Done, Request, Token
 from transfusion.model.network import ModelConfig
-from transfusion.model_folder import Settings
+from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.transformer import TransformerConfig
 
 TRUNK = TransformerConfig(width=32, depth=1, heads=2)
@@ -82,7 +82,7 @@ def test_words_that_a_language_models_tokenizer_does_not_know_are_called_so(kind
 @pytest.mark.parametrize("end", [257, 258])
 def test_any_of_its_end_ids_ends_a_document(end: int) -> None:
     v = language(bos=256, eos=(257, 258))
-    m = Transfusion(Settings(ModelConfig(modalities=(IMAGE,), transformer=TRUNK), language=v.ids), v).eval()
+    m = Transfusion(TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TRUNK), language=v.ids), v).eval()
     logits = torch.zeros(len(v))
     logits[256], logits[end] = 9.0, 5.0  # BOS would be likelier, and may not be written
     engine = Engine(m.network, v, rows=1)
@@ -106,13 +106,13 @@ def test_a_tokenizer_of_another_language_model_is_refused() -> None:
 
 def test_a_language_models_vocabulary_is_saved_with_the_model(tmp_path: Path) -> None:
     v = language((FREE,), bos=256, eos=(257, 258))
-    m = Transfusion(Settings(ModelConfig(modalities=(FREE,), transformer=TRUNK), language=v.ids), v)
+    m = Transfusion(TransfusionConfig(ModelConfig(modalities=(FREE,), transformer=TRUNK), language=v.ids), v)
     m.save_pretrained(tmp_path)
     again = Transfusion.from_pretrained(tmp_path)
     assert again.vocabulary.ids == v.ids and again.vocabulary.names == v.names and again.vocabulary.eos == 257
     assert torch.equal(again.loss(["one", [picture(1)]]), m.loss(["one", [picture(1)]]))
     with pytest.raises(ValueError, match="language model"):
-        Transfusion(Settings(ModelConfig(modalities=(FREE,), transformer=TRUNK)), v)
+        Transfusion(TransfusionConfig(ModelConfig(modalities=(FREE,), transformer=TRUNK)), v)
 
 
 # ---- ids without text ---------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_no_ids_at_all() -> None:
     assert v.num_text == 0 and v.pad == 0 and v.decode([v.bos, v.eos]) == "" and v.encode("") == []
     with pytest.raises(ValueError, match="media alone"):
         v.encode((0,))
-    m = Transfusion(Settings(ModelConfig(modalities=(IMAGE,), transformer=TRUNK)), v)
+    m = Transfusion(TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TRUNK)), v)
     m.loss([[picture(1)]]).backward()
     assert len(m.generate(force="image", max_tokens=0)[0].media) == 1
 

@@ -87,7 +87,7 @@ def test_perplexity_and_bits_of_a_model_that_knows_nothing() -> None:
 
 
 def test_long_text_is_cut_to_the_context() -> None:
-    m = model(context=40)
+    m = model(context_length=40)
     whole = "the quick brown fox jumps over the lazy dog, and again it jumps. " * 3
     parts = text._parts(m, whole)
     assert "".join(parts) == whole and all(len(m.vocabulary.encode(p)) <= 38 for p in parts)

@@ -83,7 +83,7 @@ def test_off_there_is_nothing_and_on_the_two_losses_stay() -> None:
 OPTIONS: dict[str, dict] = {
     "default": {},
     "unet": {"patcher": UNetPatcherConfig(channels=8)},
-    "mixture of transformers": {"weights": "all"},
+    "mixture of transformers": {"modality_weights": "all"},
     "hyper-connections, adaLN": {"residual": "hyper", "adaln": True},
     "depth attention, axial": {"residual": "attention", "axial": True},
 }
@@ -99,7 +99,7 @@ def test_packed_is_alone_and_parts_are_the_whole(options: dict) -> None:
         Document((Media(picture(11), dual=True), Text("x"), Media(picture(12), weight=0.5))),
         Document((Media(picture(13), times=CLEAN), Media(picture(14)))),
     ]
-    tokenized = [tokenize_document(one, m.vocabulary, m.settings.model.coordinates) for one in docs]
+    tokenized = [tokenize_document(one, m.vocabulary, m.config.model.coordinates) for one in docs]
     entries = [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
 
     def run(*rows: list[Entry]) -> Losses:

@@ -57,10 +57,10 @@ def test_adapters_begin_with_nothing_and_change_what_is_computed() -> None:
     assert torch.equal(losses(plain), losses(m)) and m.network.state_dict().keys() == plain.network.state_dict().keys()
 
 
-@pytest.mark.parametrize("weights", ["shared", "all"])
+@pytest.mark.parametrize("weights", ["none", "all"])
 def test_they_learn_and_the_base_is_untouched(weights: str, tmp_path: Path) -> None:
     write(tmp_path)
-    m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)  # type: ignore[arg-type]
+    m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights=weights)  # type: ignore[arg-type]
     before, rows = base(m), m.network.embed.weight.detach().clone()
     lora.add(m.network, RANK)
     optimizer = AdamWConfig(lr=1e-2, weight_decay=0.5).build(m)
@@ -90,7 +90,7 @@ def test_only_what_is_asked_for_is_trained(options: LoRAConfig, message: str) ->
 
 def test_which_matrices_have_adapters() -> None:
     def places(options: LoRAConfig) -> set[str]:
-        m = adapted(options, weights="all")
+        m = adapted(options, modality_weights="all")
         return {n.split(".lora_A")[0] for n, _ in m.network.named_parameters() if ".lora_A" in n}
 
     assert len(places(LoRAConfig(4))) == 2 * 2 * 4
@@ -100,22 +100,22 @@ def test_which_matrices_have_adapters() -> None:
     assert {n.rpartition(".")[2] for n in places(LoRAConfig(4, parts=("qkv",)))} == {"qkv"}
 
 
-@pytest.mark.parametrize("weights", ["shared", "feed_forward"])
+@pytest.mark.parametrize("weights", ["none", "mlp"])
 def test_merged_is_unmerged_and_an_ordinary_folder(weights: str, tmp_path: Path) -> None:
-    m = adapted(double=True, weights=weights)
+    m = adapted(double=True, modality_weights=weights)
     expected = losses(m)
     with pytest.raises(ValueError, match="merge them first"):
         m.save_pretrained(tmp_path / "m")
     lora.merge(m.network)
     assert torch.allclose(losses(m), expected, rtol=1e-12)  # measured 4e-16
-    single = adapted(weights=weights)
+    single = adapted(modality_weights=weights)
     whole = losses(single)
     lora.merge(single.network)
     assert torch.allclose(losses(single), whole, rtol=1e-5)  # measured 1.2e-7
     single.save_pretrained(tmp_path / "m")
     again = Transfusion.from_pretrained(tmp_path / "m").eval()
     assert torch.equal(losses(again), losses(single))
-    assert again.network.state_dict().keys() == model(IMAGE, weights=weights).network.state_dict().keys()
+    assert again.network.state_dict().keys() == model(IMAGE, modality_weights=weights).network.state_dict().keys()
     assert all(p.requires_grad for p in single.parameters())
 
 
@@ -257,7 +257,7 @@ def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     line = (
         "train pictures --data data --init lm --lora.rank 2 --trainer.steps 4 --checkpoint.every 2 --packing.rows 2 "
         "--packing.row-length 64 --optimizer.warmup 1 --dtype fp32 --device cpu --model.modalities.0.shape 16 16 "
-        "--model.modalities.0.patch 8 8 --model.context 128 --out run"
+        "--model.modalities.0.patch 8 8 --model.context_length 128 --out run"
     )
     for _ in range(2):  # the second time it is done already
         with pytest.raises(SystemExit) as ended:
@@ -265,7 +265,7 @@ def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
         assert ended.value.code == 0
     assert "adapters of rank 2" in capfd.readouterr().out
     trained = Transfusion.from_pretrained("run").eval()
-    fresh = Transfusion.from_language_model("lm", settings=trained.settings, context=128)
+    fresh = Transfusion.from_language_model("lm", config=trained.config, context_length=128)
     lora.load(fresh.network, "run/adapter")
     lora.merge(fresh.network)
     docs = ["a word", ["pictures", torch.zeros(3, 16, 16)]]

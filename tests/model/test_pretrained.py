@@ -18,7 +18,7 @@ from transfusion.generate.engine import Engine
 from transfusion.generate.state import Event, Token
 from transfusion.model.network import ModelConfig
 from transfusion.model.pretrained import LanguageModel, fetch
-from transfusion.model_folder import Settings
+from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.positions import Llama3Scaling, angles
@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def logits(m: Transfusion, ids: torch.Tensor) -> torch.Tensor:
     """Of whole rows [row length]."""
-    positions = torch.arange(ids.shape[1]).float()[None, :, None].expand(*ids.shape, m.settings.model.coordinates.axes)
+    positions = torch.arange(ids.shape[1]).float()[None, :, None].expand(*ids.shape, m.config.model.coordinates.axes)
     place = AttentionMetadata.of_rows(torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool))
     return m.network.head(m.network.hidden(ids, positions, [], metadata=place)[0]).unflatten(0, ids.shape)
 
@@ -78,7 +78,7 @@ def test_text_has_the_logits_of_transformers(name: str, tmp_path: Path, monkeypa
 
 def own_frequencies(m: Transfusion) -> torch.Tensor:
     """Angles at position 1, from their sines and cosines."""
-    transformer = m.settings.model.transformer
+    transformer = m.config.model.transformer
     half = torch.arange(0, transformer.head_dim, 2, dtype=torch.float32)
     return transformer.scaling(transformer.theta ** (-half / transformer.head_dim)).double()
 
@@ -99,7 +99,7 @@ def test_scaled_frequencies_against_transformers() -> None:
 def test_a_frame_is_the_language_models_own(tmp_path: Path) -> None:
     theirs = write(tmp_path)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
-    tokenized = tokenize_document(Document((Text("ab"),)), m.vocabulary, m.settings.model.coordinates)
+    tokenized = tokenize_document(Document((Text("ab"),)), m.vocabulary, m.config.model.coordinates)
     assert tokenized.tokens[0] == 256 and tokenized.tokens[-1] == 257 and m.vocabulary.num_language == 300
     expected = F.cross_entropy(
         theirs(torch.from_numpy(tokenized.tokens)[None]).logits[0, :-1], torch.from_numpy(tokenized.tokens[1:])
@@ -131,12 +131,10 @@ def test_greedy_text_is_what_transformers_writes(tmp_path: Path) -> None:
 
 def test_cached_text_is_whole_text_and_folders_come_back(tmp_path: Path) -> None:
     write(tmp_path / "a", "llama", rope_parameters=LLAMA3 | {"rope_theta": 10000.0}, tie_word_embeddings=True)
-    m = Transfusion.from_language_model(tmp_path / "a", modalities=(IMAGE,), weights="all").eval()
+    m = Transfusion.from_language_model(tmp_path / "a", modalities=(IMAGE,), modality_weights="all").eval()
     m.save_pretrained(tmp_path / "b")
     again = Transfusion.from_pretrained(tmp_path / "b").eval()
-    assert again.settings == m.settings and all(
-        torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters(), strict=True)
-    )
+    assert again.config == m.config and all(torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters(), strict=True))
     assert again.network.head.weight is again.network.embed.weight and again.network.head.new is again.network.embed.new
     assert (tmp_path / "b" / "model.safetensors").stat().st_size < 4 * m.network.num_parameters + 20_000
     docs = ["some", Document((Text("x"), Media(picture(1)), Text("y")))]
@@ -173,8 +171,8 @@ def test_half_precision_generation_has_the_logits_of_autocast(tie_embeddings: bo
 def test_weights_go_on_to_other_modalities(tmp_path: Path) -> None:
     """Rows in two parts are found again by the names of their tokens, whatever else stands behind the language model's."""
     write(tmp_path, "qwen2", bos_token_id=None)
-    old = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights="all")
-    new = Transfusion.from_language_model(tmp_path, modalities=(SOUND, IMAGE), weights="all", seed=1)
+    old = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights="all")
+    new = Transfusion.from_language_model(tmp_path, modalities=(SOUND, IMAGE), modality_weights="all", seed=1)
     before = new.network.embed.new.detach().clone()
     taken = new.init_from(old)
     assert taken.new_tokens == ("<BEGIN sound>", "<END sound>") and "embed.new" in taken.loaded
@@ -188,13 +186,13 @@ def test_weights_go_on_to_other_modalities(tmp_path: Path) -> None:
 
 def test_new_rows_are_like_an_average_one_and_media_weights_begin_as_the_texts(tmp_path: Path) -> None:
     write(tmp_path)
-    for weights in ("feed_forward", "all"):
-        m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)
+    for weights in ("mlp", "all"):
+        m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights=weights)
         block: Any = m.network.transformer.blocks[1]
         assert torch.equal(block.media[0].mlp.down.weight, block.mlp.down.weight)
-        new = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights, copies=False)
+        new = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights=weights, copies=False)
         assert not torch.equal(new.network.transformer.blocks[1].media[0].mlp.down.weight, block.mlp.down.weight)  # type: ignore
-        again = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights=weights)
+        again = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights=weights)
         assert all(torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters(), strict=True)), (
             "chance is named by the seed"
         )
@@ -294,16 +292,16 @@ def test_a_window_is_no_matter_within_it(folders: dict[str, Path]) -> None:
     kept = (folders["mistral"] / "config.json").read_text()
     change(folders["mistral"], sliding_window=64)
     m = Transfusion.from_language_model(folders["mistral"], modalities=())
-    assert m.settings.model.context == 64
+    assert m.config.model.context_length == 64
     with pytest.raises(ValueError, match="window of 64"):
-        Transfusion.from_language_model(folders["mistral"], modalities=(), context=65)
+        Transfusion.from_language_model(folders["mistral"], modalities=(), context_length=65)
     change(folders["qwen2"], use_sliding_window=False, sliding_window=16, layer_types=None)
     assert LanguageModel.open(folders["qwen2"]).window is None
     change(folders["qwen2"], layer_types=["full_attention", "sliding_attention"])
     assert LanguageModel.open(folders["qwen2"]).window == 16
     (folders["mistral"] / "config.json").write_text(kept)
     with pytest.raises(ValueError, match="a context of 256"):
-        Transfusion.from_language_model(folders["llama"], modalities=(), context=257)
+        Transfusion.from_language_model(folders["llama"], modalities=(), context_length=257)
 
 
 def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
@@ -321,11 +319,12 @@ def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
 
 def test_sizes_are_the_language_models_and_wrong_words_are_refused(folders: dict[str, Path], unchecked) -> None:
     m = Transfusion.from_language_model(
-        folders["llama"], settings=Settings(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, heads=3)))
+        folders["llama"],
+        settings=TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, heads=3))),
     )
-    assert m.settings.model.transformer.width == 32
+    assert m.config.model.transformer.width == 32
     with pytest.raises(ValueError, match="weights must be"):
-        Transfusion.from_language_model(folders["llama"], weights="none")  # type: ignore[arg-type]
+        Transfusion.from_language_model(folders["llama"], modality_weights="none")  # type: ignore[arg-type]
 
 
 def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:

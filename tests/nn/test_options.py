@@ -25,8 +25,8 @@ from transfusion.recipes import RECIPES
 from transfusion.recipes.run import Run
 
 FACTORS: dict[str, dict[str, Any]] = {
-    "weights": {"feed_forward": "feed_forward", "all": "all"},
-    "experts": {"two of four and a shared one": MoEConfig(4, 2), "one of three": MoEConfig(3, 1, shared=False)},
+    "modality_weights": {"mlp": "mlp", "all": "all"},
+    "moe": {"two of four and a shared one": MoEConfig(4, 2), "one of three": MoEConfig(3, 1, shared=False)},
     "alibi": {"some heads": 3, "all heads": 4},
     "soft_cap": {"capped": 2.0},
     "value_residual": {"value residual": True},
@@ -144,7 +144,7 @@ LEARNED = [{}, *SINGLE]
 @pytest.mark.parametrize("choice", LEARNED, ids=lambda c: name(c) or "none")
 def test_learns(choice: Choice, unchecked) -> None:
     """From the weights that a new model has, the loss on two documents falls to less than half."""
-    m = Transfusion(built(choice, double=False).settings, built(choice, double=False).vocabulary).train()
+    m = Transfusion(built(choice, double=False).config, built(choice, double=False).vocabulary).train()
     batch = rows(m, [entries(m, mixed()[3:])], 40)
     optimizer = torch.optim.Adam(m.parameters(), 2e-2)
     first = m(batch).total(1.0).item()
@@ -169,14 +169,14 @@ def test_half_precision_generates(choice: Choice) -> None:
 
 def test_every_option_survives_configuration_and_the_command_line() -> None:
     run = RECIPES["digits"].run()
-    given = "--model.transformer.weights all --model.transformer.moe.num_experts 4 --model.transformer.moe.top_k 1 --model.transformer.attention.alibi 2"
+    given = "--model.transformer.modality_weights all --model.transformer.moe.num_experts 4 --model.transformer.moe.top_k 1 --model.transformer.attention.alibi 2"
     given += " --model.transformer.attention.soft-cap 50 --model.transformer.attention.value-residual True --model.transformer.attention.gated True"
     given += " --model.transformer.attention.laser 15 --model.transformer.residual hyper --model.transformer.streams 2 --model.axial True"
     given += " --model.transformer.long-skips True --model.transformer.adaln True --model.transformer.dropout 0.1 --model.patcher.time none"
     found = settings(run, [*given.split(), "--model.coordinates.order", "shared"], "x")
     transformer = replace(
         run.model.transformer,
-        weights="all",
+        modality_weights="all",
         experts=MoEConfig(4, 1),
         attention=AttentionConfig(alibi=2, soft_cap=50.0, value_residual=True, gated=True, laser=15.0),
         residual="hyper",
@@ -235,8 +235,8 @@ def test_nothing_is_added_where_nothing_is_asked_for() -> None:
 def test_begins_as_what_it_stands_for(choice: Choice) -> None:
     """A new model's hyper-connections and long skips are the plain residual, until they learn."""
     torch.manual_seed(0)
-    m = Transfusion(built(choice).settings, built(choice).vocabulary).double()
-    plain = Transfusion(built({}).settings, built({}).vocabulary).double()
+    m = Transfusion(built(choice).config, built(choice).vocabulary).double()
+    plain = Transfusion(built({}).config, built({}).vocabulary).double()
     own = {n: p for n, p in m.named_parameters() if n in dict(plain.named_parameters())}
     plain.load_state_dict({**plain.state_dict(), **own})
     batch = rows(m, [entries(m, mixed())], 160)
@@ -253,7 +253,7 @@ def test_adaln_leaves_text_alone_and_begins_as_identity() -> None:
             if "modulation" in n or "network.time" in n:
                 p.normal_()
     assert torch.equal(numbers(m(batch)), before)
-    new = Transfusion(m.settings, m.vocabulary)
+    new = Transfusion(m.config, m.vocabulary)
     assert all(not p.any() for n, p in new.named_parameters() if "modulation" in n)
 
 
@@ -266,7 +266,8 @@ def test_long_skips_join_the_halves() -> None:
 def test_initial_scale_of_what_is_written_into_the_stream() -> None:
     """Every projection back into the stream begins smaller by 1 / sqrt(2 depth), those of sets and of experts, too."""
     chosen = Transfusion(
-        built({"weights": "all", "experts": "two of four and a shared one"}, double=False).settings, built({}).vocabulary
+        built({"modality_weights": "all", "moe": "two of four and a shared one"}, double=False).config,
+        built({}).vocabulary,
     )
     found = {n: p for n, p in chosen.named_parameters() if n.endswith(("attention.out.weight", ".down.weight"))}
     assert len(found) == 3 * 3 * (1 + 5)

@@ -17,7 +17,7 @@ from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.routing import ModalityRouting
 
-SETS = ["feed_forward", "all"]
+SETS = ["mlp", "all"]
 
 
 def sound(seed: int) -> Media:
@@ -62,7 +62,7 @@ def entries_of(m: Transfusion, docs: list[Document]) -> list:
 
 @pytest.mark.parametrize("weights", SETS)
 def test_equalities_hold(weights: str) -> None:
-    m = model(IMAGE, SOUND, double=True, weights=weights)
+    m = model(IMAGE, SOUND, double=True, modality_weights=weights)
     packed_is_alone(m, both())
     cached_is_full(m, both())
     many_is_one(m, requests())
@@ -70,9 +70,9 @@ def test_equalities_hold(weights: str) -> None:
 
 @pytest.mark.parametrize("weights", SETS)
 def test_text_keeps_the_names_of_shared_weights(weights: str) -> None:
-    shared, apart = set(model(IMAGE, SOUND).state_dict()), set(model(IMAGE, SOUND, weights=weights).state_dict())
+    shared, apart = set(model(IMAGE, SOUND).state_dict()), set(model(IMAGE, SOUND, modality_weights=weights).state_dict())
     assert shared < apart
-    parts = "feed_norm|feed_forward" + ("|attention_norm|attention" if weights == "all" else "")
+    parts = "mlp_norm|mlp" + ("|attention_norm|attention" if weights == "all" else "")
     own = re.compile(rf"network\.trunk\.(blocks\.[01]\.media\.[01]\.({parts})\..+|media_norms\.[01]\.weight)")
     assert all(own.fullmatch(name) for name in apart - shared)
 
@@ -80,7 +80,7 @@ def test_text_keeps_the_names_of_shared_weights(weights: str) -> None:
 @pytest.mark.parametrize("weights", SETS)
 def test_text_depends_on_its_own_set_alone(weights: str) -> None:
     """Not one bit of the logits of text alone changes with the media's weights; everything else changes them."""
-    m = model(IMAGE, SOUND, weights=weights)
+    m = model(IMAGE, SOUND, modality_weights=weights)
     assert change(m, text_logits, lambda name: ".media" in name or "patchers" in name) == 0.0
     own = [name for name, _ in m.named_parameters() if ".media" not in name and "patchers" not in name]
     for part in {name.rsplit(".", 2)[-2] for name in own}:
@@ -89,7 +89,7 @@ def test_text_depends_on_its_own_set_alone(weights: str) -> None:
 
 @pytest.mark.parametrize("weights", SETS)
 def test_each_modality_has_weights_of_its_own(weights: str) -> None:
-    m = model(IMAGE, SOUND, double=True, weights=weights)
+    m = model(IMAGE, SOUND, double=True, modality_weights=weights)
 
     def loss(modality: int, docs: list[Document]) -> Callable[[Transfusion], Tensor]:
         return lambda m: m(rows(m, entries_of(m, docs), 64)).by_modality[modality].sum
@@ -105,7 +105,7 @@ def test_each_modality_has_weights_of_its_own(weights: str) -> None:
 @pytest.mark.parametrize("weights", SETS)
 def test_equal_sets_are_shared_weights(weights: str) -> None:
     """Where every set holds the same numbers, the function is that of shared weights."""
-    shared, apart = model(IMAGE, SOUND, double=True), model(IMAGE, SOUND, double=True, weights=weights)
+    shared, apart = model(IMAGE, SOUND, double=True), model(IMAGE, SOUND, double=True, modality_weights=weights)
     own = shared.state_dict()
     apart.load_state_dict(
         {k: own[re.sub(r"media\.\d\.|media_norms\.\d", "", k).replace("trunk..", "trunk.norm.")] for k in apart.state_dict()}
@@ -119,7 +119,7 @@ def test_equal_sets_are_shared_weights(weights: str) -> None:
 def test_a_token_costs_one_set(weights: str) -> None:
     """Products taken, counted: no more than with shared weights."""
     counts = []
-    for one in ("shared", weights):
+    for one in ("none", weights):
         m = model(IMAGE, SOUND, weights=one)
         batch = rows(m, [entries(m, both())], 160)
         with FlopCounterMode(display=False) as counter:
@@ -144,7 +144,7 @@ def test_one_kind_is_not_moved() -> None:
 @pytest.mark.parametrize("weights", SETS)
 def test_every_weight_learns(weights: str, unchecked) -> None:
     torch.manual_seed(0)
-    m = model(IMAGE, SOUND, weights=weights)
+    m = model(IMAGE, SOUND, modality_weights=weights)
     for p in m.parameters():
         nn.init.normal_(p, std=0.1) if p.ndim > 1 else nn.init.ones_(p)
     batch = rows(m, [entries(m, both())], 160)
@@ -161,13 +161,13 @@ def test_every_weight_learns(weights: str, unchecked) -> None:
 
 
 def test_an_unknown_division_is_refused(unchecked) -> None:
-    with pytest.raises(ValueError, match="shared, feed_forward or all"):
+    with pytest.raises(ValueError, match="shared, mlp or all"):
         TransformerConfig(weights="both")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("weights", SETS)
 def test_new_sets_begin_as_copies_of_shared_weights(weights: str) -> None:
-    there, here = model(IMAGE, SOUND, weights="shared"), model(IMAGE, SOUND, weights=weights)
+    there, here = model(IMAGE, SOUND, modality_weights="none"), model(IMAGE, SOUND, modality_weights=weights)
     taken = here.init_from(there)
     assert not taken.new and not taken.dropped
     documents = [["a text", picture(0)]]
@@ -179,7 +179,7 @@ def test_new_sets_begin_as_copies_of_shared_weights(weights: str) -> None:
 @pytest.mark.parametrize("weights", SETS)
 def test_a_modality_takes_its_own_set_from_another_model(weights: str) -> None:
     """Whatever their order, and with one more modality here than there."""
-    there, here = model(IMAGE, SOUND, weights=weights), model(VECTOR, SOUND, IMAGE, weights=weights)
+    there, here = model(IMAGE, SOUND, modality_weights=weights), model(VECTOR, SOUND, IMAGE, modality_weights=weights)
     with torch.no_grad():
         for p in here.parameters():
             p.zero_()

@@ -31,7 +31,7 @@ def forms(heads: AttentionConfig) -> list[str]:
 
 
 def run(m: Transfusion, form: str, packed: list, length: int) -> Tensor:
-    m.network.model = replace(m.network.model, attention=form)  # type: ignore[arg-type]
+    m.network.config = replace(m.network.config, attention_backend=form)  # type: ignore[arg-type]
     batch = rows(m, packed, length)
     media, _ = m.network.noise(batch)
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)

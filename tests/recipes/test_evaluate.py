@@ -32,8 +32,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def colour_model(folder: str) -> None:
     """A model of colour pictures, without a run around it."""
-    found = model(COLOUR, context=400)
-    found.settings = replace(found.settings, sampler=replace(found.settings.sampler, num_steps=1))
+    found = model(COLOUR, context_length=400)
+    found.config = replace(found.config, sampler=replace(found.config.sampler, num_steps=1))
     found.save_pretrained(folder)
 
 

@@ -97,7 +97,7 @@ def test_prompts_that_cannot_be_read_are_named(
 def test_answers_that_were_there_stay_when_new_ones_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     """Also where the prompts are the earlier answers themselves."""
     monkeypatch.chdir(tmp_path)
-    model(context=40).save_pretrained("m")
+    model(context_length=40).save_pretrained("m")
     command("generate m --prompt ab --out answers --max-tokens 1 --sampler.num-steps 1")
     kept = Path("answers/outputs.jsonl").read_text()
     with pytest.raises(SystemExit) as ended:

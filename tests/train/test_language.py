@@ -37,7 +37,10 @@ def run(out: Path, init: Path, weights: str, optimizer: type = AdamWConfig, **ra
         dtype="fp32",
         device="cpu",
         model=replace(
-            base.model, modalities=(image,), transformer=replace(base.model.transformer, weights=weights), context=64
+            base.model,
+            modalities=(image,),
+            transformer=replace(base.model.transformer, modality_weights=weights),
+            context_length=64,
         ),
         packing=replace(base.packing, row_length=48, rows=4, window=16),
         trainer=TrainerConfig(steps=8, ema_decay=0.9, log_every=1000),
@@ -49,7 +52,7 @@ def text_logits(network: Network) -> torch.Tensor:
     """Of the original ids, on rows of text alone, their BOS included."""
     ids = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(5))
     ids[:, 0] = 256 if network.embed.weight.shape[0] == COUNT else COUNT
-    positions = torch.arange(40).float()[None, :, None].expand(3, 40, network.model.coordinates.axes)
+    positions = torch.arange(40).float()[None, :, None].expand(3, 40, network.config.coordinates.axes)
     place = AttentionMetadata.of_rows(torch.zeros_like(ids), torch.full_like(ids, -1), torch.zeros_like(ids, dtype=torch.bool))
     with torch.no_grad():
         return network.head(network.hidden(ids, positions, [], metadata=place)[0])[:, :COUNT]
@@ -62,8 +65,8 @@ def quiet(line: str) -> None:
 FROZEN = {
     "mixture": ("llama", {}, "all", {}),
     "mixture, tied": ("llama", {"tie_word_embeddings": True}, "all", {}),
-    "feed-forwards, no BOS of its own": ("qwen2", {"bos_token_id": None, "eos_token_id": None}, "feed_forward", {}),
-    "patchers and control tokens alone": ("qwen3", {"head_dim": 8}, "shared", {}),
+    "feed-forwards, no BOS of its own": ("qwen2", {"bos_token_id": None, "eos_token_id": None}, "mlp", {}),
+    "patchers and control tokens alone": ("qwen3", {"head_dim": 8}, "none", {}),
     "muon": ("llama", {}, "all", {"optimizer": MuonConfig}),
 }
 
@@ -95,7 +98,7 @@ def test_frozen_language_weights_leave_text_bit_equal(name: str, tmp_path: Path,
     for n, p in m.network.named_parameters():
         assert torch.equal(p, first[n]) == (id(p) in frozen), n
     assert not torch.equal(m.network.embed.new, first["embed.new"]), "control tokens are trained"
-    untouched = Transfusion.from_language_model(tmp_path / "lm", modalities=m.settings.model.modalities, weights=weights)  # type: ignore[arg-type]
+    untouched = Transfusion.from_language_model(tmp_path / "lm", modalities=m.config.model.modalities, modality_weights=weights)  # type: ignore[arg-type]
     assert torch.equal(text_logits(untouched.network), seen["before"])
 
 
@@ -104,7 +107,7 @@ def test_a_slower_language_model_moves_less(tmp_path: Path) -> None:
     write(tmp_path)
     moved = {}
     for factor in (1.0, 0.1, 0.0):
-        m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights="all")
+        m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights="all")
         before = {n: p.detach().clone() for n, p in m.network.named_parameters()}
         optimizer = AdamWConfig(lr=1e-3, weight_decay=0.0, language_lr_scale=factor)
         optimizer = optimizer.build(m)
@@ -121,7 +124,7 @@ def test_a_slower_language_model_moves_less(tmp_path: Path) -> None:
 
 def test_media_learn_beside_a_frozen_language_model(tmp_path: Path) -> None:
     write(tmp_path)
-    m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), weights="all")
+    m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights="all")
     optimizer = AdamWConfig(lr=1e-2, language_lr_scale=0.0).build(m)
     docs = corpus(4)
     first = m(m.batch(docs)).media.value.item()
@@ -163,15 +166,13 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     for i in range(12):
         png(tmp_path / "data" / f"{i}.png", i, size=(20, 16))
         (tmp_path / "data" / f"{i}.txt").write_text(f"picture number {i % 3}")
-    small = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 8 8 --model.context 128"
-    line = (
-        f"train pictures --data data --init lm --model.transformer.weights all --optimizer.language_lr_scale 0 {SHORT} {small}"
-    )
+    small = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 8 8 --model.context_length 128"
+    line = f"train pictures --data data --init lm --model.transformer.modality_weights all --optimizer.language_lr_scale 0 {SHORT} {small}"
     command(f"{line} --out run")
     said = capfd.readouterr().out
     assert "language model lm" in said and "width 32, depth 2, 4 heads, weights all" in said
     trained = Transfusion.from_pretrained("run").eval()
-    untouched = Transfusion.from_language_model("lm", modalities=trained.settings.model.modalities, weights="all").eval()
+    untouched = Transfusion.from_language_model("lm", modalities=trained.config.model.modalities, modality_weights="all").eval()
     assert torch.equal(text_logits(trained.network), text_logits(untouched.network))
     assert not torch.equal(trained.network.head.new, untouched.network.head.new)
     command(f"{line} --out run")  # the same line again: nothing is left to do, and nothing is damaged
@@ -180,12 +181,9 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     # from such a run to another one: its trunk and ids come along, whatever the recipe's own are
     command(f"train pictures --data data --init run {SHORT} {small} --out more")
     more = Transfusion.from_pretrained("more")
-    assert (
-        more.settings.language == trained.settings.language
-        and more.settings.model.transformer == trained.settings.model.transformer
-    )
-    assert config.from_yaml(Run, Path("more/run.yaml").read_text()).model == more.settings.model
-    assert config.from_yaml(Run, Path("run/run.yaml").read_text()).model == trained.settings.model
+    assert more.config.language == trained.config.language and more.config.model.transformer == trained.config.model.transformer
+    assert config.from_yaml(Run, Path("more/run.yaml").read_text()).model == more.config.model
+    assert config.from_yaml(Run, Path("run/run.yaml").read_text()).model == trained.config.model
     for begin, wrong in (
         (line, "--model.transformer.width 64"),
         (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.theta 7.0"),
@@ -197,17 +195,19 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     # sets of weights, adaLN and dropout can also be had later
     command(f"train pictures --data data --init lm {SHORT} {small} --out first")
     later = f"train pictures --data data --init first {SHORT} {small} --out later"
-    later += " --model.transformer.weights all --model.transformer.adaln True --model.transformer.dropout 0.1"
+    later += " --model.transformer.modality_weights all --model.transformer.adaln True --model.transformer.dropout 0.1"
     command(later)
     command(later)
     first, last = Transfusion.from_pretrained("first"), Transfusion.from_pretrained("later")
-    assert last.settings.model.transformer == replace(first.settings.model.transformer, weights="all", adaln=True, dropout=0.1)
-    assert config.from_yaml(Run, Path("later/run.yaml").read_text()).model == last.settings.model
+    assert last.config.model.transformer == replace(
+        first.config.model.transformer, modality_weights="all", adaln=True, dropout=0.1
+    )
+    assert config.from_yaml(Run, Path("later/run.yaml").read_text()).model == last.config.model
     with pytest.raises(SystemExit) as ended:
-        main(f"{later} --init run --model.transformer.weights feed_forward --out other".split())
+        main(f"{later} --init run --model.transformer.modality_weights mlp --out other".split())
     assert ended.value.code == 2 and "has no place for all" in capfd.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        main(f"{line} --out other --model.context 1000".split())
+        main(f"{line} --out other --model.context_length 1000".split())
     assert ended.value.code == 1 and "context of 256" in capfd.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(f"train pictures --data data {SHORT} {small} --optimizer.language_lr_scale 0 --out other".split())

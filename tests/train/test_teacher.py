@@ -44,7 +44,7 @@ def test_each_is_in_the_metrics_and_falls(tmp_path: Path) -> None:
         assert last < most * first, (name, first, last)
     assert model.network.representation is not None
     again = type(model).from_pretrained(tmp_path / "model")
-    assert again.settings.model.auxiliary == ALL and again.network.representation is not None
+    assert again.config.model.auxiliary == ALL and again.network.representation is not None
 
 
 def test_experts_are_balanced_once_a_step(tmp_path: Path, monkeypatch) -> None:

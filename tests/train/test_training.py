@@ -40,7 +40,10 @@ def run(out: Path, steps: int = 8, **overrides) -> Run:
         device="cpu",
         tokenizer=Bytes(),
         model=replace(
-            base.model, modalities=(image,), transformer=replace(base.model.transformer, width=32, depth=2, heads=2), context=64
+            base.model,
+            modalities=(image,),
+            transformer=replace(base.model.transformer, width=32, depth=2, heads=2),
+            context_length=64,
         ),
         packing=replace(base.packing, row_length=48, rows=4, window=16),
         trainer=TrainerConfig(steps=steps, ema_decay=0.9, log_every=1000),

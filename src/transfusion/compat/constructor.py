@@ -161,7 +161,7 @@ def configure(
         diffusion=diffusion,
         coordinates=Coordinates("grid", axes=max(1, *(len(m.shape) for m in modalities)) if modalities else 1),
         media_weight=flow_loss_weight / text_loss_weight,
-        context=CONTEXT,
+        context_length=CONTEXT,
         auxiliary=_beside(
             text_loss_weight,
             auxiliary

@@ -188,10 +188,10 @@ class Samples(Held):
         _whole("length, the number of ids to write,", length)
         if not self.vocabulary.num_text:
             raise ValueError("this model has no ids of text to write: num_text_tokens is 0")
-        if prompt.shape[1] + length + 1 > self.network.model.context:
+        if prompt.shape[1] + length + 1 > self.network.config.context_length:
             raise ValueError(
                 f"the prompt and {length} ids more take {prompt.shape[1] + length + 1} tokens, the context has "
-                f"{self.network.model.context}: ask for fewer"
+                f"{self.network.config.context_length}: ask for fewer"
             )
         name = seed if seed is not None else int(torch.randint(1 << 62, ()))
         documents = self.parts.documents([[one] if len(one) else None for one in prompt], prompts=True)

@@ -134,7 +134,7 @@ class Learns(Held):
         wanted: list[Any] = []
         if return_loss and not noised:
             losses = self._losses(rows, teacher, decoders)
-            total = losses.total(self.network.model.media_weight) * self.quick.text_weight
+            total = losses.total(self.network.config.media_weight) * self.quick.text_weight
             wanted.append(total)
             if return_breakdown:
                 wanted.append(_breakdown(total, losses))
@@ -149,7 +149,7 @@ class Learns(Held):
         teacher = getattr(teacher, "network", teacher)
         if teacher is not None and not isinstance(teacher, Network):
             raise ValueError("the EMA model must be a Transfusion, or what its create_ema gives")
-        if teacher is not None and not self.network.model.auxiliary.needs_ema_teacher:
+        if teacher is not None and not self.network.config.auxiliary.needs_ema_teacher:
             raise ValueError(
                 "no loss is on that looks to an EMA model: give Transfusion velocity_consistency_loss_weight=0.1, or auxiliary="
             )
@@ -204,7 +204,7 @@ class Learns(Held):
             times = times[:, None]
         if len(times) != len(documents):
             raise ValueError(f"times has {len(times)} rows for {len(documents)} documents")
-        law = self.network.model.diffusion.times
+        law = self.network.config.diffusion.times
         steps = law.steps if isinstance(law, Uniform) and law.steps else 1000
         found = []
         for index, (document, row) in enumerate(zip(documents, times, strict=True)):
@@ -237,10 +237,10 @@ class Learns(Held):
             if not one.segments:
                 raise ValueError(f"document {index} is empty: leave it out")
             named = one if one.name else replace(one, name=str(index))
-            tokenized = tokenize_document(named, self.vocabulary, self.network.model.coordinates, add_eos=add_eos)
-            if len(tokenized) > self.network.model.context:
+            tokenized = tokenize_document(named, self.vocabulary, self.network.config.coordinates, add_eos=add_eos)
+            if len(tokenized) > self.network.config.context_length:
                 raise ValueError(
-                    f"document {index} takes {len(tokenized)} tokens, the context has {self.network.model.context}"
+                    f"document {index} takes {len(tokenized)} tokens, the context has {self.network.config.context_length}"
                 )
             try:
                 found.append(Entry.of(tokenized, lambda item, index=index: rng.key(seed, index, item), named.name))
@@ -253,7 +253,7 @@ class Learns(Held):
     def collate(self, entries: Sequence[Entry]) -> Batch:
         """Entries one behind the other in one row, so that nothing is padding."""
         length = sum(len(entry.sequence) for entry in entries)
-        return collate([list(entries)], length, self.vocabulary, self.network.model.coordinates.axes).to(self.network.device)
+        return collate([list(entries)], length, self.vocabulary, self.network.config.coordinates.axes).to(self.network.device)
 
     def _by_slot(self, batch: Batch, values: Sequence[Sequence[Any]]) -> dict[int, Any]:
         """First slot -> what belongs to that item, for values by group."""
@@ -264,7 +264,7 @@ class Learns(Held):
         }
 
     def _times(self, batch: Batch, entries: Sequence[Entry]) -> list[list[float]]:
-        law = self.network.model.diffusion.times
+        law = self.network.config.diffusion.times
         drawn = self._by_slot(batch, [time_laws.draw(law, g.keys.tolist(), g.times).tolist() for g in batch.media])
         found, at = [], 0
         for entry in entries:
@@ -276,7 +276,7 @@ class Learns(Held):
         self, batch: Batch, documents: Sequence[Document], entries: Sequence[Entry], noised: bool
     ) -> list[list[Tensor]]:
         if noised:
-            law = self.network.model.diffusion.times
+            law = self.network.config.diffusion.times
             drawn = [time_laws.draw(law, g.keys.tolist(), g.times).to(g.values.device) for g in batch.media]
             media = [NoisedGroup(g.modality, g.grid, g.values, t, g.slots) for g, t in zip(batch.media, drawn, strict=True)]
         else:

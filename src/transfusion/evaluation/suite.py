@@ -102,8 +102,8 @@ def record(
 ) -> Record:
     """A suite's record, with what is the same for all."""
     settings = {
-        "sampler": config.to_plain(model.settings.sampler),
-        "guidance": config.to_plain(model.settings.guidance),
+        "sampler": config.to_plain(model.config.sampler),
+        "guidance": config.to_plain(model.config.guidance),
         "dtype": str(how.dtype).removeprefix("torch."),
         **how.notes,
     }

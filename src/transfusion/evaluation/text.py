@@ -104,7 +104,7 @@ def choose(model: Transfusion, questions: Sequence[Question], how: EvalContext) 
     """Ranked choice, as language models are compared (and the paper's suite is): of all choices, written behind the question,
     the one whose tokens are likeliest on average is the answer."""
     asked = [(q, choice) for q in questions for choice in q.choices]
-    context = model.settings.model.context
+    context = model.config.model.context_length
     for one, choice in asked:
         length = len(model.vocabulary.encode(one.question)) + len(model.vocabulary.encode(choice)) + 2
         if length > context:
@@ -168,7 +168,7 @@ def _marked(parts: Sequence[str]) -> list[tuple[str, bool]]:
 
 def _parts(model: Transfusion, text: str) -> list[str]:
     """A text in parts that fit the context, cut between tokens."""
-    room, ids = model.settings.model.context - 2, model.vocabulary.encode(text)
+    room, ids = model.config.model.context_length - 2, model.vocabulary.encode(text)
     if len(ids) <= room or len(text) < 2:
         return [text]
     # a byte-level token may hold part of a letter: such halves are put together again by cutting the text, not the tokens

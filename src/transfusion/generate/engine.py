@@ -51,7 +51,7 @@ class Engine(ModelRunner):
         dtype: torch.dtype = torch.float32,
         readable: bool = True,
     ) -> None:
-        capacity = min(capacity or network.model.context, network.model.context)
+        capacity = min(capacity or network.config.context_length, network.config.context_length)
         super().__init__(network, vocabulary, rows=rows, capacity=capacity, dtype=dtype)
         self.readable, self._num_rows = readable, rows
         self.fallbacks: Counter[SizeError] = Counter()
@@ -295,7 +295,7 @@ class Engine(ModelRunner):
             noise = row.request.noise
             if noise is None or row.request.force is None or row.num_items:
                 noise = rng.normal([rng.key(row.request.seed, "item", row.num_items, "noise")], shape)[0]
-            latents = init_noise(self.network.model.diffusion.schedule, noise.to(self._exact))
+            latents = init_noise(self.network.config.diffusion.schedule, noise.to(self._exact))
             row.span = Span(index, grid, latents, branches, after, fallback=pending_item.fallback)
         if prefixes:
             self._run(prefixes, commit=True)
@@ -321,7 +321,7 @@ class Engine(ModelRunner):
                 keys = [rng.key(row.request.seed, "item", row.num_items, "step", span.step) for row, span in group]
                 return rng.normal(keys, tuple(like.shape[1:])).to(like)
 
-            moved, estimate = sampler.step(self.network.model.diffusion.schedule, predict, draw, x, t, s)
+            moved, estimate = sampler.step(self.network.config.diffusion.schedule, predict, draw, x, t, s)
             for (row, span), latents, clean in zip(group, moved, estimate, strict=True):
                 span.latents, span.step = latents, span.step + 1
                 events.append(Denoising(row.id, span.step, sampler.num_steps, clean))
@@ -346,14 +346,14 @@ class Engine(ModelRunner):
         index = torch.tensor([i for i, _ in shares], device=x.device)
         weight = torch.tensor([w for _, w in shares], device=x.device, dtype=x.dtype)
         total = torch.zeros_like(x).index_add(0, index, predicted.to(x.dtype) * weight.reshape(-1, *[1] * (x.ndim - 1)))
-        diffusion = self.network.model.diffusion
+        diffusion = self.network.config.diffusion
         return diffusion.to_x0_eps(diffusion.prediction, total, x, t)
 
     def _close(self, finished: Sequence[tuple[Row, Span]], events: list[Event]) -> None:
         """Commit clean latents and END in one pass; a document that is complete is only reported."""
         pieces, rows = [], []
         for row, span in finished:
-            modality = self.network.model.modalities[span.modality]
+            modality = self.network.config.modalities[span.modality]
             media = Media(span.latents.cpu(), modality.name)
             row.close_text()
             row.segments.append(media)

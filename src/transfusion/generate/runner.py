@@ -49,7 +49,7 @@ class ModelRunner:
     @property
     def coordinates(self) -> Coordinates:
         """The model's."""
-        return self.network.model.coordinates
+        return self.network.config.coordinates
 
     def _run(self, pieces: Sequence[Chunk], *, commit: bool) -> tuple[Tensor, list[Tensor], list[list[int]]]:
         """One pass. Back come the hidden state of each piece's last token, and where media stood: each group's

@@ -55,9 +55,9 @@ class ModelConfig:
         axial: positions within an item are also added to its slots, by small networks of their coordinates (`nn/axial.py`).
         media_weight: lambda, the weight of the media loss beside the text loss.
         tied: one matrix for embedding tokens and for predicting them.
-        attention: form of attention over whole rows; "auto" takes what the machine does best. From a cache it is sdpa, or dense
+        attention_backend: form of attention over whole rows; "auto" takes what the machine does best. From a cache it is sdpa, or dense
             where that is asked for.
-        context: tokens at most in a sequence.
+        context_length: tokens at most in a sequence.
         auxiliary: losses beside the two; off by default.
 
     Raises:
@@ -73,15 +73,15 @@ class ModelConfig:
     axial: bool = False
     media_weight: float = 5.0
     tie_embeddings: bool = False
-    attention: AttentionBackend = "auto"
-    context: int = 1024
+    attention_backend: AttentionBackend = "auto"
+    context_length: int = 1024
     auxiliary: AuxiliaryLossConfig = AuxiliaryLossConfig()
 
     def __post_init__(self) -> None:
         if not 0 <= self.media_weight < math.inf:
             raise ValueError(f"media_weight must be a finite number, 0 or more, not {self.media_weight}")
-        if self.context < 1:
-            raise ValueError(f"context must be at least 1 token, not {self.context}")
+        if self.context_length < 1:
+            raise ValueError(f"context_length must be at least 1 token, not {self.context_length}")
         axes, size = self.coordinates.axes, self.transformer.head_dim
         if size // 2 < axes:
             raise ValueError(
@@ -118,7 +118,7 @@ class Network(nn.Module):
         super().__init__()
         modules = modules or {}
         chosen = choose(model.patcher, model.patchers, model.modalities, modules)
-        self.model = replace(model, patchers=chosen) if modules else model
+        self.config = replace(model, patchers=chosen) if modules else model
         self.lora: Any = None
         """What adapters stand in the trunk, see `model/lora.py`."""
         transformer = model.transformer
@@ -152,7 +152,7 @@ class Network(nn.Module):
 
     def patcher_of(self, modality: Modality | int) -> Patcher:
         """The patcher of a modality, given itself or its index."""
-        modality = self.model.modalities[modality] if isinstance(modality, int) else modality
+        modality = self.config.modalities[modality] if isinstance(modality, int) else modality
         patcher_of = self.patchers[modality.name]
         assert isinstance(patcher_of, Patcher)
         return patcher_of
@@ -183,7 +183,7 @@ class Network(nn.Module):
         transformer = [
             p for name, p in self.transformer.named_parameters() if not OF_MEDIA & set(name.split(".")) and ".lora_" not in name
         ]
-        rows = [self.embed.weight] if self.model.tie_embeddings else [self.embed.weight, self.head.weight]
+        rows = [self.embed.weight] if self.config.tie_embeddings else [self.embed.weight, self.head.weight]
         return [cast(nn.Parameter, weight) for weight in (*rows, *transformer)]
 
     def hidden(
@@ -203,7 +203,7 @@ class Network(nn.Module):
             window: a cache's view, for rows that go on.
             layers: takes what each layer gives, [row, length, width].
         """
-        transformer = self.model.transformer
+        transformer = self.config.transformer
         x = self.embed(tokens).flatten(0, 1)
         skips: list[Any] = []
         for group in media:
@@ -211,18 +211,18 @@ class Network(nn.Module):
             if group.masked is not None and self.representation is not None:
                 vectors = torch.where(group.masked.unsqueeze(-1), self.representation.blank.to(vectors), vectors)
             if self.axial is not None and group.grid:
-                vectors = vectors + self.axial[self.model.modalities[group.modality].name](group.grid)
+                vectors = vectors + self.axial[self.config.modalities[group.modality].name](group.grid)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
             skips.append(skip)
         backward = torch.is_grad_enabled() and x.requires_grad
         score_mod = ScoreMod(transformer.attention.soft_cap, transformer.attention.alibi, transformer.heads)
         if window is not None:
-            backend = "auto" if self.model.attention in ("flex", "document") else self.model.attention
+            backend = "auto" if self.config.attention_backend in ("flex", "document") else self.config.attention_backend
             attend = attention(backend, window.query, window.key, backward=backward, score_mod=score_mod)
         else:
             assert metadata is not None
             metadata = replace(metadata, coordinates=positions) if score_mod.alibi else metadata
-            attend = attention(self.model.attention, metadata, backward=backward, score_mod=score_mod)
+            attend = attention(self.config.attention_backend, metadata, backward=backward, score_mod=score_mod)
         h = self.transformer(
             x.unflatten(0, tokens.shape),
             angles(positions, transformer.head_dim, transformer.theta, transformer.scaling),
@@ -237,7 +237,7 @@ class Network(nn.Module):
 
     def _kinds(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> ModalityRouting:
         """Which tokens run through which set of the trunk's weights."""
-        if self.model.transformer.weights == "shared":
+        if self.config.transformer.modality_weights == "none":
             return ONE
         return ModalityRouting.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
 
@@ -266,12 +266,12 @@ class Network(nn.Module):
         noised, noises = [], []
         for group in batch.media:
             keys = group.keys.tolist()
-            t = times.draw(self.model.diffusion.times, keys, group.times).to(group.values.device)
+            t = times.draw(self.config.diffusion.times, keys, group.times).to(group.values.device)
             eps = rng.normal([rng.key(key, "noise") for key in keys], tuple(group.values.shape[1:])).to(group.values)
             for item, given in enumerate(group.noises or ()):
                 if given is not None:
                     eps[item] = given.to(eps)
-            latents = self.model.diffusion.corrupt(group.values, eps, t)
+            latents = self.config.diffusion.corrupt(group.values, eps, t)
             noised.append(NoisedGroup(group.modality, group.grid, latents, t, group.slots))
             noises.append(eps)
         return noised, noises
@@ -286,7 +286,7 @@ class Network(nn.Module):
         Raises:
             ValueError: no teacher in training, where a loss is on that needs one.
         """
-        auxiliary = self.model.auxiliary
+        auxiliary = self.config.auxiliary
         if auxiliary.needs_ema_teacher and teacher is None and self.training:
             raise ValueError(
                 "the consistency and representation losses need a teacher, the model under averaged weights: give one "
@@ -305,8 +305,8 @@ class Network(nn.Module):
         text = Mean(nats, logits.new_tensor(len(batch.learned)))
 
         zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
-        by_modality = [zero for _ in self.model.modalities]
-        diffusion = self.model.diffusion
+        by_modality = [zero for _ in self.config.modalities]
+        diffusion = self.config.diffusion
         predictions = self.predict(h, media, skips)
         for group, noisy, eps, prediction in zip(batch.media, media, noises, predictions, strict=True):
             truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
@@ -322,7 +322,7 @@ class Network(nn.Module):
             auxiliary,
             diffusion,
             Passed(batch, metadata, media, noises, predictions),
-            names=[modality.name for modality in self.model.modalities],
+            names=[modality.name for modality in self.config.modalities],
             network=self,
             representation=self.representation,
             teacher=teacher,
@@ -332,7 +332,7 @@ class Network(nn.Module):
 
     def cache(self, rows: int, capacity: int, dtype: torch.dtype) -> Cache:
         """An empty cache for this network."""
-        transformer = self.model.transformer
+        transformer = self.config.transformer
         return Cache(
             layers=transformer.depth,
             kv_heads=transformer.num_kv_heads,
@@ -341,5 +341,5 @@ class Network(nn.Module):
             capacity=capacity,
             device=self.device,
             dtype=dtype,
-            axes=self.model.coordinates.axes if transformer.attention.alibi else 0,
+            axes=self.config.coordinates.axes if transformer.attention.alibi else 0,
         )

@@ -28,7 +28,7 @@ from transfusion.nn.positions import LinearScaling, Llama3Scaling, Scaling, Unsc
 from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
 from transfusion.nn.transformer import Layer, Transformer
 
-Weights = Literal["shared", "feed_forward", "all"]
+ModalityWeights = Literal["none", "mlp", "all"]
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 CONTEXT = 2048
 """Tokens of context where nothing is said: what language models can read would take a cache of many gigabytes."""
@@ -129,7 +129,7 @@ class LanguageModel:
             window=_window(plain, kind, folder),
         )
 
-    def model(self, model: ModelConfig, *, weights: Weights, context: int | None) -> ModelConfig:
+    def model(self, model: ModelConfig, *, modality_weights: ModalityWeights, context_length: int | None) -> ModelConfig:
         """A model whose trunk is this one's, all else as in `model`.
 
         Raises:
@@ -143,15 +143,15 @@ class LanguageModel:
                     "weights come from one"
                 )
         limit = self.longest if self.window is None else min(self.longest, self.window)
-        if context is not None and not 1 <= context <= limit:
+        if context_length is not None and not 1 <= context_length <= limit:
             why = f"a window of {self.window} tokens" if limit == self.window else f"a context of {self.longest}"
-            raise ValueError(f"{self.folder} has {why}, which is not as long as context {context}: take at most {limit}")
+            raise ValueError(f"{self.folder} has {why}, which is not as long as context {context_length}: take at most {limit}")
         sizes = {name: getattr(self.transformer, name) for name in SIZE_FIELDS}
         return replace(
             model,
-            transformer=replace(model.transformer, **sizes, weights=weights),
+            transformer=replace(model.transformer, **sizes, modality_weights=modality_weights),
             tie_embeddings=self.tie_embeddings,
-            context=context or min(limit, CONTEXT),
+            context_length=context_length or min(limit, CONTEXT),
         )
 
     def vocabulary(self, modalities: tuple[Modality, ...]) -> Vocabulary:
@@ -232,7 +232,7 @@ def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
     """Our parameters, and the names of those that each is made of, one below the other."""
     named = dict(network.transformer.named_parameters())
     yield network.embed.weight, ["model.embed_tokens.weight"]
-    if not network.model.tie_embeddings:
+    if not network.config.tie_embeddings:
         yield network.head.weight, ["lm_head.weight"]
     yield network.transformer.norm.weight, ["model.norm.weight"]
     parts = {
@@ -246,7 +246,7 @@ def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
         "feed_forward.gate_up.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
         "feed_forward.down.weight": ["mlp.down_proj.weight"],
     }
-    for layer in range(network.model.transformer.depth):
+    for layer in range(network.config.transformer.depth):
         for ours, theirs in parts.items():
             if (parameter := named.get(f"blocks.{layer}.{ours}")) is not None:
                 yield parameter, [f"model.layers.{layer}.{name}" for name in theirs]

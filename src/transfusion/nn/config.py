@@ -55,7 +55,7 @@ class TransformerConfig:
         theta: base of the rotary frequencies.
         scaling: of these frequencies, for a language model that was made to read longer texts than it first learned from.
         eps: of the norms.
-        weights: "shared": all tokens run through the same weights. "feed_forward": text and control tokens have a feed-forward
+        modality_weights: "none": all tokens run through the same weights. "mlp": text and control tokens have a feed-forward
             and its norm of their own, and so has each modality. "all": so it is with every weight (projections, norms, the last
             norm), and only the attention itself is common (mixture of transformers, arXiv 2411.04996). A token costs what it
             costs with shared weights. Text keeps the names that shared weights have, `blocks.3.mlp...`; those of
@@ -85,7 +85,7 @@ class TransformerConfig:
     theta: float = 10000.0
     scaling: Scaling = Unscaled()
     eps: float = 1e-5
-    weights: Literal["shared", "feed_forward", "all"] = "shared"
+    modality_weights: Literal["none", "mlp", "all"] = "none"
     moe: MoEConfig = MoEConfig()
     attention: AttentionConfig = AttentionConfig()
     residual: Literal["plain", "hyper", "attention"] = "plain"
@@ -106,8 +106,8 @@ class TransformerConfig:
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head size, or give a head-size")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv-heads {self.num_kv_heads}")
-        if self.weights not in ("shared", "feed_forward", "all"):
-            raise ValueError(f"weights must be shared, feed_forward or all, not {self.weights!r}")
+        if self.modality_weights not in ("none", "mlp", "all"):
+            raise ValueError(f"modality_weights must be none, mlp or all, not {self.modality_weights!r}")
         if self.residual not in ("plain", "hyper", "attention"):
             raise ValueError(f"residual must be plain, hyper or attention, not {self.residual!r}")
         if self.residual == "hyper" and self.streams < 1:

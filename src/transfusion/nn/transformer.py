@@ -109,13 +109,15 @@ class Block(Layer):
 
     def __init__(self, transformer: TransformerConfig, num_modalities: int, layer: int) -> None:
         super().__init__(transformer)
-        self.weights, self.layer = transformer.weights, layer
+        self.modality_weights, self.layer = transformer.modality_weights, layer
         unusual = (
             transformer.moe.num_experts or transformer.attention.value_residual or transformer.adaln or transformer.dropout
         )
-        self.plain = transformer.weights == "shared" and transformer.residual == "plain" and not unusual
-        if transformer.weights != "shared":
-            self.media = nn.ModuleList(Layer(transformer, whole=transformer.weights == "all") for _ in range(num_modalities))
+        self.plain = transformer.modality_weights == "none" and transformer.residual == "plain" and not unusual
+        if transformer.modality_weights != "none":
+            self.media = nn.ModuleList(
+                Layer(transformer, whole=transformer.modality_weights == "all") for _ in range(num_modalities)
+            )
         self.adaln_modulation = AdaLN(transformer.width) if transformer.adaln else None
         self.value_residual = ValueResidual() if transformer.attention.value_residual and layer else None
         self.remembers = transformer.attention.value_residual and not layer
@@ -153,7 +155,7 @@ class Block(Layer):
 
     def attend_to(self, x: Tensor, run: ForwardContext, change: AdaLNParameters | None) -> Tensor:
         """Attention's part, [row, length, width] -> [row, length, width]."""
-        routing = run.routing if self.weights == "all" else ONE
+        routing = run.routing if self.modality_weights == "all" else ONE
         sets = self.sets(routing)
         norms = changed([s.attention_norm for s in sets], change, routing)
         projected = [s.attention.project(p, norm) for s, norm, p in zip(sets, norms, routing.split(x), strict=True)]
@@ -203,7 +205,7 @@ class Transformer(nn.Module):
     """The blocks and the last norm.
 
     Args:
-        num_modalities: sets of weights beside that of text, where `transformer.weights` asks for sets.
+        num_modalities: sets of weights beside that of text, where `transformer.modality_weights` asks for sets.
     """
 
     def __init__(self, transformer: TransformerConfig, num_modalities: int = 0) -> None:
@@ -211,7 +213,7 @@ class Transformer(nn.Module):
         self.transformer = transformer
         self.blocks = nn.ModuleList(Block(transformer, num_modalities, layer) for layer in range(transformer.depth))
         self.norm = RMSNorm(transformer.width, transformer.eps)
-        if transformer.weights == "all":
+        if transformer.modality_weights == "all":
             self.media_norms = nn.ModuleList(RMSNorm(transformer.width, transformer.eps) for _ in range(num_modalities))
         self.depth_attention = (
             DepthAttention(transformer.width, transformer.eps) if transformer.residual == "attention" else None
@@ -245,7 +247,7 @@ class Transformer(nn.Module):
             attend = laser(attend, transformer.attention.laser)
         run = ForwardContext(cos, sin, attend, window, routing, condition, real)
         x = self._run(x, run, layers)
-        if transformer.weights != "all":
+        if transformer.modality_weights != "all":
             return self.norm(x)
         norms = [self.norm if kind == 0 else self.media_norms[kind - 1] for kind in routing.present]
         return routing.join([norm(piece) for norm, piece in zip(norms, routing.split(x), strict=True)], x.shape)

@@ -42,7 +42,10 @@ def run() -> Run:
         recipe="digits",
         tokenizer=BPE(512),
         model=ModelConfig(
-            modalities=(image,), transformer=TransformerConfig(width=128, depth=4, heads=4), media_weight=3.0, context=128
+            modalities=(image,),
+            transformer=TransformerConfig(width=128, depth=4, heads=4),
+            media_weight=3.0,
+            context_length=128,
         ),
         transform=DocumentTransform(
             image_first=0.5, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)

@@ -94,7 +94,7 @@ def run_recipe(folder: str, options: Evaluate, log: LogFn, command: str = "") ->
         raise ConfigError("name one suite or more: --suite draw read")
     device = pick_device(options.device)
     model = Transfusion.from_pretrained(folder, device=device).eval()
-    model.settings = replace(model.settings, sampler=options.sampler, guidance=options.guidance)
+    model.config = replace(model.config, sampler=options.sampler, guidance=options.guidance)
     failed = 0
     how = EvalContext(
         seed=options.seed,
@@ -210,7 +210,7 @@ def _read(run: Run | None, options: Evaluate, model: Transfusion) -> tuple[list[
     data = options.data or (run.data if run else "")
     if not data:
         raise ValueError("this folder says nothing of its data: give held-out documents with --data")
-    image = next((m for m in model.settings.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
+    image = next((m for m in model.config.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
     fit = Fit((image.shape[0], image.shape[1]), image.channels) if image else Fit((1, 1))
     trained: list[Document] = []
     if run is not None and run.data and run.recipe not in CLASSES:
@@ -231,7 +231,7 @@ def _coco(model: Transfusion, options: Evaluate, how: EvalContext) -> Iterator[S
     """
     if not options.data:
         raise ValueError("coco needs --data PATH: the folder with MS-COCO's annotations and pictures")
-    image = next((m for m in model.settings.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
+    image = next((m for m in model.config.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
     if image is None:
         raise ValueError("this model has no modality of pictures")
     fit = Fit((image.shape[0], image.shape[1]), image.channels)

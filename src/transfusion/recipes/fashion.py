@@ -38,7 +38,10 @@ def run() -> Run:
         recipe="fashion",
         tokenizer=BPE(384),
         model=ModelConfig(
-            modalities=(image,), transformer=TransformerConfig(width=192, depth=6, heads=6), media_weight=3.0, context=256
+            modalities=(image,),
+            transformer=TransformerConfig(width=192, depth=6, heads=6),
+            media_weight=3.0,
+            context_length=256,
         ),
         transform=DocumentTransform(
             image_first=0.5, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)

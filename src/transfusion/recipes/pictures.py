@@ -26,7 +26,10 @@ def run() -> Run:
         recipe="pictures",
         tokenizer=BPE(4096),
         model=ModelConfig(
-            modalities=(image,), transformer=TransformerConfig(width=256, depth=6, heads=8), media_weight=1.0, context=512
+            modalities=(image,),
+            transformer=TransformerConfig(width=256, depth=6, heads=8),
+            media_weight=1.0,
+            context_length=512,
         ),
         transform=DocumentTransform(
             image_first=0.2, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)

@@ -85,7 +85,7 @@ def paper_model(size: str) -> ModelConfig:
         diffusion=process.PAPER,
         coordinates=Coordinates("raster", axes=1),
         media_weight=5.0,
-        context=4096,
+        context_length=4096,
     )
 
 

@@ -24,7 +24,7 @@ from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.image_grid import sheet
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Done, Event
-from transfusion.model_folder import Settings, read_settings
+from transfusion.model_folder import TransfusionConfig, read_settings
 from transfusion.recipes.classes import progress
 from transfusion.recipes.run import LogFn
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
@@ -68,7 +68,7 @@ class Generate:
 
 def defaults(folder: str) -> Generate:
     """What a run's own settings say."""
-    settings = read_settings(folder) if folder else Settings()
+    settings = read_settings(folder) if folder else TransfusionConfig()
     return Generate(sampler=settings.sampler, guidance=settings.guidance)
 
 
@@ -119,7 +119,7 @@ def _prompts(model: Transfusion, options: Generate) -> list[Document]:
     if options.prompt is not None:
         return [Document((Text(options.prompt),) if options.prompt else ())]
     path = Path(options.prompts or "")
-    image = next((m for m in model.settings.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
+    image = next((m for m in model.config.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
     fit = Fit((image.shape[0], image.shape[1]), image.channels) if image else Fit((1, 1))
     try:
         lines = path.read_bytes().splitlines()

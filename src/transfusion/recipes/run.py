@@ -22,8 +22,8 @@ from transfusion.evaluation.image_grid import sheet
 from transfusion.model import lora
 from transfusion.model.lora import LoRAConfig
 from transfusion.model.network import ModelConfig
-from transfusion.model.pretrained import OVERRIDABLE_FIELDS, SIZE_FIELDS, LanguageModel, Weights, is_language_model
-from transfusion.model_folder import Settings, read_settings
+from transfusion.model.pretrained import OVERRIDABLE_FIELDS, SIZE_FIELDS, LanguageModel, ModalityWeights, is_language_model
+from transfusion.model_folder import TransfusionConfig, read_settings
 from transfusion.nn.config import TransformerConfig
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 from transfusion.train.optimizer import AdamWConfig, OptimizerConfig
@@ -56,7 +56,7 @@ class Run:
         out: the run's folder. The same line again goes on where it stopped.
         seed: names all chance.
         init: a run or model folder whose weights to start from; or a language model, its folder or OWNER/MODEL on the Hugging
-            Face hub, whose trunk and tokenizer this run then has (`optimizer.language_lr_scale` 0 freezes it, `model.transformer.weights` gives
+            Face hub, whose trunk and tokenizer this run then has (`optimizer.language_lr_scale` 0 freezes it, `model.transformer.modality_weights` gives
             media weights of their own).
         device: where to compute.
         dtype: fp32, bf16 under autocast, or what this machine does best.
@@ -157,7 +157,9 @@ def resolved(run: Run) -> Run:
         return run
     model, usual = run.model, find(run.recipe).run().model
     if is_language_model(run.init):
-        theirs = LanguageModel.open(run.init).model(model, weights=model.transformer.weights, context=model.context)
+        theirs = LanguageModel.open(run.init).model(
+            model, modality_weights=model.transformer.modality_weights, context_length=model.context_length
+        )
         _refuse(run, usual, theirs, SIZE_FIELDS)
         return replace(run, model=theirs)
     settings = read_settings(run.init)
@@ -169,10 +171,10 @@ def resolved(run: Run) -> Run:
         for name in OVERRIDABLE_FIELDS
         if getattr(model.transformer, name) != getattr(usual.transformer, name)
     }
-    order, there, here = typing.get_args(Weights), theirs.transformer.weights, own.get("weights")
+    order, there, here = typing.get_args(ModalityWeights), theirs.transformer.modality_weights, own.get("modality_weights")
     if here is not None and order.index(here) < order.index(there):
         raise ConfigError(
-            f"{run.init} has model.transformer.weights {there}, of which {here} has no place for all: leave it out"
+            f"{run.init} has model.transformer.modality_weights {there}, of which {here} has no place for all: leave it out"
         )
     _refuse(run, usual, theirs, {f.name for f in fields(TransformerConfig)} - OVERRIDABLE_FIELDS)
     return replace(run, model=replace(theirs, transformer=replace(theirs.transformer, **own)))
@@ -226,12 +228,16 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
     """The model of a run that is `resolved`, new or from `--init` weights, on its device."""
     if run.init and isinstance(run.tokenizer, TokenizerFile):
         raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
-    settings = Settings(run.model, run.transform.condition_dropout, run.sampler, run.guidance)
+    settings = TransfusionConfig(run.model, run.transform.condition_dropout, run.sampler, run.guidance)
     if run.init and is_language_model(run.init):
         model = Transfusion.from_language_model(
-            run.init, weights=run.model.transformer.weights, context=run.model.context, settings=settings, seed=run.seed
+            run.init,
+            modality_weights=run.model.transformer.modality_weights,
+            context_length=run.model.context_length,
+            config=settings,
+            seed=run.seed,
         )
-        log(f"starting from the language model {run.init}, with its trunk: {trunk_in_words(model.settings.model.transformer)}")
+        log(f"starting from the language model {run.init}, with its trunk: {trunk_in_words(model.config.model.transformer)}")
     else:
         model = _own(run, settings, corpus, log)
     if run.lora.rank:
@@ -244,14 +250,14 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
 
 def trunk_in_words(transformer: TransformerConfig) -> str:
     """Its sizes, for people."""
-    return f"width {transformer.width}, depth {transformer.depth}, {transformer.heads} heads, weights {transformer.weights}"
+    return f"width {transformer.width}, depth {transformer.depth}, {transformer.heads} heads, weights {transformer.modality_weights}"
 
 
-def _own(run: Run, settings: Settings, corpus: Sequence[Document], log: LogFn) -> Transfusion:
+def _own(run: Run, settings: TransfusionConfig, corpus: Sequence[Document], log: LogFn) -> Transfusion:
     """The model of a run, new or from weights of a model of ours."""
     kept = run.folder / TOKENIZER
     source = Transfusion.from_pretrained(run.init) if run.init else None
-    ids = source.settings.language if source is not None else None
+    ids = source.config.language if source is not None else None
     settings = replace(settings, language=ids)
     if kept.exists():
         vocabulary = Vocabulary.load(kept, run.model.modalities, ids)

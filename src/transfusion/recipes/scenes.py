@@ -53,7 +53,10 @@ def run() -> Run:
         recipe="scenes",
         tokenizer=BPE(384),
         model=ModelConfig(
-            modalities=(image,), transformer=TransformerConfig(width=128, depth=6, heads=4), media_weight=3.0, context=128
+            modalities=(image,),
+            transformer=TransformerConfig(width=128, depth=6, heads=4),
+            media_weight=3.0,
+            context_length=128,
         ),
         transform=DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=2),
