@@ -1,9 +1,8 @@
 """Transfusion: the model that a user holds. Vocabulary, network and engine in one, saved in one folder."""
 
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transfusion.compat.constructor import configure, known
 from transfusion.compat.lists import Quick
 from transfusion.compat.sampling import Samples, evaluating
 from transfusion.compat.training import Learns
-from transfusion.config import nearest, to_plain
+from transfusion.config import nearest
 from transfusion.data.batch import Batch
 from transfusion.data.document import Document, Media, Segment, Text, document
 from transfusion.data.transforms import ConditionDropout
@@ -31,30 +30,11 @@ from transfusion.modality import Modality
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.network import Network
 from transfusion.model.pretrained import LanguageModel, ModalityWeights
+from transfusion.model.transfer import LoadReport, init_from
 from transfusion.model_folder import TransfusionConfig, find, fit, read_settings, read_weights, write
 from transfusion.nn.ema import Averaged
-from transfusion.nn.split_embedding import rows
 
 Prompt = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What was taken from another model: names of weights loaded, new here, dropped there, and tokens that are new."""
-
-    loaded: tuple[str, ...]
-    new: tuple[str, ...]
-    dropped: tuple[str, ...]
-    new_tokens: tuple[str, ...]
-
-    def __str__(self) -> str:
-        def some(names: tuple[str, ...]) -> str:
-            return f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
-
-        return (
-            f"{len(self.loaded)} weights loaded, {len(self.new)} new{some(self.new)}, {len(self.dropped)} dropped"
-            f"{some(self.dropped)}, {len(self.new_tokens)} new tokens{some(self.new_tokens)}"
-        )
 
 
 class Transfusion(Learns, Samples):
@@ -283,55 +263,9 @@ class Transfusion(Learns, Samples):
             engine = Engine(self.network, self.vocabulary, rows=max(held, min(rows, held * len(requests))), dtype=dtype)
             return generate(engine, requests, each=each)
 
-    def init_from(self, source: "Transfusion") -> "LoadReport":
-        """Start from another model's weights: all that have the same name and shape, and the rows of the tokens that both
-        vocabularies know. What is new stays as it is; but where this trunk has sets of weights that the other shares, they
-        begin as copies of its shared ones.
-
-        Raises:
-            ValueError: the trunks differ in more than depth, dropout, adaLN and sets of weights that are new here: those of
-                the same shape would mean something else. Or adapters stand in one of them.
-        """
-        for model, where in ((source, "there"), (self, "here")):
-            if model.network.lora is not None:
-                raise ValueError(f"adapters stand in the trunk {where}: merge them first (lora.merge), or take them off")
-        ours, theirs = (to_plain(replace(m.config.model.transformer, depth=1, dropout=0.0)) for m in (self, source))
-        divisions = ("none", "mlp", "all")
-        divided = divisions.index(ours["modality_weights"]) > divisions.index(theirs["modality_weights"])
-        ours |= {"modality_weights": theirs["modality_weights"]} if divided else {}
-        ours |= {"adaln": False} if ours["adaln"] and not theirs["adaln"] else {}
-        if ours != theirs:
-            differ = [f"{name}: {theirs[name]} there, {value} here" for name, value in ours.items() if value != theirs[name]]
-            raise ValueError(
-                f"weights of another trunk do not fit (model.transformer {'; '.join(differ)}): give it the same sizes"
-            )
-        own, other = self.network.state_dict(), source.network.state_dict()
-        first = self.vocabulary.num_language
-        here = {name: i for i, name in enumerate(self.vocabulary.names)}
-        pairs = [(i, here[name]) for i, name in enumerate(source.vocabulary.names) if name in here]
-        loaded, new = [], []
-        with torch.no_grad():
-            for name, tensor in own.items():
-                there = other.get(_of_same_modality(name, self.vocabulary.modalities, source.vocabulary.modalities))
-                if there is None and divided:
-                    there = other.get(OF_SETS.sub("", name))
-                part = {"embed": source.network.embed, "head": source.network.head}.get(name.partition(".")[0])
-                if part is not None and part.weight.shape[1] == tensor.shape[1]:
-                    begins = first if name.endswith(".new") else 0
-                    mine = [(old, now - begins) for old, now in pairs if begins <= now < begins + len(tensor)]
-                    if mine:
-                        old, now = (torch.tensor(ids, device=tensor.device) for ids in zip(*mine, strict=True))
-                        tensor[now] = rows(part).to(tensor)[old]
-                    loaded.append(name)
-                elif there is not None and there.shape == tensor.shape:
-                    tensor.copy_(there)
-                    loaded.append(name)
-                else:
-                    new.append(name)
-        used = {_of_same_modality(name, self.vocabulary.modalities, source.vocabulary.modalities) for name in loaded}
-        dropped = tuple(sorted(other.keys() - used - {"embed.new", "head.new"}))
-        tokens = set(range(len(self.vocabulary))) - {now for _, now in pairs}
-        return LoadReport(tuple(loaded), tuple(new), dropped, tuple(self.vocabulary.names[i] for i in sorted(tokens)))
+    def init_from(self, source: "Transfusion") -> LoadReport:
+        """Start from another model's weights; see `transfusion.model.transfer.init_from`."""
+        return init_from(self.network, self.vocabulary, source.network, source.vocabulary)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder; weights that were there stay where it fails.
@@ -411,18 +345,3 @@ class Transfusion(Learns, Samples):
             one = cls(replace(config, model=model, language=vocabulary.ids), vocabulary, modules=modules)
             found.load(one.network, copies=copies)
         return one.to(device)
-
-
-OF_SETS = re.compile(r"\bmedia(?:\.|_(?=norms))(?:\d+\.)?|(?<=norm)s\.\d+(?=\.)")
-"""What the name of a modality's weight has more than that of the text's: blocks.0.media.1.x, and media_norms.1.x, where the
-text's are blocks.0.x and norm.x."""
-
-
-def _of_same_modality(name: str, ours: Sequence[Modality], theirs: Sequence[Modality]) -> str:
-    """The name that a weight of ours has in another model: sets of weights are numbered by modality, and belong to the modality
-    of that name, wherever it stands there. "" if there is none."""
-    found = re.match(r"(.*\bmedia(?:_norms)?\.)(\d+)(\..*)", name)
-    if found is None:
-        return name
-    wanted, names = ours[int(found[2])].name, [m.name for m in theirs]
-    return f"{found[1]}{names.index(wanted)}{found[3]}" if wanted in names else ""

@@ -172,7 +172,7 @@ def test_new_sets_begin_as_copies_of_shared_weights(weights: str) -> None:
     assert not taken.new and not taken.dropped
     documents = [["a text", picture(0)]]
     assert torch.allclose(here.loss(documents), there.loss(documents), rtol=1e-5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="another trunk"):
+    with pytest.raises(ValueError, match="another transformer"):
         there.init_from(here)
 
 

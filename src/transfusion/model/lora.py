@@ -84,7 +84,7 @@ def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=rf"blocks\.\d+\.{media}(attention|feed_forward)\.(\w+\.)*({'|'.join(lora.parts)})",
+        target_modules=rf"blocks\.\d+\.{media}(attention|mlp)\.(\w+\.)*({'|'.join(lora.parts)})",
     )
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -195,10 +195,10 @@ def _learned(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
 def _beside(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
     """What is trained beside the adapters, by name."""
     rows = ("embed.new", "head.new") if isinstance(network.embed, SplitEmbedding) else ("embed.weight", "head.weight")
-    inside = ("trunk.", "embed.", "head.")
+    inside = ("transformer.", "embed.", "head.")
 
     def chosen(name: str) -> bool:
-        return (lora.rows and name in rows) or (lora.patchers and (not name.startswith(inside) or ".modulation." in name))
+        return (lora.rows and name in rows) or (lora.patchers and (not name.startswith(inside) or ".adaln_modulation." in name))
 
     return {name: p for name, p in network.named_parameters() if chosen(name)}
 

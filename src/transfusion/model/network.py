@@ -55,8 +55,8 @@ class ModelConfig:
         axial: positions within an item are also added to its slots, by small networks of their coordinates (`nn/axial.py`).
         media_weight: lambda, the weight of the media loss beside the text loss.
         tied: one matrix for embedding tokens and for predicting them.
-        attention_backend: form of attention over whole rows; "auto" takes what the machine does best. From a cache it is sdpa, or dense
-            where that is asked for.
+        attention_backend: how attention over whole rows is computed; "auto" picks the fastest for the machine. With a cache it is
+            sdpa, or dense if that is set.
         context_length: tokens at most in a sequence.
         auxiliary: losses beside the two; off by default.
 
@@ -93,7 +93,7 @@ class ModelConfig:
 TIME_FEATURES = 256
 """Sinusoids of the time that adaLN begins with."""
 
-OF_MEDIA = {"media", "media_norms", "modulation"}
+OF_MEDIA = {"media", "media_norms", "adaln_modulation"}
 """Parts of the trunk that only media run through, as their weights' names say it."""
 
 

@@ -47,7 +47,7 @@ SIZE_FIELDS = {
     "scaling",
     "eps",
 }
-OVERRIDABLE_FIELDS = {"weights", "adaln", "dropout"}
+OVERRIDABLE_FIELDS = {"modality_weights", "adaln", "dropout"}
 """Options of a trunk that change nothing for text where it is read."""
 SUPPORTED_VALUES = {
     "attention_bias": (False,),
@@ -139,8 +139,8 @@ class LanguageModel:
         for name in (f.name for f in fields(TransformerConfig)):
             if name not in SIZE_FIELDS | OVERRIDABLE_FIELDS and getattr(model.transformer, name) != getattr(usual, name):
                 raise ValueError(
-                    f"model.transformer.{name} changes what a language model computes: it must stay as it is by default where the "
-                    "weights come from one"
+                    f"model.transformer.{name} changes what a language model computes: leave it at its default where weights come "
+                    "from one"
                 )
         limit = self.longest if self.window is None else min(self.longest, self.window)
         if context_length is not None and not 1 <= context_length <= limit:
@@ -242,9 +242,9 @@ def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
         "attention.out.weight": ["self_attn.o_proj.weight"],
         "attention.q_norm.weight": ["self_attn.q_norm.weight"],
         "attention.k_norm.weight": ["self_attn.k_norm.weight"],
-        "feed_norm.weight": ["post_attention_layernorm.weight"],
-        "feed_forward.gate_up.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
-        "feed_forward.down.weight": ["mlp.down_proj.weight"],
+        "mlp_norm.weight": ["post_attention_layernorm.weight"],
+        "mlp.gate_up.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+        "mlp.down.weight": ["mlp.down_proj.weight"],
     }
     for layer in range(network.config.transformer.depth):
         for ours, theirs in parts.items():

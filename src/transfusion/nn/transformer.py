@@ -252,6 +252,17 @@ class Transformer(nn.Module):
         norms = [self.norm if kind == 0 else self.media_norms[kind - 1] for kind in routing.present]
         return routing.join([norm(piece) for norm, piece in zip(norms, routing.split(x), strict=True)], x.shape)
 
+    def text_counterparts(self) -> dict[str, tuple[int, str]]:
+        """Name of each modality-specific weight -> (index of its modality, name of the text's weight in the same place)."""
+        lists: list[tuple[str, str, Any]] = [("media_norms.", "norm.", getattr(self, "media_norms", ()))]
+        lists += [(f"blocks.{i}.media.", f"blocks.{i}.", getattr(block, "media", ())) for i, block in enumerate(self.blocks)]
+        return {
+            f"{own}{m}.{name}": (m, text + name)
+            for own, text, modules in lists
+            for m, module in enumerate(modules)
+            for name in module.state_dict()
+        }
+
     def _run(self, x: Tensor, run: ForwardContext, layers: list[Tensor] | None) -> Tensor:
         transformer, state = self.transformer, cast(Any, x)
         if transformer.residual == "hyper":
