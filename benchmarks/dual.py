@@ -3,8 +3,9 @@
     python benchmarks/dual.py --out runs/dual [--steps 300]
 
 A document is three digits: two that are read ("[picture] is three. ") and one that is drawn from its name. Three runs, alike
-but for what is done with pictures that later text or pictures are learned from: they stand clean and without a loss (condition_noise_max
-0), their noise is limited to 0.5, or they stand twice. Rows are of one length, so that a step costs the same; a dual document
+but for what is done with pictures that later text or pictures are learned from: they stand clean and without a loss
+(condition_noise_max 0),
+their noise is limited to 0.5, or they stand twice. Rows are of one length, so that a step costs the same; a dual document
 fills more of them. Printed, of held-out digits: nats a token of the text behind clean pictures, and the denoising loss at all
 times behind clean ones, of the last picture (which each run learned) and of all three.
 """

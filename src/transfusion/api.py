@@ -325,7 +325,8 @@ class Transfusion(Learns, Samples):
             name: a folder as Hugging Face's libraries write it, or OWNER/MODEL on their hub (extra `hf`).
             modalities: the media to learn (None: those of `config`).
             modality_weights: "none": media run through the language model's weights; "mlp", "all": through weights of their
-                own beside these, see `TransformerConfig.modality_weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
+                own beside these, see `TransformerConfig.modality_weights` (LMFusion, arXiv
+                2412.15188, is "all" with the language model frozen).
             copies: whether such weights begin as copies of the text's.
             context_length: tokens of context (None: what it can read, at most 2048).
             config: all else: patchers, diffusion, sampling. Sizes of the trunk are the language model's.

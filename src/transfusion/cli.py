@@ -1,6 +1,6 @@
 """The command `transfusion`.
 
-TransfusionConfig are given as --section.name value; a choice between kinds by its tag, --sampler.kind heun, beside its own settings,
+Settings are options --section.name value; a choice between kinds by its tag, --sampler.kind heun, beside its own settings,
 --sampler.num-steps 50. Mistakes end with exit code 2 and name what would be right; failures of a run with 1.
 """
 

@@ -63,7 +63,7 @@ def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, net
 
 
 def read_weights(folder: Path, *, tie_embeddings: bool) -> dict[str, Tensor]:
-    """The weights of a model folder; `tie_embeddings` where the head is the embedding. Raises ValueError if they can't be read."""
+    """The weights of a model folder; `tie_embeddings`: the head is the embedding. Raises ValueError if they can't be read."""
     try:
         weights = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:

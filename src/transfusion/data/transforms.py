@@ -34,8 +34,8 @@ class DocumentTransform:
 
     Args:
         image_first: share of caption-and-picture pairs in which the picture stands first (the paper: 0.2).
-        condition_noise_min, condition_noise_max: noise that an item may get which a later text or item is learned from. (0, 0.5) is the paper's
-            noise limit (its Table 8); (0, 0) is clean and without loss; (0, 1) no limit.
+        condition_noise_min, condition_noise_max: noise range of images that later segments condition on. (0, 0.5) is the
+            paper's noise limit (its Table 8); (0, 0) is clean and without loss; (0, 1) no limit.
         dual: give such an item a clean copy that is read, beside the noised one that takes the loss, instead of limiting its
             noise. It then takes twice its slots, and condition_noise_min and condition_noise_max are not used.
         condition_dropout: dropped captions.
@@ -52,7 +52,8 @@ class DocumentTransform:
             raise ValueError(f"image-first is a share in [0, 1], not {self.image_first}")
         if not 0 <= self.condition_noise_min <= self.condition_noise_max <= 1:
             raise ValueError(
-                f"condition-noise-min and condition-noise-max must be an interval in [0, 1], not {self.condition_noise_min} and {self.condition_noise_max}"
+                f"condition-noise-min and condition-noise-max must be an interval in [0, 1], not "
+                f"{self.condition_noise_min} and {self.condition_noise_max}"
             )
 
     def __call__(self, document: Document, seed: int, epoch: int, sample: int) -> Document:

@@ -2,7 +2,8 @@
 
 agreement           share whose class, to the judge, is the one that the caption names; `judge` is its accuracy on real pictures
 frechet_classifier        Fréchet distance to real held-out pictures in a convolutional judge's layer before the classes
-                    (`frechet_pixels` where the judge has none and pixels are compared); `frechet_classifier_real`: training pictures'
+                    (`frechet_pixels` where the judge has none and pixels are compared); `frechet_classifier_real`: training
+                    pictures'
 kernel_mini         kernel distance there (or `kernel_pixels`)
 precision, recall   by 3 nearest neighbours there
 nearest_training    mean distance in pixels to the nearest training picture, over that of real held-out pictures (1: as far)

@@ -55,8 +55,8 @@ class ModelConfig:
         axial: positions within an item are also added to its slots, by small networks of their coordinates (`nn/axial.py`).
         media_weight: lambda, the weight of the media loss beside the text loss.
         tied: one matrix for embedding tokens and for predicting them.
-        attention_backend: how attention over whole rows is computed; "auto" picks the fastest for the machine. With a cache it is
-            sdpa, or dense if that is set.
+        attention_backend: how attention over whole rows is computed; "auto" picks the fastest for the machine. With a
+            cache it is sdpa, or dense if that is set.
         context_length: tokens at most in a sequence.
         auxiliary: losses beside the two; off by default.
 

@@ -139,8 +139,8 @@ class LanguageModel:
         for name in (f.name for f in fields(TransformerConfig)):
             if name not in SIZE_FIELDS | OVERRIDABLE_FIELDS and getattr(model.transformer, name) != getattr(usual, name):
                 raise ValueError(
-                    f"model.transformer.{name} changes what a language model computes: leave it at its default where weights come "
-                    "from one"
+                    f"model.transformer.{name} changes what a language model computes: leave it at its default where "
+                    "weights come from one"
                 )
         limit = self.longest if self.window is None else min(self.longest, self.window)
         if context_length is not None and not 1 <= context_length <= limit:

@@ -1,7 +1,8 @@
 """The trunk: a Llama-type transformer (RMSNorm before each part, SwiGLU, rotary positions) over vectors of any origin.
 
-Weights may come in sets, one for each kind of token (`TransformerConfig.weights`); what is here says which set a token runs through, and
-`nn/routing.py` brings it there. Everything else that a `TransformerConfig` can ask for has a file of its own beside this one.
+Weights may come in sets, one for each kind of token (`TransformerConfig.modality_weights`); what is here says which set a token
+runs through, and `nn/routing.py` brings it there.
+Everything else that a `TransformerConfig` can ask for has a file of its own beside this one.
 """
 
 import math

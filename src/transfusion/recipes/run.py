@@ -56,8 +56,9 @@ class Run:
         out: the run's folder. The same line again goes on where it stopped.
         seed: names all chance.
         init: a run or model folder whose weights to start from; or a language model, its folder or OWNER/MODEL on the Hugging
-            Face hub, whose trunk and tokenizer this run then has (`optimizer.language_lr_scale` 0 freezes it, `model.transformer.modality_weights` gives
-            media weights of their own).
+            Face hub, whose trunk and tokenizer this run then has (`optimizer.language_lr_scale` 0 freezes it,
+            `model.transformer.modality_weights`
+            gives media weights of their own).
         device: where to compute.
         dtype: fp32, bf16 under autocast, or what this machine does best.
         tokenizer: text <-> ids.
@@ -124,12 +125,14 @@ def prepare(run: Run, log: LogFn) -> None:
     if run.lora.rank and run.optimizer.language_lr_scale != 1.0:
         raise ConfigError(
             f"--lora.rank {run.lora.rank} freezes what came from a language model and puts adapters onto its matrices, which "
-            f"--optimizer.language_lr_scale {run.optimizer.language_lr_scale:g} would neither slow nor keep: leave out one of the two"
+            f"--optimizer.language_lr_scale {run.optimizer.language_lr_scale:g} would neither slow nor keep: "
+            "leave out one of the two"
         )
     pick_device(run.device)
     if run.optimizer.warmup >= run.trainer.steps:
         log(
-            f"note: the warm-up ({run.optimizer.warmup} steps) is longer than the run ({run.trainer.steps}): see --optimizer.warmup"
+            f"note: the warm-up ({run.optimizer.warmup} steps) is longer than the run ({run.trainer.steps}): "
+            "see --optimizer.warmup"
         )
     run.folder.mkdir(parents=True, exist_ok=True)
     recorded = run.folder / "run.yaml"
@@ -250,7 +253,8 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
 
 def trunk_in_words(transformer: TransformerConfig) -> str:
     """Its sizes, for people."""
-    return f"width {transformer.width}, depth {transformer.depth}, {transformer.heads} heads, weights {transformer.modality_weights}"
+    sizes = f"width {transformer.width}, depth {transformer.depth}, {transformer.heads} heads"
+    return f"{sizes}, weights {transformer.modality_weights}"
 
 
 def _own(run: Run, settings: TransfusionConfig, corpus: Sequence[Document], log: LogFn) -> Transfusion:

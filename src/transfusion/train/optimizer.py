@@ -26,8 +26,8 @@ class AdamWConfig:
         beta1, beta2, eps: of AdamW.
         weight_decay: on matrices only.
         max_grad_norm: gradients are clipped to this norm.
-        language_lr_scale: factor on the learning rate of what came from a language model (`Network.language_parameters`); 0: it is
-            frozen, and costs neither gradients nor moments.
+        language_lr_scale: factor on the learning rate of what came from a language model (`Network.language_parameters`); 0: it
+            is frozen, and costs neither gradients nor moments.
     """
 
     kind: ClassVar[str] = "adamw"
@@ -156,8 +156,8 @@ def _language(module: nn.Module) -> list[nn.Parameter]:
     found = [p for part in module.modules() if isinstance(part, Network) for p in part.language_parameters()]
     if not found:
         raise ValueError(
-            "this model goes on from no language model whose weights could be frozen or slowed: leave out optimizer.language_lr_scale, or "
-            "start from one (init)"
+            "this model goes on from no language model whose weights could be frozen or slowed: leave out "
+            "optimizer.language_lr_scale, or start from one (init)"
         )
     return found
 
