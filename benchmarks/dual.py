@@ -45,7 +45,10 @@ def run(out: str, steps: int, compose: DocumentTransform) -> Run:
         dtype="fp32",
         tokenizer=BPE(300),
         model=ModelConfig(
-            modalities=(image,), transformer=TransformerConfig(width=96, depth=3, heads=3), media_weight=3.0, context_length=160
+            modalities=(image,),
+            transformer=TransformerConfig(width=96, depth=3, num_heads=3),
+            media_weight=3.0,
+            context_length=160,
         ),
         transform=compose,
         packing=PackingConfig(row_length=512, rows=4),

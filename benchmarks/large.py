@@ -44,7 +44,7 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         if size in PAPER_SIZES:
-            shape = (PAPER_SIZES[size].width, PAPER_SIZES[size].depth, PAPER_SIZES[size].heads)
+            shape = (PAPER_SIZES[size].width, PAPER_SIZES[size].depth, PAPER_SIZES[size].num_heads)
         else:
             shape = tuple(int(n) for n in size.split("x"))
         width, depth, heads = shape

@@ -53,7 +53,10 @@ def run(out: str, steps: int) -> Run:
         out=out,
         tokenizer=BPE(400),
         model=ModelConfig(
-            modalities=(image,), transformer=TransformerConfig(width=128, depth=4, heads=4), media_weight=3.0, context_length=96
+            modalities=(image,),
+            transformer=TransformerConfig(width=128, depth=4, num_heads=4),
+            media_weight=3.0,
+            context_length=96,
         ),
         transform=DocumentTransform(
             image_first=0.0, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)

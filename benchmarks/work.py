@@ -97,7 +97,7 @@ def ours(workload: str, batch: int, size: str, dtype: str, **options: Any) -> Jo
     heads = options.get("heads", width // 64)
     largest = (16, 16) if workload in ("ragged", "growth") else None
     image = Modality("image", channels=CHANNELS, shape=(16, 16), patch=(1, 1), largest=largest)
-    transformer = TransformerConfig(width=width, depth=depth, heads=heads)
+    transformer = TransformerConfig(width=width, depth=depth, num_heads=heads)
     settings = TransfusionConfig(
         ModelConfig(modalities=(image,), transformer=transformer, context_length=options.get("context", 1024)),
         ConditionDropout(text=0.1),

@@ -53,7 +53,7 @@ def model(
     settings = TransfusionConfig(
         ModelConfig(
             modalities=modalities or (IMAGE,),
-            transformer=TransformerConfig(**({"width": 32, "depth": 2, "heads": 4, "kv_heads": 2} | transformer)),  # type: ignore[arg-type]
+            transformer=TransformerConfig(**({"width": 32, "depth": 2, "num_heads": 4, "num_kv_heads": 2} | transformer)),  # type: ignore[arg-type]
             coordinates=coordinates,
             axial=axial,
             context_length=context,

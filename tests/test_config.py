@@ -92,7 +92,7 @@ SAID = (
     "--model.patchers.0.kind unet --model.patchers.0.channels 16 --data 'a folder'",
     "--model.patcher.kind unet --model.patcher.attention 2 --tokenizer.kind bytes --optimizer.kind muon",
     "--preset paper --size 0.16B --transform.condition_dropout.text 0.25 --model.transformer.attention.gated True",
-    "--model.diffusion.times.kind logit_normal --model.transformer.kv-heads 2 --model.transformer.scaling.kind linear",
+    "--model.diffusion.times.kind logit_normal --model.transformer.num-kv-heads 2 --model.transformer.rope-scaling.kind linear",
 )
 
 

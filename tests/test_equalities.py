@@ -228,7 +228,7 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
-@pytest.mark.parametrize("transformer", [{}, {"head_size": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
+@pytest.mark.parametrize("transformer", [{}, {"head_dim": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
 def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, transformer: dict) -> None:
     cached_is_full(model(coordinates=coordinates, double=dtype == torch.float64, **transformer), documents(), dtype)
 

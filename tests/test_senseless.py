@@ -22,14 +22,17 @@ BAD: list[tuple[type, str, tuple]] = [
     (Coordinates, "axes", (0, -1)),
     (Diffusion, "floor", (*NONE, OFF)),
     (ModelConfig, "media_weight", NONE),
-    (ModelConfig, "context", (0, -1)),
+    (ModelConfig, "context_length", (0, -1)),
     *[(AdamWConfig, name, (*NONE, OFF)) for name in ("lr", "eps", "max_grad_norm")],
     *[(AdamWConfig, name, NONE) for name in ("min_lr", "weight_decay", "language_lr_scale", "beta1", "beta2")],
     (AdamWConfig, "beta2", (1.0,)),
     (AdamWConfig, "warmup", (-1,)),
     (MoEConfig, "aux_loss_weight", NONE),
-    *[(TransformerConfig, name, (0, -4)) for name in ("width", "depth", "heads", "kv_heads", "hidden", "round_hidden")],
-    *[(TransformerConfig, name, (*NONE, OFF)) for name in ("eps", "theta")],
+    *[
+        (TransformerConfig, name, (0, -4))
+        for name in ("width", "depth", "num_heads", "num_kv_heads", "mlp_width", "mlp_multiple_of")
+    ],
+    *[(TransformerConfig, name, (*NONE, OFF)) for name in ("norm_eps", "rope_theta")],
     (AttentionConfig, "soft_cap", NONE),
     (LogitNormal, "mean", (math.nan, math.inf)),
     (LogitNormal, "std", (*NONE, OFF)),
@@ -57,7 +60,7 @@ def test_a_word_that_is_unknown(kind: type, name: str, known: str, unchecked: An
 
 
 def test_every_rotary_axis_needs_a_frequency() -> None:
-    transformer = TransformerConfig(width=32, heads=8)  # heads of 4: two frequencies
+    transformer = TransformerConfig(width=32, num_heads=8)  # heads of 4: two frequencies
     ModelConfig(transformer=transformer, coordinates=Coordinates(axes=2))
     with pytest.raises(ValueError, match=r"heads of size 4 have 2 rotary frequencies, too few for 3 axes.*size 6 or more"):
         ModelConfig(transformer=transformer, coordinates=Coordinates(axes=3))

@@ -34,7 +34,7 @@ from transfusion.recipes import RECIPES
 from transfusion.recipes.run import Run
 
 WIDTH = 32
-TRUNK = TransformerConfig(width=WIDTH, depth=2, heads=4)
+TRUNK = TransformerConfig(width=WIDTH, depth=2, num_heads=4)
 
 
 def fresh(*modalities: Modality, modules=None, **kw) -> Transfusion:

@@ -71,7 +71,7 @@ def test_nothing_grows_with_the_shapes_that_were_seen() -> None:
 
 def test_a_layer_is_attention_and_a_feed_forward() -> None:
     """12 width^2 weights a layer, at 512 x 8: nothing more for the time of items."""
-    transformer = Transformer(TransformerConfig(width=512, depth=8, heads=8), 1)
+    transformer = Transformer(TransformerConfig(width=512, depth=8, num_heads=8), 1)
     layers = sum(p.numel() for p in transformer.parameters())
     assert layers < 1.01 * 8 * 12 * 512**2
 

@@ -422,7 +422,7 @@ def test_ways_in_and_out_of_ones_own() -> None:
     ("word", "value", "where"),
     [
         ("qk_rmsnorm", False, lambda t: not t.qk_norm),
-        ("ff_expansion_factor", 2, lambda t: t.hidden_width == 64),
+        ("ff_expansion_factor", 2, lambda t: t.sizes.mlp_width == 64),
         ("softcap_value", 50.0, lambda t: t.attention.soft_cap == 50),
         ("gate_values", True, lambda t: t.attention.gated),
         ("use_value_residual", True, lambda t: t.attention.value_residual),
@@ -430,7 +430,7 @@ def test_ways_in_and_out_of_ones_own() -> None:
         ("unet_skips", True, lambda t: t.long_skips),
         ("dropout", 0.1, lambda t: t.dropout == 0.1),
         ("attn_kwargs", {"softcap_value": 30.0}, lambda t: t.attention.soft_cap == 30),
-        ("kv_heads", 2, lambda t: t.num_kv_heads == 2),
+        ("kv_heads", 2, lambda t: t.sizes.num_kv_heads == 2),
         ("use_flex_attn", True, lambda t: True),
     ],
 )

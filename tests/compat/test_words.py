@@ -26,7 +26,7 @@ def ids(*numbers: int) -> Tensor:
 def test_a_trunk_stands_for_its_dict() -> None:
     """The same model, to the bit."""
     made = []
-    for transformer in (TransformerConfig(width=32, depth=2, heads=2, head_size=16), WORDS["transformer"]):
+    for transformer in (TransformerConfig(width=32, depth=2, num_heads=2, head_dim=16), WORDS["transformer"]):
         torch.manual_seed(0)
         made.append(Transfusion(**(WORDS | {"transformer": transformer})).eval())
     batch = [[ids(1, 2), randn(4, 8)]]

@@ -18,7 +18,7 @@ from transfusion.model.network import ModelConfig
 from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.transformer import TransformerConfig
 
-TRUNK = TransformerConfig(width=32, depth=1, heads=2)
+TRUNK = TransformerConfig(width=32, depth=1, num_heads=2)
 
 
 def language(modalities=(IMAGE,), **ids) -> Vocabulary:

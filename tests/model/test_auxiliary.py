@@ -251,7 +251,7 @@ def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> Non
     of(m, [["a", picture(1)]], decoders={"image": given})["reconstruction"].sum.backward()
     through = {n: p.grad for n, p in m.named_parameters()}
     assert all(p.grad is None and p.requires_grad for p in decoder.parameters())
-    for part in ("patchers.image.outward.weight", "trunk.blocks.0.attention.qkv.weight", "embed.weight"):
+    for part in ("patchers.image.outward.weight", "transformer.blocks.0.attention.qkv.weight", "embed.weight"):
         grad = through[f"network.{part}"]
         assert grad is not None and grad.abs().sum() > 0
     assert m.network.head.weight.grad is None  # nothing that only the language loss needs
@@ -313,12 +313,16 @@ def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
     teacher = other(m)
     of(m, documents(), teacher=teacher)["representation"].sum.backward()
     grads = {n.removeprefix("network."): p.grad for n, p in m.named_parameters()}
-    early = [n for n in grads if n.startswith(("trunk.blocks.0", "trunk.blocks.1", "representation", "patchers.image.inward"))]
+    early = [
+        n
+        for n in grads
+        if n.startswith(("transformer.blocks.0", "transformer.blocks.1", "representation", "patchers.image.inward"))
+    ]
     assert {"representation.blank", "representation.first.weight"} <= set(early)
     for one in early:
         grad = grads[one]
         assert grad is not None and grad.abs().sum() > 0, one
-    late = [n for n in grads if n.startswith(("trunk.blocks.2", "trunk.blocks.3", "head"))]
+    late = [n for n in grads if n.startswith(("transformer.blocks.2", "transformer.blocks.3", "head"))]
     assert late and all(grads[n] is None for n in late)
     assert all(p.grad is None for p in teacher.parameters())
 

@@ -40,7 +40,7 @@ def shake(m: Transfusion) -> None:
 def base(m: Transfusion) -> dict[str, torch.Tensor]:
     """Weights that no adapter training touches, by their usual names."""
     kept = {n.replace(".base_layer", ""): p for n, p in m.network.named_parameters() if ".lora_" not in n}
-    return {n: p.detach().clone() for n, p in kept.items() if n.startswith("trunk.")}
+    return {n: p.detach().clone() for n, p in kept.items() if n.startswith("transformer.")}
 
 
 def losses(m: Transfusion) -> torch.Tensor:

@@ -79,8 +79,8 @@ def test_text_has_the_logits_of_transformers(name: str, tmp_path: Path, monkeypa
 def own_frequencies(m: Transfusion) -> torch.Tensor:
     """Angles at position 1, from their sines and cosines."""
     transformer = m.config.model.transformer
-    half = torch.arange(0, transformer.head_dim, 2, dtype=torch.float32)
-    return transformer.scaling(transformer.theta ** (-half / transformer.head_dim)).double()
+    half = torch.arange(0, transformer.sizes.head_dim, 2, dtype=torch.float32)
+    return transformer.rope_scaling(transformer.rope_theta ** (-half / transformer.sizes.head_dim)).double()
 
 
 def test_scaled_frequencies_against_transformers() -> None:
@@ -92,7 +92,7 @@ def test_scaled_frequencies_against_transformers() -> None:
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(hidden_size=4096, num_attention_heads=32, rope_parameters=told))
     found = Llama3Scaling()(500000.0 ** (-torch.arange(0, 128, 2, dtype=torch.float32) / 128))
     assert (found / expected - 1).abs().max() < 1e-6  # measured 4.6e-7
-    plain, scaled = (angles(torch.ones(1, 1), 128, 5e5, s)[0] for s in (TransformerConfig().scaling, Llama3Scaling()))
+    plain, scaled = (angles(torch.ones(1, 1), 128, 5e5, s)[0] for s in (TransformerConfig().rope_scaling, Llama3Scaling()))
     assert not torch.equal(plain, scaled)
 
 
@@ -311,8 +311,8 @@ def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
     )
     try:
         found = LanguageModel.open(folders["llama"])
-        assert found.transformer.theta == 5000.0 and found.transformer.scaling == Llama3Scaling(4.0, 1.0, 4.0, 32)
-        assert found.transformer.num_kv_heads == 4 and found.transformer.head_dim == 8
+        assert found.transformer.rope_theta == 5000.0 and found.transformer.rope_scaling == Llama3Scaling(4.0, 1.0, 4.0, 32)
+        assert found.transformer.sizes.num_kv_heads == 4 and found.transformer.sizes.head_dim == 8
     finally:
         (folders["llama"] / "config.json").write_text(kept)
 
@@ -320,7 +320,7 @@ def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
 def test_sizes_are_the_language_models_and_wrong_words_are_refused(folders: dict[str, Path], unchecked) -> None:
     m = Transfusion.from_language_model(
         folders["llama"],
-        settings=TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, heads=3))),
+        settings=TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, num_heads=3))),
     )
     assert m.config.model.transformer.width == 32
     with pytest.raises(ValueError, match="weights must be"):

@@ -102,7 +102,7 @@ def test_padding_does_not_count_in_a_model() -> None:
     """The router's gradient is the same with more padding behind."""
     grads = []
     for length in (130, 160):
-        m = model(double=True, experts=MoEConfig(4, 1, aux_loss_weight=1.0)).train()
+        m = model(double=True, moe=MoEConfig(4, 1, aux_loss_weight=1.0)).train()
         m(rows(m, [entries(m, documents())], length)).total(1.0).backward()
         grads.append(torch.cat([p.grad.flatten() for n, p in m.named_parameters() if "router" in n and p.grad is not None]))
     assert (grads[0] - grads[1]).abs().max() < 1e-9 * grads[0].abs().max() and grads[0].any()

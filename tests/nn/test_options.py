@@ -27,7 +27,7 @@ from transfusion.recipes.run import Run
 FACTORS: dict[str, dict[str, Any]] = {
     "modality_weights": {"mlp": "mlp", "all": "all"},
     "moe": {"two of four and a shared one": MoEConfig(4, 2), "one of three": MoEConfig(3, 1, shared=False)},
-    "alibi": {"some heads": 3, "all heads": 4},
+    "alibi_heads": {"some heads": 3, "all heads": 4},
     "soft_cap": {"capped": 2.0},
     "value_residual": {"value residual": True},
     "gated": {"gated": True},
@@ -37,7 +37,7 @@ FACTORS: dict[str, dict[str, Any]] = {
     "adaln": {"adaln": "width", "told nowhere else": "none"},
     "axial": {"axial": True},
 }
-HEADS = {"alibi", "soft_cap", "value_residual", "gated", "laser"}
+HEADS = {"alibi_heads", "soft_cap", "value_residual", "gated", "laser"}
 Choice = dict[str, str]
 
 
@@ -169,18 +169,18 @@ def test_half_precision_generates(choice: Choice) -> None:
 
 def test_every_option_survives_configuration_and_the_command_line() -> None:
     run = RECIPES["digits"].run()
-    given = "--model.transformer.modality_weights all --model.transformer.moe.num_experts 4 --model.transformer.moe.top_k 1 --model.transformer.attention.alibi 2"
+    given = "--model.transformer.modality_weights all --model.transformer.moe.num_experts 4 --model.transformer.moe.top_k 1 --model.transformer.attention.alibi_heads 2"
     given += " --model.transformer.attention.soft-cap 50 --model.transformer.attention.value-residual True --model.transformer.attention.gated True"
-    given += " --model.transformer.attention.laser 15 --model.transformer.residual hyper --model.transformer.streams 2 --model.axial True"
+    given += " --model.transformer.attention.laser 15 --model.transformer.residual hyper --model.transformer.num-streams 2 --model.axial True"
     given += " --model.transformer.long-skips True --model.transformer.adaln True --model.transformer.dropout 0.1 --model.patcher.time none"
     found = settings(run, [*given.split(), "--model.coordinates.order", "shared"], "x")
     transformer = replace(
         run.model.transformer,
         modality_weights="all",
-        experts=MoEConfig(4, 1),
-        attention=AttentionConfig(alibi=2, soft_cap=50.0, value_residual=True, gated=True, laser=15.0),
+        moe=MoEConfig(4, 1),
+        attention=AttentionConfig(alibi_heads=2, soft_cap=50.0, value_residual=True, gated=True, laser=15.0),
         residual="hyper",
-        streams=2,
+        num_streams=2,
         long_skips=True,
         adaln=True,
         dropout=0.1,
@@ -195,7 +195,7 @@ def test_every_option_survives_configuration_and_the_command_line() -> None:
     ("wrong", "message"),
     [
         ({"residual": "highway"}, "plain, hyper or attention"),
-        ({"residual": "hyper", "streams": 0}, "at least 1 stream"),
+        ({"residual": "hyper", "num_streams": 0}, "at least 1 stream"),
         ({"residual": "attention", "long_skips": True, "depth": 4}, 'take long_skips with "plain"'),
         ({"depth": 2, "long_skips": True}, "2 layers are too few, take 3"),
         ({"dropout": 1.0}, "below 1"),
@@ -209,11 +209,11 @@ def test_wrong_settings_say_what_to_do(wrong: dict[str, Any], message: str, unch
 def test_wrong_parts_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="needs a trunk with adaln"):
         model(IMAGE, patcher=LinearPatcherConfig(time="none"))
-    with pytest.raises(ValueError, match="2 of 1 heads: give at most as many"):
-        TransformerConfig(heads=1, attention=AttentionConfig(alibi=2))
+    with pytest.raises(ValueError, match="alibi_heads is 2, more than num_heads 1"):
+        TransformerConfig(num_heads=1, attention=AttentionConfig(alibi_heads=2))
     with pytest.raises(ValueError, match="between 0"):
         AttentionConfig(laser=100.0)
-    with pytest.raises(ValueError, match=r"between 1 and experts\.number"):
+    with pytest.raises(ValueError, match=r"between 1 and moe\.num_experts"):
         MoEConfig(2, top_k=3)
     with pytest.raises(ValueError, match="must not be negative"):
         MoEConfig(2, aux_loss_weight=-1.0)
@@ -222,10 +222,10 @@ def test_wrong_parts_say_what_to_do() -> None:
 def test_nothing_is_added_where_nothing_is_asked_for() -> None:
     """The default model has the weights and names that it always had."""
     parts = {"attention_norm", "feed_norm", "attention.qkv", "attention.out", "attention.q_norm", "attention.k_norm"}
-    parts |= {"feed_forward.gate_up", "feed_forward.down"}
+    parts |= {"mlp.gate_up", "mlp.down"}
     expected = {f"blocks.{i}.{part}.weight" for i in range(2) for part in parts} | {"norm.weight"}
     assert set(model().network.transformer.state_dict()) == expected
-    assert {n.split(".")[0] for n in model().network.state_dict()} == {"embed", "trunk", "head", "patchers"}
+    assert {n.split(".")[0] for n in model().network.state_dict()} == {"embed", "transformer", "head", "patchers"}
 
 
 # ---- what single options are --------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_text_keeps_the_names_of_shared_weights(weights: str) -> None:
     shared, apart = set(model(IMAGE, SOUND).state_dict()), set(model(IMAGE, SOUND, modality_weights=weights).state_dict())
     assert shared < apart
     parts = "mlp_norm|mlp" + ("|attention_norm|attention" if weights == "all" else "")
-    own = re.compile(rf"network\.trunk\.(blocks\.[01]\.media\.[01]\.({parts})\..+|media_norms\.[01]\.weight)")
+    own = re.compile(rf"network\.transformer\.(blocks\.[01]\.media\.[01]\.({parts})\..+|media_norms\.[01]\.weight)")
     assert all(own.fullmatch(name) for name in apart - shared)
 
 
@@ -108,7 +108,10 @@ def test_equal_sets_are_shared_weights(weights: str) -> None:
     shared, apart = model(IMAGE, SOUND, double=True), model(IMAGE, SOUND, double=True, modality_weights=weights)
     own = shared.state_dict()
     apart.load_state_dict(
-        {k: own[re.sub(r"media\.\d\.|media_norms\.\d", "", k).replace("trunk..", "trunk.norm.")] for k in apart.state_dict()}
+        {
+            k: own[re.sub(r"media\.\d\.|media_norms\.\d", "", k).replace("transformer..", "transformer.norm.")]
+            for k in apart.state_dict()
+        }
     )
     batches = [rows(m, [entries(m, both())], 160) for m in (shared, apart)]
     one, other = (m(batch).total(1.0) for m, batch in zip((shared, apart), batches, strict=True))
@@ -120,7 +123,7 @@ def test_a_token_costs_one_set(weights: str) -> None:
     """Products taken, counted: no more than with shared weights."""
     counts = []
     for one in ("none", weights):
-        m = model(IMAGE, SOUND, weights=one)
+        m = model(IMAGE, SOUND, modality_weights=one)
         batch = rows(m, [entries(m, both())], 160)
         with FlopCounterMode(display=False) as counter:
             m(batch).total(1.0).backward()
@@ -161,8 +164,8 @@ def test_every_weight_learns(weights: str, unchecked) -> None:
 
 
 def test_an_unknown_division_is_refused(unchecked) -> None:
-    with pytest.raises(ValueError, match="shared, mlp or all"):
-        TransformerConfig(weights="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="none, mlp or all"):
+        TransformerConfig(modality_weights="both")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("weights", SETS)

@@ -18,11 +18,11 @@ from transfusion.nn.score_mod import ScoreMod
 from transfusion.nn.values import laser
 
 OPTIONS = {
-    "alibi": AttentionConfig(alibi=3),
+    "alibi": AttentionConfig(alibi_heads=3),
     "soft cap": AttentionConfig(soft_cap=1.5),
-    "both": AttentionConfig(alibi=4, soft_cap=1.5),
+    "both": AttentionConfig(alibi_heads=4, soft_cap=1.5),
     "laser": AttentionConfig(laser=15.0),
-    "all": AttentionConfig(alibi=2, soft_cap=3.0, laser=15.0, gated=True, value_residual=True),
+    "all": AttentionConfig(alibi_heads=2, soft_cap=3.0, laser=15.0, gated=True, value_residual=True),
 }
 
 
@@ -56,17 +56,17 @@ def test_forms_agree_with_every_option(name: str, monkeypatch, unchecked) -> Non
 COMPILED = """
 import torch
 from torch._dynamo.utils import counters
-from transfusion.nn.attention import Place, attention
-from transfusion.nn.score_mod import Scores
+from transfusion.nn.attention import AttentionMetadata, attention
+from transfusion.nn.score_mod import ScoreMod
 torch.manual_seed(0)
 spans = torch.where((torch.arange(256) % 50 > 20) & (torch.arange(256) % 50 < 40), torch.arange(256) // 50, -1).expand(2, 256).contiguous()
 for step, cap in enumerate((2.0, 2.0, 3.0, 2.0)):
     documents = (torch.arange(256) // (100 + step)).expand(2, 256).contiguous()
-    place = Place.of_rows(documents, spans, torch.zeros(2, 256, dtype=torch.bool), torch.rand(2, 256, 2) * 40)
+    metadata = AttentionMetadata.of_rows(documents, spans, torch.zeros(2, 256, dtype=torch.bool), torch.rand(2, 256, 2) * 40)
     q, k, v = torch.randn(2, 4, 256, 32), torch.randn(2, 2, 256, 32), torch.randn(2, 2, 256, 32)
-    scores = Scores(soft_cap=cap, alibi=3, heads=4)
+    score_mod = ScoreMod(soft_cap=cap, alibi=3, heads=4)
     with torch.no_grad():
-        outs = [attention(form, place, score_mod=scores)(q, k, v) for form in ("flex", "dense")]
+        outs = [attention(form, metadata, score_mod=score_mod)(q, k, v) for form in ("flex", "dense")]
     assert (outs[0] - outs[1]).abs().max() < 1e-5
 assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
 """

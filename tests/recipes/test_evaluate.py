@@ -11,7 +11,7 @@ from transfusion.cli import main
 from transfusion.evaluation.record import Record
 from transfusion.modality import Modality
 
-SHORT = "--trainer.steps 4 --checkpoint.every 4 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
+SHORT = "--trainer.steps 4 --checkpoint.every 4 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.num-heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
 COLOUR = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
 
 

@@ -14,7 +14,7 @@ from transfusion.evaluation.suite import named
 from transfusion.recipes.digits import NAMES, Digits
 from transfusion.recipes.digits import run as digits_run
 
-SHORT = "--trainer.steps 4 --checkpoint.every 2 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
+SHORT = "--trainer.steps 4 --checkpoint.every 2 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.num-heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
 
 
 def command(line: str) -> None:

@@ -116,9 +116,9 @@ def test_a_slower_language_model_moves_less(tmp_path: Path) -> None:
         m.loss([["ab", picture(1)], ["some", picture(2)]]).backward()
         optimizer.step()
         moved[factor] = {n: (p - before[n]).abs().max().item() for n, p in m.network.named_parameters()}
-    for n in ("embed.weight", "head.weight", "trunk.norm.weight", "trunk.blocks.1.attention.qkv.weight"):
+    for n in ("embed.weight", "head.weight", "transformer.norm.weight", "transformer.blocks.1.attention.qkv.weight"):
         assert moved[0.1][n] == pytest.approx(0.1 * moved[1.0][n], rel=1e-2) and moved[0.0][n] == 0
-    for n in ("embed.new", "head.new", "trunk.blocks.1.media.0.attention.qkv.weight"):
+    for n in ("embed.new", "head.new", "transformer.blocks.1.media.0.attention.qkv.weight"):
         assert moved[0.1][n] == pytest.approx(1e-3, rel=1e-2) == pytest.approx(moved[0.0][n], rel=1e-2)
 
 
@@ -186,7 +186,7 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     assert config.from_yaml(Run, Path("run/run.yaml").read_text()).model == trained.config.model
     for begin, wrong in (
         (line, "--model.transformer.width 64"),
-        (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.theta 7.0"),
+        (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.rope-theta 7.0"),
         (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.attention.gated True"),
     ):
         with pytest.raises(SystemExit) as ended:

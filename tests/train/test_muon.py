@@ -20,7 +20,7 @@ from transfusion.train.muon import MuonAdamW, muon_group, orthogonal
 from transfusion.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 
 PLAIN = MuonConfig(lr=1.0, weight_decay=0.0)
-TRUNK = TransformerConfig(width=32, depth=2, heads=4, kv_heads=2)
+TRUNK = TransformerConfig(width=32, depth=2, num_heads=4, num_kv_heads=2)
 
 
 def transformer() -> Transformer:
@@ -138,7 +138,7 @@ def test_the_rest_is_adamw_to_the_bit() -> None:
     for name, p in m.named_parameters():
         assert torch.equal(p, theirs[name]) == (id(p) not in inside), name
     names = [name for name, p in m.named_parameters() if id(p) in inside]
-    assert len(names) == 2 * 4 and all(name.startswith("network.trunk.blocks") for name in names)
+    assert len(names) == 2 * 4 and all(name.startswith("network.transformer.blocks") for name in names)
     assert len(model(modality_weights="all").muon_parameters()) == 2 * len(names)  # a set for text, one for pictures
 
 
@@ -146,7 +146,11 @@ def test_one_schedule_scales_all_groups() -> None:
     """The Muon group has its factor; nothing is in two groups and nothing in none."""
     m = model()
     groups = MuonConfig(lr_scale=3.0, weight_decay=0.2).build(m).param_groups
-    assert [g.get("factor", 1.0) for g in groups] == [1.0, 1.0, 3.0] and [g["weight_decay"] for g in groups] == [0.2, 0.0, 0.2]
+    assert [g.get("lr_scale", 1.0) for g in groups] == [1.0, 1.0, 3.0] and [g["weight_decay"] for g in groups] == [
+        0.2,
+        0.0,
+        0.2,
+    ]
     held = [id(p) for g in groups for p in g["params"]]
     assert len(held) == len(set(held)) == len(list(m.parameters()))
     assert [id(p) for p in groups[2]["params"]] == [id(p) for p in m.network.muon_parameters()]
@@ -189,7 +193,7 @@ def test_its_state_goes_through_state_dict() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MuonConfig(lr_scale=0.0), "a rate above 0"),
+        (lambda: MuonConfig(lr_scale=0.0), "lr_scale above 0"),
         (lambda: MuonConfig(momentum=1.0), r"a momentum in \[0, 1\)"),
         (lambda: MuonConfig(newton_schulz_steps=0), "at least one step"),
         (lambda: Matrices(torch.zeros(4, 4), (2, 3)), "add up to the rows"),
@@ -204,4 +208,4 @@ def test_settings_that_make_no_sense(make: Callable[[], object], message: str) -
 def test_it_is_chosen_on_the_command_line() -> None:
     run = settings(digits.run(), ["--optimizer.kind", "muon", "--optimizer.lr_scale", "2", "--optimizer.lr", "0.002"], "x")
     assert run.optimizer == MuonConfig(lr_scale=2.0, lr=0.002, warmup=50, weight_decay=0.05)
-    assert config.from_plain(OptimizerConfig, config.to_plain(run.optimizer)) == run.optimizer
+    assert config.from_plain(type(run), config.to_plain(run)) == run

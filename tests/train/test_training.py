@@ -42,7 +42,7 @@ def run(out: Path, steps: int = 8, **overrides) -> Run:
         model=replace(
             base.model,
             modalities=(image,),
-            transformer=replace(base.model.transformer, width=32, depth=2, heads=2),
+            transformer=replace(base.model.transformer, width=32, depth=2, num_heads=2),
             context_length=64,
         ),
         packing=replace(base.packing, row_length=48, rows=4, window=16),

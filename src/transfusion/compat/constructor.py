@@ -246,9 +246,9 @@ def trunk(words: dict[str, Any]) -> TransformerConfig:
         if not isinstance(inner, dict):
             raise ValueError(f"transformer: {name} is a dict of options, not {inner!r}")
         given |= inner
-    for name in ("dim", "width", "depth", "heads", "dim_head", "head_size"):
+    for name in ("dim", "width", "depth", "heads", "dim_head", "head_dim"):
         number = given.get(name, 1)
-        if number is None and name in ("dim_head", "head_size"):
+        if number is None and name in ("dim_head", "head_dim"):
             continue
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"transformer: {name} is a whole number from 1 up, not {number!r}")
@@ -256,8 +256,8 @@ def trunk(words: dict[str, Any]) -> TransformerConfig:
         raise ValueError("transformer needs dim and depth: dict(dim=512, depth=8)")
     own, heads = ({field.name for field in fields(kind)} for kind in (TransformerConfig, AttentionConfig))
     width = given.pop("dim", given.pop("width", None))
-    size = given.pop("dim_head", given.pop("head_size", None)) or min(64, width)
-    options: dict[str, Any] = {"width": width, "head_size": size, "heads": given.pop("heads", max(1, width // size))}
+    size = given.pop("dim_head", given.pop("head_dim", None)) or min(64, width)
+    options: dict[str, Any] = {"width": width, "head_dim": size, "num_heads": given.pop("heads", max(1, width // size))}
     looks: dict[str, Any] = {}
     for name, value in given.items():
         if name in TRUNK:
@@ -284,11 +284,12 @@ def _soft_cap(value: float | None, _: int) -> dict[str, Any]:
 def _hidden(factor: float, width: int) -> dict[str, Any]:
     if not isinstance(factor, int | float) or not 0 < factor < math.inf:
         raise ValueError(f"ff_expansion_factor is a number above 0, not {factor!r}")
-    return {"hidden": max(1, -(-int(width * factor * 2 / 3) // 32)) * 32}
+    return {"mlp_width": max(1, -(-int(width * factor * 2 / 3) // 32)) * 32}
 
 
 TRUNK: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "ff_expansion_factor": _hidden,
+    "kv_heads": lambda v, _: {"num_kv_heads": v},
     "qk_rmsnorm": lambda v, _: {"qk_norm": v},
     "softcap_value": _soft_cap,
     "gate_values": lambda v, _: {"gated": v},

@@ -82,11 +82,11 @@ class ModelConfig:
             raise ValueError(f"media_weight must be a finite number, 0 or more, not {self.media_weight}")
         if self.context_length < 1:
             raise ValueError(f"context_length must be at least 1 token, not {self.context_length}")
-        axes, size = self.coordinates.axes, self.transformer.head_dim
+        axes, size = self.coordinates.axes, self.transformer.sizes.head_dim
         if size // 2 < axes:
             raise ValueError(
                 f"heads of size {size} have {size // 2} rotary frequencies, too few for {axes} axes of coordinates: take heads "
-                f"of size {2 * axes} or more (transformer.head_size, or fewer transformer.heads), or fewer coordinates.axes"
+                f"of size {2 * axes} or more (transformer.head_dim, fewer transformer.num_heads, or fewer coordinates.axes)"
             )
 
 
@@ -141,7 +141,7 @@ class Network(nn.Module):
                 )
         init_weights(self, transformer.depth)
         patchings = (
-            build(p, m, transformer.width, transformer.eps, modules) for p, m in zip(chosen, model.modalities, strict=True)
+            build(p, m, transformer.width, transformer.norm_eps, modules) for p, m in zip(chosen, model.modalities, strict=True)
         )
         self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
         if model.tie_embeddings:
@@ -215,7 +215,7 @@ class Network(nn.Module):
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
             skips.append(skip)
         backward = torch.is_grad_enabled() and x.requires_grad
-        score_mod = ScoreMod(transformer.attention.soft_cap, transformer.attention.alibi, transformer.heads)
+        score_mod = ScoreMod(transformer.attention.soft_cap, transformer.attention.alibi_heads, transformer.num_heads)
         if window is not None:
             backend = "auto" if self.config.attention_backend in ("flex", "document") else self.config.attention_backend
             attend = attention(backend, window.query, window.key, backward=backward, score_mod=score_mod)
@@ -225,7 +225,7 @@ class Network(nn.Module):
             attend = attention(self.config.attention_backend, metadata, backward=backward, score_mod=score_mod)
         h = self.transformer(
             x.unflatten(0, tokens.shape),
-            angles(positions, transformer.head_dim, transformer.theta, transformer.scaling),
+            angles(positions, transformer.sizes.head_dim, transformer.rope_theta, transformer.rope_scaling),
             attend,
             window,
             routing=self._kinds(tokens, media),
@@ -335,11 +335,11 @@ class Network(nn.Module):
         transformer = self.config.transformer
         return Cache(
             layers=transformer.depth,
-            kv_heads=transformer.num_kv_heads,
-            head_dim=transformer.head_dim,
+            kv_heads=transformer.sizes.num_kv_heads,
+            head_dim=transformer.sizes.head_dim,
             rows=rows,
             capacity=capacity,
             device=self.device,
             dtype=dtype,
-            axes=self.config.coordinates.axes if transformer.attention.alibi else 0,
+            axes=self.config.coordinates.axes if transformer.attention.alibi_heads else 0,
         )

@@ -36,16 +36,16 @@ BANDS = ("low_freq_factor", "high_freq_factor")
 SIZE_FIELDS = {
     "width",
     "depth",
-    "heads",
-    "kv_heads",
-    "head_size",
-    "hidden",
-    "round_hidden",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "mlp_width",
+    "mlp_multiple_of",
     "qk_norm",
     "qkv_bias",
-    "theta",
-    "scaling",
-    "eps",
+    "rope_theta",
+    "rope_scaling",
+    "norm_eps",
 }
 OVERRIDABLE_FIELDS = {"modality_weights", "adaln", "dropout"}
 """Options of a trunk that change nothing for text where it is read."""
@@ -107,21 +107,21 @@ class LanguageModel:
         _refuse(plain, kind, folder)
         heads, width = _whole(plain, "num_attention_heads", folder), _whole(plain, "hidden_size", folder)
         theta, scaling = _rotary(plain, folder)
-        head_size = _whole(plain, "head_dim", folder, 128 if kind == "qwen3" else max(width // heads, 1))
+        head_dim = _whole(plain, "head_dim", folder, 128 if kind == "qwen3" else max(width // heads, 1))
         return cls(
             folder,
             TransformerConfig(
                 width=width,
                 depth=_whole(plain, "num_hidden_layers", folder),
-                heads=heads,
-                kv_heads=_whole(plain, "num_key_value_heads", folder, heads),
-                head_size=head_size,
-                hidden=_whole(plain, "intermediate_size", folder),
+                num_heads=heads,
+                num_kv_heads=_whole(plain, "num_key_value_heads", folder, heads),
+                head_dim=head_dim,
+                mlp_width=_whole(plain, "intermediate_size", folder),
                 qk_norm=kind == "qwen3",
                 qkv_bias=kind == "qwen2",
-                theta=theta,
-                scaling=scaling,
-                eps=_number(plain, "rms_norm_eps", folder, 1e-6),
+                rope_theta=theta,
+                rope_scaling=scaling,
+                norm_eps=_number(plain, "rms_norm_eps", folder, 1e-6),
             ),
             tie_embeddings=bool(plain.get("tie_word_embeddings", False)),
             ids=_ids(plain, folder),

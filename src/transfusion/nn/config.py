@@ -1,4 +1,4 @@
-"""The trunk's configuration: sizes, and options that are all off by default."""
+"""Configuration of the transformer: sizes, and options that are all off by default."""
 
 import math
 from dataclasses import dataclass
@@ -10,32 +10,40 @@ from transfusion.nn.positions import Scaling, Unscaled
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Options of attention, all off by default; together they make any combination.
+    """Options of attention. They combine freely.
 
     Args:
-        alibi: query heads, the first ones, whose scores fall with distance (ALiBi, arXiv 2108.12409, over several axes), beside
-            the rotation that all have: score - slope * mean over the axes of |difference of coordinates|, in both directions
-            inside an item, with slopes 2^(-8 i / alibi), i = 1 .. alibi. For text that is 1-D ALiBi.
-        soft_cap: scores are bent into (-soft_cap, soft_cap) by a tanh, before ALiBi (Gemma 2, arXiv 2408.00118; 50 there).
-            0: none.
-        value_residual: a layer's values are mixed with those of the first layer (arXiv 2410.17897).
-        gated: what a head found is multiplied by a sigmoid gate, a linear function of the token (arXiv 2505.06708).
-        laser: attention over exponentials of values, softly clamped to this, and the logarithm of what is found (LASER, arXiv
-            2411.03493; 15 is usual). 0: plain values.
+        alibi_heads: number of query heads, the first ones, with ALiBi (arXiv 2108.12409) beside RoPE: score - slope * mean over
+            the axes of |coordinate difference|, slopes 2^(-8 i / alibi_heads), i = 1 .. alibi_heads. It is symmetric inside a
+            media item, and 1-D ALiBi for text.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap), before ALiBi (Gemma 2, arXiv 2408.00118, uses 50). 0: off.
+        value_residual: mix each layer's values with the first layer's (ResFormer, arXiv 2410.17897).
+        gated: multiply each head's output by a sigmoid gate, linear in the layer's input (arXiv 2505.06708).
+        laser: LASER attention (arXiv 2411.03493): log of attention over exponentials of values that are soft-clamped to
+            (-laser, laser); 15 is usual. 0: off.
     """
 
-    alibi: int = 0
+    alibi_heads: int = 0
     soft_cap: float = 0.0
     value_residual: bool = False
     gated: bool = False
     laser: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.alibi < 0 or not 0 <= self.soft_cap < math.inf or not 0 <= self.laser <= 40:
+        if self.alibi_heads < 0 or not 0 <= self.soft_cap < math.inf or not 0 <= self.laser <= 40:
             raise ValueError(
-                f"alibi and soft_cap must not be negative, soft_cap be finite, and laser lie between 0 (off) and 40, beyond "
-                f"which exponentials overflow; not {self.alibi}, {self.soft_cap} and {self.laser}"
+                f"alibi_heads must be 0 or more, soft_cap 0 or more and finite, and laser between 0 (off) and 40, above which "
+                f"exponentials overflow, not {self.alibi_heads}, {self.soft_cap} and {self.laser}"
             )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a `TransformerConfig` with every default filled in."""
+
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
 
 
 @dataclass(frozen=True)
@@ -44,94 +52,86 @@ class TransformerConfig:
 
     Args:
         width: size of a token's vector.
-        depth: layers.
-        heads: query heads.
-        kv_heads: heads of keys and values, each shared by heads / kv_heads query heads (None: as many as `heads`).
-        head_size: size of a head (None: width / heads).
-        hidden: width inside the feed-forward (None: 8/3 of the width, rounded up to a multiple of `round_hidden`).
-        round_hidden: see `hidden`; Llama takes 256.
+        depth: number of layers.
+        num_heads: query heads.
+        num_kv_heads: key and value heads, each shared by num_heads / num_kv_heads query heads (None: num_heads).
+        head_dim: size of a head (None: width / num_heads).
+        mlp_width: hidden width of the MLP (None: 8/3 of the width, rounded up to a multiple of `mlp_multiple_of`).
+        mlp_multiple_of: see `mlp_width`; Llama uses 256.
         qk_norm: RMSNorm on queries and keys, per head.
-        qkv_bias: a bias on queries, keys and values (Qwen 2).
-        theta: base of the rotary frequencies.
-        scaling: of these frequencies, for a language model that was made to read longer texts than it first learned from.
-        eps: of the norms.
-        modality_weights: "none": all tokens run through the same weights. "mlp": text and control tokens have a feed-forward
-            and its norm of their own, and so has each modality. "all": so it is with every weight (projections, norms, the last
-            norm), and only the attention itself is common (mixture of transformers, arXiv 2411.04996). A token costs what it
-            costs with shared weights. Text keeps the names that shared weights have, `blocks.3.mlp...`; those of
-            modality m are `blocks.3.media.m.mlp...` and `media_norms.m`.
-        moe: a mixture of experts instead of each feed-forward.
+        qkv_bias: bias on queries, keys and values (Qwen 2).
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: RoPE scaling for context extension.
+        norm_eps: epsilon of the norms.
+        modality_weights: modality-specific weights (Mixture-of-Transformers, arXiv 2411.04996): "none", "mlp" (MLPs and their
+            norms) or "all" (projections and norms too; only attention itself is shared). The FLOPs per token stay the same.
+            Text and control tokens use `blocks.3.mlp...`, modality m uses `blocks.3.media.m.mlp...` and `media_norms.m`.
+        moe: mixture of experts in place of each MLP.
         attention: options of attention.
-        residual: "plain": each part adds to x. "hyper": hyper-connections (arXiv 2409.19606), `streams` of them. "attention":
-            each part reads a weighted mean of all earlier parts' outputs ("Attention Residuals", Kimi team, 2026).
-        streams: of hyper-connections.
-        long_skips: layers of the second half also get what left the first half, the last from the first and so on (U-ViT,
-            arXiv 2209.12152).
-        adaln: every layer is told the time of each media item, by shifts, scales and gates on that item's slots (adaLN-zero,
-            DiT, arXiv 2212.09748). The third way beside the two that add the time once, before the trunk (`patcher.time`,
-            which can then be "none"). It is a square matrix of 6 widths more in each layer.
-        dropout: share of the numbers that each part adds to x, left out in training.
+        residual: residual stream: "plain", "hyper" (hyper-connections, arXiv 2409.19606) or "attention" (each sublayer reads a
+            weighted mean of all earlier outputs: "Attention Residuals", Kimi team, 2026).
+        num_streams: streams of hyper-connections.
+        long_skips: join the last layer with the first, the second last with the second, and so on (U-ViT, arXiv 2209.12152).
+        adaln: condition each layer on the time of each media item, by shift, scale and gate on its slots (adaLN-zero, DiT,
+            arXiv 2212.09748). `patcher.time` can then be "none". Adds a 6 width x width matrix per layer.
+        dropout: dropout on the output of each attention and MLP.
     """
 
     width: int = 256
     depth: int = 6
-    heads: int = 4
-    kv_heads: int | None = None
-    head_size: int | None = None
-    hidden: int | None = None
-    round_hidden: int = 32
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    mlp_multiple_of: int = 32
     qk_norm: bool = True
     qkv_bias: bool = False
-    theta: float = 10000.0
-    scaling: Scaling = Unscaled()
-    eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: Scaling = Unscaled()
+    norm_eps: float = 1e-5
     modality_weights: Literal["none", "mlp", "all"] = "none"
     moe: MoEConfig = MoEConfig()
     attention: AttentionConfig = AttentionConfig()
     residual: Literal["plain", "hyper", "attention"] = "plain"
-    streams: int = 4
+    num_streams: int = 4
     long_skips: bool = False
     adaln: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "kv_heads", "hidden", "round_hidden"):
+        for name in ("width", "depth", "num_heads", "num_kv_heads", "mlp_width", "mlp_multiple_of"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, not {number}")
-        for name in ("eps", "theta"):
+        for name in ("norm_eps", "rope_theta"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
-        if (self.head_size is None and self.width % self.heads) or self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even head size, or give a head-size")
-        if self.heads % self.num_kv_heads:
-            raise ValueError(f"heads {self.heads} must be a multiple of kv-heads {self.num_kv_heads}")
+        heads, sizes = self.num_heads, self.sizes
+        if (self.head_dim is None and self.width % heads) or sizes.head_dim < 2 or sizes.head_dim % 2:
+            raise ValueError(f"width {self.width} must be num_heads ({heads}) times an even head_dim; or set head_dim")
+        if heads % sizes.num_kv_heads:
+            raise ValueError(f"num_heads {heads} must be a multiple of num_kv_heads {sizes.num_kv_heads}")
         if self.modality_weights not in ("none", "mlp", "all"):
             raise ValueError(f"modality_weights must be none, mlp or all, not {self.modality_weights!r}")
         if self.residual not in ("plain", "hyper", "attention"):
             raise ValueError(f"residual must be plain, hyper or attention, not {self.residual!r}")
-        if self.residual == "hyper" and self.streams < 1:
-            raise ValueError(f"hyper-connections need at least 1 stream, not {self.streams}")
-        if self.attention.alibi > self.heads:
-            raise ValueError(f"attention.alibi asks for {self.attention.alibi} of {self.heads} heads: give at most as many")
+        if self.residual == "hyper" and self.num_streams < 1:
+            raise ValueError(f"hyper-connections need at least 1 stream, not {self.num_streams}")
+        if self.attention.alibi_heads > heads:
+            raise ValueError(f"attention.alibi_heads is {self.attention.alibi_heads}, more than num_heads {heads}")
         if self.long_skips and self.residual == "attention":
-            raise ValueError('residual "attention" reads all earlier layers already: take long_skips with "plain" or "hyper"')
+            raise ValueError('residual "attention" reads all earlier layers already: use long_skips with "plain" or "hyper"')
         if self.long_skips and self.depth < 3:
-            raise ValueError(f"long_skips join layers of two halves around a middle: {self.depth} layers are too few, take 3")
+            raise ValueError(f"long_skips need a depth of at least 3, not {self.depth}: they join two halves around a middle")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a share from 0 to below 1, not {self.dropout}")
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
 
     @property
-    def head_dim(self) -> int:
-        """Size of a head."""
-        return self.width // self.heads if self.head_size is None else self.head_size
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.kv_heads or self.heads
-
-    @property
-    def hidden_width(self) -> int:
-        """Width inside the feed-forward."""
-        return self.hidden or math.ceil(self.width * 8 / 3 / self.round_hidden) * self.round_hidden
+    def sizes(self) -> Sizes:
+        """Sizes with the defaults filled in."""
+        multiple = self.mlp_multiple_of
+        return Sizes(
+            self.num_kv_heads or self.num_heads,
+            self.width // self.num_heads if self.head_dim is None else self.head_dim,
+            self.mlp_width or math.ceil(self.width * 8 / 3 / multiple) * multiple,
+        )

@@ -48,12 +48,12 @@ class Attention(nn.Module):
 
     def __init__(self, transformer: TransformerConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.dim = transformer.heads, transformer.num_kv_heads, transformer.head_dim
+        self.heads, self.kv_heads, self.dim = transformer.num_heads, transformer.sizes.num_kv_heads, transformer.sizes.head_dim
         parts = (self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim)
         self.qkv = Linear(transformer.width, sum(parts), transformer.qkv_bias, fused=parts, head=self.dim)
         self.out = Linear(self.heads * self.dim, transformer.width)
-        self.q_norm = RMSNorm(self.dim, transformer.eps) if transformer.qk_norm else None
-        self.k_norm = RMSNorm(self.dim, transformer.eps) if transformer.qk_norm else None
+        self.q_norm = RMSNorm(self.dim, transformer.norm_eps) if transformer.qk_norm else None
+        self.k_norm = RMSNorm(self.dim, transformer.norm_eps) if transformer.qk_norm else None
         self.gate = nn.Linear(transformer.width, self.heads) if transformer.attention.gated else None
 
     def project(self, x: Tensor, norm: Sublayer) -> tuple[Tensor, ...]:
@@ -87,14 +87,14 @@ class Layer(nn.Module):
     def __init__(self, transformer: TransformerConfig, *, whole: bool = True) -> None:
         super().__init__()
         if whole:
-            self.attention_norm = RMSNorm(transformer.width, transformer.eps)
-        self.mlp_norm = RMSNorm(transformer.width, transformer.eps)
+            self.attention_norm = RMSNorm(transformer.width, transformer.norm_eps)
+        self.mlp_norm = RMSNorm(transformer.width, transformer.norm_eps)
         if whole:
             self.attention = Attention(transformer)
         self.mlp = (
-            MixtureOfExperts(transformer.width, transformer.hidden_width, transformer.moe)
+            MixtureOfExperts(transformer.width, transformer.sizes.mlp_width, transformer.moe)
             if transformer.moe.num_experts
-            else MLP(transformer.width, transformer.hidden_width)
+            else MLP(transformer.width, transformer.sizes.mlp_width)
         )
 
     def mlp_of(self, x: Tensor, norm: Sublayer, real: Tensor | None) -> Tensor:
@@ -132,11 +132,11 @@ class Block(Layer):
         if transformer.residual == "hyper":
             parts = (2 * layer, 2 * layer + 1)
             self.streams = nn.ModuleList(
-                HyperConnections(transformer.width, transformer.streams, i, transformer.eps) for i in parts
+                HyperConnections(transformer.width, transformer.num_streams, i, transformer.norm_eps) for i in parts
             )
         elif transformer.residual == "attention":
             self.streams = nn.ModuleList(
-                DepthAttention(transformer.width, transformer.eps, first=i + layer == 0) for i in range(2)
+                DepthAttention(transformer.width, transformer.norm_eps, first=i + layer == 0) for i in range(2)
             )
 
     def forward(self, x: Any, run: ForwardContext) -> Any:
@@ -213,11 +213,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.transformer = transformer
         self.blocks = nn.ModuleList(Block(transformer, num_modalities, layer) for layer in range(transformer.depth))
-        self.norm = RMSNorm(transformer.width, transformer.eps)
+        self.norm = RMSNorm(transformer.width, transformer.norm_eps)
         if transformer.modality_weights == "all":
-            self.media_norms = nn.ModuleList(RMSNorm(transformer.width, transformer.eps) for _ in range(num_modalities))
+            self.media_norms = nn.ModuleList(RMSNorm(transformer.width, transformer.norm_eps) for _ in range(num_modalities))
         self.depth_attention = (
-            DepthAttention(transformer.width, transformer.eps) if transformer.residual == "attention" else None
+            DepthAttention(transformer.width, transformer.norm_eps) if transformer.residual == "attention" else None
         )
 
     def forward(
@@ -267,9 +267,9 @@ class Transformer(nn.Module):
     def _run(self, x: Tensor, run: ForwardContext, layers: list[Tensor] | None) -> Tensor:
         transformer, state = self.transformer, cast(Any, x)
         if transformer.residual == "hyper":
-            state = HyperConnections.begin(x, transformer.streams)
+            state = HyperConnections.begin(x, transformer.num_streams)
         elif transformer.residual == "attention":
-            state = (noted(x, transformer.eps),)
+            state = (noted(x, transformer.norm_eps),)
         earlier: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -289,7 +289,7 @@ class Transformer(nn.Module):
         return HyperConnections.end(state) if self.transformer.residual == "hyper" else state
 
 
-RESIDUAL = re.compile(r"(attention\.out|feed_forward(\.shared|\.experts\.\d+)?\.down)\.weight$")
+RESIDUAL = re.compile(r"(attention\.out|mlp(\.shared|\.experts\.\d+)?\.down)\.weight$")
 """Names of the projections that write into the residual stream."""
 
 

@@ -43,7 +43,7 @@ def run() -> Run:
         tokenizer=BPE(512),
         model=ModelConfig(
             modalities=(image,),
-            transformer=TransformerConfig(width=128, depth=4, heads=4),
+            transformer=TransformerConfig(width=128, depth=4, num_heads=4),
             media_weight=3.0,
             context_length=128,
         ),

@@ -39,7 +39,7 @@ def run() -> Run:
         tokenizer=BPE(384),
         model=ModelConfig(
             modalities=(image,),
-            transformer=TransformerConfig(width=192, depth=6, heads=6),
+            transformer=TransformerConfig(width=192, depth=6, num_heads=6),
             media_weight=3.0,
             context_length=256,
         ),

@@ -27,7 +27,7 @@ def run() -> Run:
         tokenizer=BPE(4096),
         model=ModelConfig(
             modalities=(image,),
-            transformer=TransformerConfig(width=256, depth=6, heads=8),
+            transformer=TransformerConfig(width=256, depth=6, num_heads=8),
             media_weight=1.0,
             context_length=512,
         ),

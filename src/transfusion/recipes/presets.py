@@ -32,7 +32,7 @@ def paper(run: Run) -> Run:
     Table 8); raster order on 1-D RoPE; the time added in patch space; no QK-norm. How often captions are dropped is not in
     the paper: 10 % here.
     """
-    transformer = replace(run.model.transformer, qk_norm=False, round_hidden=256)
+    transformer = replace(run.model.transformer, qk_norm=False, mlp_multiple_of=256)
     model = replace(
         run.model,
         transformer=transformer,
@@ -63,11 +63,11 @@ def flow(run: Run) -> Run:
 PRESETS: dict[str, Callable[[Run], Run]] = {"paper": paper, "flow": flow}
 
 PAPER_SIZES = {
-    "0.16B": TransformerConfig(width=768, depth=16, heads=12, round_hidden=256, qk_norm=False),
-    "0.37B": TransformerConfig(width=1024, depth=24, heads=16, round_hidden=256, qk_norm=False),
-    "0.76B": TransformerConfig(width=1536, depth=24, heads=24, round_hidden=256, qk_norm=False),
-    "1.4B": TransformerConfig(width=2048, depth=24, heads=16, round_hidden=256, qk_norm=False),
-    "7B": TransformerConfig(width=4096, depth=32, heads=32, round_hidden=256, qk_norm=False),
+    "0.16B": TransformerConfig(width=768, depth=16, num_heads=12, mlp_multiple_of=256, qk_norm=False),
+    "0.37B": TransformerConfig(width=1024, depth=24, num_heads=16, mlp_multiple_of=256, qk_norm=False),
+    "0.76B": TransformerConfig(width=1536, depth=24, num_heads=24, mlp_multiple_of=256, qk_norm=False),
+    "1.4B": TransformerConfig(width=2048, depth=24, num_heads=16, mlp_multiple_of=256, qk_norm=False),
+    "7B": TransformerConfig(width=4096, depth=32, num_heads=32, mlp_multiple_of=256, qk_norm=False),
 }
 """The paper's Table 2."""
 

@@ -186,7 +186,7 @@ def resolved(run: Run) -> Run:
 def _refuse(run: Run, usual: ModelConfig, theirs: ModelConfig, names: set[str]) -> None:
     """Raise ConfigError for settings that are neither the recipe's own nor those that the model will have."""
     three = [_flat(config.to_plain(model)) for model in (run.model, usual, theirs)]
-    known = ("tied", *(f"trunk.{name}" for name in sorted(names - {"round_hidden"})))  # of no matter where `hidden` is given
+    known = ("tie_embeddings", *(f"transformer.{name}" for name in names - {"mlp_multiple_of"}))  # unused with `mlp_width`
     wrong = [
         f"--model.{name} {value} ({three[2].get(name)} there)"
         for name, value in three[0].items()
@@ -253,7 +253,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
 
 def trunk_in_words(transformer: TransformerConfig) -> str:
     """Its sizes, for people."""
-    sizes = f"width {transformer.width}, depth {transformer.depth}, {transformer.heads} heads"
+    sizes = f"width {transformer.width}, depth {transformer.depth}, {transformer.num_heads} heads"
     return f"{sizes}, weights {transformer.modality_weights}"
 
 

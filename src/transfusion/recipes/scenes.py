@@ -54,7 +54,7 @@ def run() -> Run:
         tokenizer=BPE(384),
         model=ModelConfig(
             modalities=(image,),
-            transformer=TransformerConfig(width=128, depth=6, heads=4),
+            transformer=TransformerConfig(width=128, depth=6, num_heads=4),
             media_weight=3.0,
             context_length=128,
         ),
