@@ -18,8 +18,8 @@ import torch
 from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import CLEAN, Document, Media, Text
-from transfusion.data.handwritten import NAMES, handwritten
 from transfusion.data.loader import PackingConfig
+from transfusion.data.sources.digits import NAMES, read_digits
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.modality import Modality
@@ -60,11 +60,11 @@ def run(out: str, steps: int, compose: DocumentTransform) -> Run:
 
 def documents(count: int, *, held_out: bool) -> list[Document]:
     """Documents of three digits, drawn by their number."""
-    digits = handwritten(held_out=held_out)
+    digits = read_digits(held_out=held_out)
     found = []
     for index in range(count):
         picked = [int(rng.uniform("dual", held_out, index, i) * len(digits.labels)) for i in range(3)]
-        pictures, names = [Media(digits.pictures[i]) for i in picked], [NAMES[int(digits.labels[i])] for i in picked]
+        pictures, names = [Media(digits.images[i]) for i in picked], [NAMES[int(digits.labels[i])] for i in picked]
         read = [part for i in (0, 1) for part in (pictures[i], Text(f" is {names[i]}. "))]
         found.append(Document((*read, Text(f"draw {names[2]}: "), pictures[2]), name=f"three digits {index}"))
     return found

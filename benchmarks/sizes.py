@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transfusion import rng
+from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.handwritten import NAMES, handwritten
 from transfusion.data.loader import PackingConfig
-from transfusion.data.readers import pair
+from transfusion.data.sources.digits import NAMES, read_digits
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
@@ -83,13 +83,13 @@ def drawn_size(*names: str | int) -> tuple[int, int]:
 
 def documents() -> list[Document]:
     """Captioned digits at two sizes each."""
-    digits = handwritten(held_out=False)
+    digits = read_digits(held_out=False)
     found = []
-    for index, (label, picture) in enumerate(zip(digits.labels.tolist(), digits.pictures, strict=True)):
+    for index, (label, picture) in enumerate(zip(digits.labels.tolist(), digits.images, strict=True)):
         for copy in range(COPIES):
             height, width = drawn_size("train", index, copy)
             said = tuple(wording.format(NAMES[label], width, height) for wording in PARAPHRASES)
-            found.append(pair(said, Media(resized(picture, (height, width))), f"digit {index}.{copy}"))
+            found.append(captioned(said, Media(resized(picture, (height, width))), f"digit {index}.{copy}"))
     return found
 
 
@@ -104,8 +104,8 @@ def main() -> None:
     began = time.process_time()
     model = train(asked, documents(), [], print)
     trained = time.process_time() - began
-    real = handwritten(held_out=False)
-    judge = SmallClassifier(real.pictures, real.labels)
+    real = read_digits(held_out=False)
+    judge = SmallClassifier(real.images, real.labels)
     report: dict[str, object] = {"steps": options.steps, "seconds": training_seconds(asked.folder), "cpu_seconds": trained}
 
     choices: dict[str, Decoding] = {"most likely": Greedy(), "sampled": Sample()}

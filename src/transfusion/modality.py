@@ -5,7 +5,18 @@ source of that number: layouts, patchers and the engine all ask it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+IMAGE = "image"
+"""Name of the modality that items have where none is given."""
+IMAGE_CHANNELS = (1, 3)
+"""Channels of an item that is written and shown as an image: grey or RGB."""
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether an item of this shape, (channels, *size), can be written and shown as an image."""
+    return len(shape) == 3 and shape[0] in IMAGE_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Modality:
         ValueError: sizes that are not positive, do not match in number, or are no multiples of the patch.
     """
 
-    name: str = "image"
+    name: str = IMAGE
     channels: int = 3
     shape: tuple[int, ...] = (32, 32)
     patch: tuple[int, ...] = (2, 2)
@@ -50,6 +61,11 @@ class Modality:
                 f"modality {self.name!r}: {label} {shape} must be a positive multiple of the patch {self.patch}; "
                 "resize or pad the item"
             )
+
+    @property
+    def is_image(self) -> bool:
+        """Whether its items can be written and shown as images."""
+        return is_image((self.channels, *self.shape))
 
     @property
     def varies(self) -> bool:

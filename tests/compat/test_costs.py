@@ -63,9 +63,9 @@ def test_nothing_grows_with_the_shapes_that_were_seen() -> None:
     }
     assert unbounded <= {
         "transfusion.config.hints",
-        "transfusion.data.handwritten.handwritten",
-        "transfusion.evaluation.scenes.is_held_out",
-        "transfusion.evaluation.scenes.scene_judge",
+        "transfusion.data.sources.digits.read_digits",
+        "transfusion.data.sources.scenes.is_held_out",
+        "transfusion.evaluation.scenes.scene_classifier",
     }, unbounded
 
 

@@ -11,7 +11,9 @@ from PIL import Image
 from small import png, write_idx
 from transfusion.data.document import Media, MediaError, Text
 from transfusion.data.media import Fit, Picture, from_bytes, to_image
-from transfusion.data.readers import idx_arrays, read, read_idx, read_parquet
+from transfusion.data.sources.idx import idx_arrays, read_idx
+from transfusion.data.sources.parquet import read_parquet
+from transfusion.data.sources.read import read
 
 FIT = Fit((8, 8), 3)
 
@@ -227,5 +229,5 @@ def test_fit_cuts_the_centre_and_lays_transparency_on_white() -> None:
 def test_pixels_there_and_back() -> None:
     pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
     assert (np.asarray(to_image(from_bytes(pixels))) == pixels).all()
-    with pytest.raises(ValueError, match="a picture is"):
+    with pytest.raises(ValueError, match="an image is"):
         to_image(torch.zeros(2, 4, 4))

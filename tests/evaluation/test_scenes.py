@@ -5,26 +5,21 @@ import torch
 
 from small import model
 from transfusion import rng
-from transfusion.data.handwritten import Digits, handwritten
-from transfusion.evaluation.scenes import (
+from transfusion.data.sources.digits import Digits, read_digits
+from transfusion.data.sources.scenes import (
     KINDS,
     NOVEL,
     STATED,
     Scene,
     Thing,
     change,
-    check,
-    checker,
     combined,
-    compare,
     compose,
     draw,
     is_held_out,
     relation,
-    scene_classifier,
-    score,
-    see,
 )
+from transfusion.evaluation.scenes import check, checker, compare, scene_classifier, score, see
 from transfusion.modality import Modality
 
 
@@ -50,7 +45,7 @@ def test_held_out_combinations_are_some_15_percent_and_leave_every_digit_company
 
 def test_a_scene_belongs_to_its_key() -> None:
     assert draw("two", "a", 1) == draw("two", "a", 1) != draw("two", "a", 2)
-    scene, digits = draw("two", 0), handwritten(held_out=True)
+    scene, digits = draw("two", 0), read_digits(held_out=True)
     assert compose(scene, digits, 5).equal(compose(scene, digits, 5))
     assert not compose(scene, digits, 5).equal(compose(scene, digits, 6))
     with pytest.raises(ValueError, match="combine nothing"):
@@ -97,7 +92,7 @@ def test_the_checker_is_right_about_real_scenes_and_changed_ones() -> None:
 
 
 def test_the_checker_sees_what_was_composed() -> None:
-    digits = handwritten(held_out=False)
+    digits = read_digits(held_out=False)
     scenes = [draw(kind, "see", i) for kind in KINDS for i in range(10)]
     pictures = torch.stack([compose(scene, digits, i) for i, scene in enumerate(scenes)])
     seen = see(pictures, scene_classifier())
@@ -122,7 +117,7 @@ def test_each_changed_fact_is_the_one_that_is_named(kind) -> None:
 def test_a_verdict_for_each_picture_of_a_scene() -> None:
     scene = Scene("attribution", (Thing(3, "red", 0), Thing(7, "blue", 1)))
     swapped = Scene("attribution", (Thing(3, "blue", 0), Thing(7, "red", 1)))
-    digits = handwritten(held_out=False)
+    digits = read_digits(held_out=False)
     right, wrong = check(scene, torch.stack([compose(s, digits, rng.key(1)) for s in (scene, swapped)]), scene_classifier())
     assert right.right and right.seen == scene.things
     assert wrong.wrong.keys() == {"colour"} and "no red three, blue seven" in wrong.wrong["colour"]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from test_recipes import SHORT, command
 
-from transfusion.evaluation.scenes import KINDS, NOVEL, combined, is_held_out
+from transfusion.data.sources.scenes import KINDS, NOVEL, combined, is_held_out
 from transfusion.recipes import scenes
 
 

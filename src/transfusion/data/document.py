@@ -8,6 +8,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from transfusion.modality import IMAGE
+
 TimeInterval: TypeAlias = tuple[float, float]
 ANY_TIME: TimeInterval = (0.0, 1.0)
 CLEAN: TimeInterval = (0.0, 0.0)
@@ -93,7 +95,7 @@ class Media:
     """
 
     values: Tensor | LazyMedia | None
-    modality: str = "image"
+    modality: str = IMAGE
     size: tuple[int, ...] | None = None
     times: TimeInterval = ANY_TIME
     weight: float = 1.0

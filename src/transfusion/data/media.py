@@ -5,6 +5,7 @@ Pixels become Float32[channels, height, width] in [-1, 1]; `to_image` goes back.
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from transfusion.data.document import MediaError
+from transfusion.modality import IMAGE_CHANNELS, Modality, is_image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Formats that are opened; Pillow knows 70, and most of their decoders' flaws lie in the others."""
@@ -34,8 +36,13 @@ class Fit:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"pictures have 1 or 3 channels, not {self.channels}")
+        if self.channels not in IMAGE_CHANNELS:
+            raise ValueError(f"images have 1 or 3 channels, not {self.channels}")
+
+    @classmethod
+    def of(cls, modalities: Sequence[Modality]) -> "Fit | None":
+        """The fit of the first modality that holds images; None if none does."""
+        return next((cls((m.shape[0], m.shape[1]), m.channels) for m in modalities if m.is_image), None)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,8 +69,8 @@ def from_bytes(pixels: np.ndarray) -> Tensor:
 
 def to_image(values: Tensor) -> Image.Image:
     """Float[1 or 3, height, width], cut to [-1, 1] -> a picture."""
-    if values.ndim != 3 or values.shape[0] not in (1, 3):
-        raise ValueError(f"a picture is (1 or 3, height, width), not {tuple(values.shape)}")
+    if not is_image(values.shape):
+        raise ValueError(f"an image is (1 or 3, height, width), not {tuple(values.shape)}")
     pixels = ((values.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
@@ -148,3 +155,33 @@ class Pixels:
         if self.fit is None or self.fit.shape == replace(self, fit=None).shape:
             return from_bytes(self.pixels)
         return self.fit(Image.fromarray(self.pixels))
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """An item of any modality in a .npy file, read when it is loaded. Make it with `open`, which reads its header."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def open(cls, path: Path, name: str) -> "ArrayFile":
+        """Read the file's header. Raises MediaError if it is missing or no array."""
+        return cls(path, name, _load_array(path, name).shape)
+
+    def load(self) -> Tensor:
+        """Float32[channels, *size]. Raises MediaError, naming it, if it cannot be read."""
+        return torch.from_numpy(np.array(_load_array(self.path, self.name), dtype=np.float32))
+
+
+def _load_array(path: Path, name: str) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"an array of {array.dtype} is not numbers")
+        return array
+    except FileNotFoundError as error:
+        raise MediaError(f"{name}: no such file") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise MediaError(f"{name}: {error}") from error

@@ -28,6 +28,7 @@ from transfusion.evaluation.estimate import jackknife
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
 from transfusion.evaluation.record import Metric, Proportion
 from transfusion.evaluation.suite import Count, EvalContext, SuiteResult, TooFew, caption, mean, named, record
+from transfusion.modality import IMAGE
 
 COMPARED = 1000
 """Pictures that are looked up among the training pictures, at most."""
@@ -62,7 +63,7 @@ def score(model: Transfusion, documents: Sequence[Document], how: EvalContext) -
     captions = [caption(documents[i % len(documents)], i) for i in range(how.samples)]
     seeds = [how.seed * len(captions) + i for i in range(len(captions))]
     count = Count(len(captions), how.progress)
-    drawn = model.generate(captions, force="image", seeds=seeds, dtype=how.dtype, each=count)
+    drawn = model.generate(captions, force=IMAGE, seeds=seeds, dtype=how.dtype, each=count)
     pictures = torch.stack([one.media[-1].tensor() for one in drawn])  # refuses NaN
 
     def take(function: Callable[..., dict[str, Metric]], *arguments: object, names: tuple[str, ...]) -> None:

@@ -15,8 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from transfusion.api import Transfusion
+from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.readers import pair
 from transfusion.evaluation import draw, read
 from transfusion.evaluation.classifier import ABOUT, Classifier, ConvolutionalClassifier
 from transfusion.evaluation.image_grid import sheet
@@ -103,7 +103,7 @@ class Classes(ABC):
         """Held-out pictures with their captions."""
         pictures, labels = self.held_out()
         said = [tuple(wording.format(name) for wording in self.paraphrases) for name in self.names]
-        return [pair(said[label], Media(one), "") for one, label in zip(pictures, labels.tolist(), strict=True)]
+        return [captioned(said[label], Media(one), "") for one, label in zip(pictures, labels.tolist(), strict=True)]
 
     def how(self, samples: int, dtype: torch.dtype) -> EvalContext:
         """How this data is measured."""

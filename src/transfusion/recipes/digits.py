@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media
-from transfusion.data.handwritten import NAMES, handwritten
 from transfusion.data.loader import PackingConfig
-from transfusion.data.readers import pair
+from transfusion.data.sources.digits import NAMES, read_digits
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
@@ -68,20 +68,20 @@ class Digits(Classes):
 
     def documents(self) -> Sequence[Document]:
         """Captioned digits."""
-        digits = handwritten(held_out=False)
+        digits = read_digits(held_out=False)
         captions = [tuple(w.format(name) for w in PARAPHRASES) for name in NAMES]
-        pairs = enumerate(zip(digits.labels.tolist(), digits.pictures, strict=True))
-        return [pair(captions[label], Media(picture), f"digit {i}") for i, (label, picture) in pairs]
+        pairs = enumerate(zip(digits.labels.tolist(), digits.images, strict=True))
+        return [captioned(captions[label], Media(picture), f"digit {i}") for i, (label, picture) in pairs]
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Pictures and classes that are never trained on."""
-        digits = handwritten(held_out=True)
-        return digits.pictures, digits.labels
+        digits = read_digits(held_out=True)
+        return digits.images, digits.labels
 
     def trained(self) -> tuple[Tensor, Tensor]:
         """Pictures and classes to train on."""
-        digits = handwritten(held_out=False)
-        return digits.pictures, digits.labels
+        digits = read_digits(held_out=False)
+        return digits.images, digits.labels
 
     def fit_classifier(self) -> Classifier:
         """A classifier fitted on the training digits."""

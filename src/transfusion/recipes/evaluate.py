@@ -20,7 +20,7 @@ from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit, Picture
-from transfusion.data.readers import read as read_data
+from transfusion.data.sources.read import read as read_data
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
@@ -28,6 +28,7 @@ from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.image_grid import sheet
 from transfusion.evaluation.record import Record, short
 from transfusion.evaluation.suite import EvalContext, SuiteResult
+from transfusion.modality import is_image
 from transfusion.model_folder import read_settings
 from transfusion.recipes import CLASSES
 from transfusion.recipes.classes import progress
@@ -210,8 +211,7 @@ def _read(run: Run | None, options: Evaluate, model: Transfusion) -> tuple[list[
     data = options.data or (run.data if run else "")
     if not data:
         raise ValueError("this folder says nothing of its data: give held-out documents with --data")
-    image = next((m for m in model.config.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
-    fit = Fit((image.shape[0], image.shape[1]), image.channels) if image else Fit((1, 1))
+    fit = Fit.of(model.config.model.modalities) or Fit((1, 1))
     trained: list[Document] = []
     if run is not None and run.data and run.recipe not in CLASSES:
         with suppress(ValueError):  # it may have been moved since
@@ -231,10 +231,9 @@ def _coco(model: Transfusion, options: Evaluate, how: EvalContext) -> Iterator[S
     """
     if not options.data:
         raise ValueError("coco needs --data PATH: the folder with MS-COCO's annotations and pictures")
-    image = next((m for m in model.config.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
-    if image is None:
+    fit = Fit.of(model.config.model.modalities)
+    if fit is None:
         raise ValueError("this model has no modality of pictures")
-    fit = Fit((image.shape[0], image.shape[1]), image.channels)
     asked, references = coco.prompts(options.data, options.samples or 30_000, options.seed), coco.karpathy(options.data)
     documents = [Document((Text(one.caption), Media(Picture(one.image, fit, one.image.name)))) for one in asked]
     once = list({one.image: document for one, document in zip(asked, documents, strict=True)}.values())
@@ -253,7 +252,7 @@ def _look(suite_result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -
     shown = [
         (one.media[-1].tensor(), one.text, str(seed))
         for one, seed in zip(suite_result.documents, suite_result.seeds, strict=True)
-        if one.media and one.media[-1].tensor().ndim == 3
+        if one.media and is_image(one.media[-1].tensor().shape)
     ]
     shown = shown[:: max(len(shown) // most, 1)][:most]
     if shown:

@@ -18,7 +18,7 @@ from transfusion import rng
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.media import Fit
-from transfusion.data.readers import read
+from transfusion.data.sources.read import read
 from transfusion.evaluation.classifier import ClassifierTraining, ConvolutionalClassifier
 from transfusion.recipes import digits
 from transfusion.recipes.classes import progress

@@ -6,7 +6,7 @@ transfusion train pictures --data FOLDER
 from transfusion.config import ConfigError
 from transfusion.data.loader import PackingConfig
 from transfusion.data.media import Fit
-from transfusion.data.readers import read
+from transfusion.data.sources.read import read
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
@@ -47,10 +47,10 @@ def run_recipe(run: Run, log: LogFn) -> None:
     """Train; sample sheets on the way show captions of the data."""
     if not run.data:
         raise ConfigError("pictures needs --data PATH: a folder of captioned pictures, a .jsonl or a .parquet file")
-    image = next((m for m in run.model.modalities if m.name == "image"), None)
-    if image is None or len(image.shape) != 2:
-        raise ConfigError("pictures needs a modality called image with two axes")
-    corpus = read(run.data, Fit((image.shape[0], image.shape[1]), image.channels))
+    fit = Fit.of(run.model.modalities)
+    if fit is None:
+        raise ConfigError("pictures needs a modality of images: two axes, and 1 or 3 channels")
+    corpus = read(run.data, fit)
     if corpus.unreadable:
         log(f"left out {len(corpus.unreadable)} that cannot be read:")
         for line in corpus.unreadable[:20]:

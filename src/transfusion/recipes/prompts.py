@@ -4,12 +4,10 @@ transfusion generate RUN --prompt "a handwritten seven"
 transfusion generate RUN --prompts prompts.jsonl --out DIR
 """
 
-import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -17,13 +15,15 @@ from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.media import Fit, to_image
-from transfusion.data.readers import parse_line
+from transfusion.data.media import Fit
+from transfusion.data.outputs import OUTPUTS, write_documents
+from transfusion.data.sources.jsonl import parse_line
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.image_grid import sheet
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Done, Event
+from transfusion.modality import IMAGE, is_image
 from transfusion.model_folder import TransfusionConfig, read_settings
 from transfusion.recipes.classes import progress
 from transfusion.recipes.run import LogFn
@@ -88,20 +88,9 @@ def run_recipe(folder: str, options: Generate, log: LogFn) -> None:
     model = Transfusion.from_pretrained(folder, device=device).eval()
     prompts = [p for p in _prompts(model, options) for _ in range(options.count)]
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    aside = out / "outputs.jsonl.tmp"  # earlier answers stay until the new ones are whole
-    aside.write_text("")
     seeds = [rng.key(options.seed, i) for i in range(len(prompts))]
-    try:
-        documents = _generate(model, prompts, seeds, options, pick_dtype(options.dtype, device))
-    except BaseException:
-        aside.unlink()
-        raise
-    with aside.open("w", encoding="utf-8") as lines:
-        for index, document in enumerate(documents):
-            lines.write(json.dumps(_write(document, index, out), ensure_ascii=False) + "\n")
-    os.replace(aside, out / "outputs.jsonl")
-    drawn = [(d.media[-1].tensor(), d.text) for d in documents if d.media and d.media[-1].tensor().ndim == 3]
+    documents = write_documents(_generate(model, prompts, seeds, options, pick_dtype(options.dtype, device)), out)
+    drawn = [(d.media[-1].tensor(), d.text) for d in documents if d.media and is_image(d.media[-1].tensor().shape)]
     if len(documents) == 1:
         log(f"text: {documents[0].text!r}")
     if drawn:
@@ -112,15 +101,14 @@ def run_recipe(folder: str, options: Generate, log: LogFn) -> None:
             columns=min(10, len(drawn)),
         )
         log(f"pictures: {out / 'sheet.png'}")
-    log(f"documents: {out / 'outputs.jsonl'}")
+    log(f"documents: {out / OUTPUTS}")
 
 
 def _prompts(model: Transfusion, options: Generate) -> list[Document]:
     if options.prompt is not None:
         return [Document((Text(options.prompt),) if options.prompt else ())]
     path = Path(options.prompts or "")
-    image = next((m for m in model.config.model.modalities if len(m.shape) == 2 and m.channels in (1, 3)), None)
-    fit = Fit((image.shape[0], image.shape[1]), image.channels) if image else Fit((1, 1))
+    fit = Fit.of(model.config.model.modalities) or Fit((1, 1))
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -140,7 +128,7 @@ def _prompts(model: Transfusion, options: Generate) -> list[Document]:
 
 def _generate(
     model: Transfusion, prompts: Sequence[Document], seeds: Sequence[int], options: Generate, dtype: torch.dtype
-) -> list[Document]:
+) -> Iterator[Document]:
     """Each kind of wish is one batch."""
     wishes: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
@@ -158,7 +146,7 @@ def _generate(
             documents = model.generate(
                 [prompts[i] for i in indices],
                 seeds=[seeds[i] for i in indices],
-                force="image" if wish == "image" else None,
+                force=IMAGE if wish == "image" else None,
                 max_tokens=options.max_tokens,
                 max_items=0 if wish == "text" else options.max_items,
                 sampler=options.sampler,
@@ -168,7 +156,7 @@ def _generate(
                 each=count,
             )
             answers.update(zip(indices, documents, strict=True))
-    return [answers[i] for i in range(len(prompts))]
+    yield from (answers[i] for i in range(len(prompts)))
 
 
 def _wish(prompt: Document, options: Generate) -> str:
@@ -177,15 +165,3 @@ def _wish(prompt: Document, options: Generate) -> str:
     if not prompt.segments:
         return "any"
     return "text" if isinstance(prompt.segments[-1], Media) else "image"
-
-
-def _write(document: Document, index: int, out: Path) -> dict[str, Any]:
-    segments: list[dict[str, str]] = []
-    for number, segment in enumerate(document.segments):
-        if isinstance(segment, Text):
-            segments.append({"text": str(segment.content)})
-        else:
-            name = f"{index:05d}-{number}.png"
-            to_image(segment.tensor()).save(out / name)
-            segments.append({"image": name})
-    return {"segments": segments}

@@ -19,6 +19,7 @@ from transfusion.data.vocabulary import BPE, Tokenizer, TokenizerFile, Vocabular
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.image_grid import sheet
+from transfusion.modality import IMAGE
 from transfusion.model import lora
 from transfusion.model.lora import LoRAConfig
 from transfusion.model.network import ModelConfig
@@ -338,7 +339,7 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: Log
     )
 
     def draw(step: int) -> None:
-        documents = model.generate(list(prompts), force="image", seed=run.seed, dtype=dtype)
+        documents = model.generate(list(prompts), force=IMAGE, seed=run.seed, dtype=dtype)
         pictures = [document.media[-1].tensor() for document in documents]
         sheet(pictures, list(prompts), run.folder / "samples" / f"step-{step:08d}.png")
 

@@ -14,17 +14,17 @@ from rich.table import Table
 from torch import Tensor
 
 from transfusion import rng
+from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media
-from transfusion.data.handwritten import handwritten
 from transfusion.data.loader import PackingConfig
-from transfusion.data.readers import pair
+from transfusion.data.sources.digits import read_digits
+from transfusion.data.sources.scenes import KINDS, Scene, SceneKind, compose, draw
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.evaluation import scenes
 from transfusion.evaluation.image_grid import sheet
-from transfusion.evaluation.scenes import KINDS, Scene, SceneKind, Scored
+from transfusion.evaluation.scenes import Scored, score, suite_result
 from transfusion.evaluation.suite import EvalContext
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig
@@ -83,19 +83,19 @@ class Painted:
 
     def load(self) -> Tensor:
         """Float32[3, 16, 16] in [-1, 1]"""
-        return scenes.compose(self.scene, handwritten(held_out=False), self.key)
+        return compose(self.scene, read_digits(held_out=False), self.key)
 
 
 def documents() -> Sequence[Document]:
     """Captioned scenes, without the held-out combinations."""
-    drawn = [(kind, i, scenes.draw(kind, "train", i)) for kind, count in COUNTS.items() for i in range(count)]
-    return [pair(s.captions, Media(Painted(s, rng.key("train", kind, i))), f"{kind} {i}") for kind, i, s in drawn]
+    drawn = [(kind, i, draw(kind, "train", i)) for kind, count in COUNTS.items() for i in range(count)]
+    return [captioned(s.captions, Media(Painted(s, rng.key("train", kind, i))), f"{kind} {i}") for kind, i, s in drawn]
 
 
 def run_recipe(run: Run, log: LogFn) -> None:
     """Train, draw scenes of every kind, check them, report."""
     began = time.monotonic()
-    prompts = [scenes.draw(kind, "sample", i).captions[0] for kind in KINDS for i in range(5)]
+    prompts = [draw(kind, "sample", i).captions[0] for kind in KINDS for i in range(5)]
     model = train(run, documents(), prompts, log)
     report: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
     report |= last_losses(run.folder)
@@ -104,11 +104,11 @@ def run_recipe(run: Run, log: LogFn) -> None:
         groups = 2 * len(KINDS) - 1
         dtype = pick_dtype(run.dtype, pick_device(run.device))
         with progress("drawing") as each:
-            scored = scenes.score(model, count=max(run.report.pictures // groups, 1), seed=run.seed, dtype=dtype, progress=each)
+            scored = score(model, count=max(run.report.pictures // groups, 1), seed=run.seed, dtype=dtype, progress=each)
         for name, share in scored.shares.items():
             report |= share.plain(name)
         how = EvalContext(seed=run.seed, dtype=dtype, command=command_line(run))
-        scenes.suite_result(model, scored, how).record.save(run.folder / "records")
+        suite_result(model, scored, how).record.save(run.folder / "records")
         _show(run, scored, log)
     report["seconds"] = max(spent, training_seconds(run.folder)) + time.monotonic() - began - spent
     (run.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transfusion import rng
@@ -15,23 +16,18 @@ HELD_OUT = 360
 
 @dataclass(frozen=True, eq=False)
 class Digits:
-    """Square pictures of digits.
+    """Square images of digits in [-1, 1], bright on dark, and the digit that each shows."""
 
-    Args:
-        pictures: Float[picture, 1, side, side] in [-1, 1], bright on dark.
-        labels: Int[picture], 0 to 9.
-    """
-
-    pictures: Tensor
-    labels: Tensor
+    images: Float[Tensor, "image 1 side side"]
+    labels: Int[Tensor, " image"]
 
 
 @cache
-def handwritten(*, held_out: bool) -> Digits:
-    """The 1,437 digits to train on, or the 360 that never are."""
+def read_digits(*, held_out: bool) -> Digits:
+    """The 1,437 digits to train on, or the 360 that are held out."""
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
     order = rng.generator(rng.key("digits", "held out")).permutation(len(data.target))
-    picked = torch.from_numpy(order[:HELD_OUT] if held_out else order[HELD_OUT:])
-    return Digits(torch.from_numpy(data.images).float()[picked, None] / 8 - 1, torch.from_numpy(data.target)[picked])
+    chosen = torch.from_numpy(order[:HELD_OUT] if held_out else order[HELD_OUT:])
+    return Digits(torch.from_numpy(data.images).float()[chosen, None] / 8 - 1, torch.from_numpy(data.target)[chosen])

@@ -1,0 +1,67 @@
+"""Documents -> a folder: `outputs.jsonl`, a document a line, and a file for each media item. `sources.jsonl` reads it back.
+
+An image becomes a PNG, which holds its values to 8 bits; any other item an array in a .npy file.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from transfusion.data.document import Document, Text
+from transfusion.data.media import to_image
+from transfusion.modality import is_image
+
+OUTPUTS = "outputs.jsonl"
+
+
+def write_documents(documents: Iterable[Document], folder: Path) -> list[Document]:
+    """Write documents to a folder, which is made if need be, and return them. `outputs.jsonl` is replaced once all are written;
+    if `documents` is an iterator that fails on the way, the earlier file stays.
+
+    Raises:
+        OSError: the folder cannot be written; before the first document is taken.
+        ValueError: an item has no values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{OUTPUTS}.tmp"
+    written = []
+    try:
+        with partial.open("w", encoding="utf-8") as lines:
+            for index, document in enumerate(documents):
+                lines.write(json.dumps(write_document(document, folder, f"{index:05d}"), ensure_ascii=False) + "\n")
+                written.append(document)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, folder / OUTPUTS)
+    return written
+
+
+def write_document(document: Document, folder: Path, stem: str) -> dict[str, Any]:
+    """Write a document's media to `folder`, as stem-SEGMENT.png or .npy, and return its JSONL record; the inverse of
+    `sources.jsonl.parse_line`. Token ids become their numbers, separated by blanks.
+
+    Raises:
+        ValueError: an item has no values.
+    """
+    segments: list[dict[str, Any]] = []
+    for number, segment in enumerate(document.segments):
+        if isinstance(segment, Text):
+            content = segment.content if isinstance(segment.content, str) else " ".join(map(str, segment.content))
+            segments.append({"text": content} | ({} if segment.loss else {"loss": False}))
+        else:
+            segments.append({segment.modality: _write_media(segment.tensor(), folder, f"{stem}-{number}")})
+    return {"segments": segments}
+
+
+def _write_media(values: Tensor, folder: Path, stem: str) -> str:
+    if is_image(values.shape):
+        to_image(values).save(folder / f"{stem}.png")
+        return f"{stem}.png"
+    np.save(folder / f"{stem}.npy", values.detach().cpu().numpy())
+    return f"{stem}.npy"
