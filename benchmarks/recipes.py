@@ -63,7 +63,7 @@ def main() -> None:
             place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
             transformer = sum(p.numel() for p in model.network.transformer.parameters() if p.ndim > 1)
             attended = 12.0 * run.model.transformer.width * run.model.transformer.depth * int(visible(place, place).sum())
-            head = model.network.head.weight.numel() * len(batch.learned)
+            head = model.network.head.weight.numel() * len(batch.loss_index)
             flops.append(6.0 * (transformer * batch.num_tokens + head) + attended)
             tokens.append(batch.num_tokens)
             slots.append(batch.tokens.numel())

@@ -39,7 +39,7 @@ def model(
     *modalities: Modality,
     double: bool = False,
     coordinates: Coordinates = Coordinates(),
-    context: int = 160,
+    context_length: int = 160,
     diffusion: Diffusion = Diffusion(),
     drop: ConditionDropout = ConditionDropout(text=0.1, media=0.1, both=0.1),
     guidance: Guidance = Guidance(text=3.0),
@@ -56,7 +56,7 @@ def model(
             transformer=TransformerConfig(**({"width": 32, "depth": 2, "num_heads": 4, "num_kv_heads": 2} | transformer)),  # type: ignore[arg-type]
             coordinates=coordinates,
             axial=axial,
-            context_length=context,
+            context_length=context_length,
             diffusion=diffusion,
             patcher=patcher,
             auxiliary=auxiliary,

@@ -14,9 +14,9 @@ from torch.nn.attention.flex_attention import flex_attention
 from small import FREE, SOUND, VECTOR, documents, model, picture
 from transfusion import rng
 from transfusion.api import Transfusion
-from transfusion.data.batch import Batch, Entry, collate
+from transfusion.data.batch import Batch, collate
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.tokenize import Coordinates, tokenize_document
+from transfusion.data.tokenize import Coordinates, TokenSequence, tokenize_document
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, Sampler
@@ -31,17 +31,17 @@ from transfusion.nn.layers import Linear
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 
-def entries(m: Transfusion, docs: list[Document]) -> list[Entry]:
+def entries(m: Transfusion, docs: list[Document]) -> list[TokenSequence]:
     found = []
     for index, one in enumerate(docs):
         tokenized = tokenize_document(one, m.vocabulary, m.config.model.coordinates)
-        keys = tuple(rng.key("test", index, i) for i in range(len(tokenized.items)))
-        values = tuple(item.media.tensor().to(next(m.parameters()).dtype) for item in tokenized.items)
-        found.append(Entry(tokenized, values, keys))
+        loaded = tokenized.load(lambda item, index=index: rng.key("test", index, item))
+        items = [replace(item, latents=item.media.tensor().to(next(m.parameters()).dtype)) for item in loaded.items]
+        found.append(replace(loaded, items=tuple(items)))
     return found
 
 
-def rows(m: Transfusion, packed: list[list[Entry]], length: int) -> Batch:
+def rows(m: Transfusion, packed: list[list[TokenSequence]], length: int) -> Batch:
     return collate(packed, length, m.vocabulary, m.config.model.coordinates.axes)
 
 
@@ -127,7 +127,7 @@ def test_gradients_of_fast_forms_are_those_of_plain_ones(layout: str, long: int,
     batch = {
         "one row": lambda: rows(m, [found], 160),
         "two rows with padding": lambda: rows(m, [found[:2], found[2:]], 150),
-        "a row each": lambda: rows(m, [[found[0]], [found[0]]], len(found[0].sequence)),
+        "a row each": lambda: rows(m, [[found[0]], [found[0]]], len(found[0])),
         "text only": lambda: rows(m, [entries(m, [Document((Text("ab" * n),)) for n in (3, 3, 20, 1)])], 70),
     }[layout]()
     grads = []
@@ -148,7 +148,7 @@ def packed_is_alone(m: Transfusion, docs: list[Document], dtype: torch.dtype = t
     """Five documents packed into rows, with padding, cost what each costs alone; nobody sees a neighbour."""
     found = entries(m, docs)
     packed = m.network(rows(m, [found[:3], found[3:]], 128))
-    alone = sum((numbers(m.network(rows(m, [[one]], len(one.sequence)))) for one in found), torch.zeros(4))
+    alone = sum((numbers(m.network(rows(m, [[one]], len(one)))) for one in found), torch.zeros(4))
     assert torch.allclose(numbers(packed), alone.to(numbers(packed)), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     other = m.network(rows(m, [[found[3], found[1], found[4]], [found[2], found[0]]], 140))
     assert torch.allclose(numbers(packed), numbers(other), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -186,14 +186,14 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
             document, segments=tuple(replace(s, times=(0.0, 0.0)) if isinstance(s, Media) else s for s in document.segments)
         )
         (entry,) = entries(m, [clean])
-        batch = rows(m, [[entry]], len(entry.sequence))
+        batch = rows(m, [[entry]], len(entry))
         with torch.no_grad():
             media, _ = m.network.noise(batch)
             place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
             full, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
             engine = Engine(m.network, m.vocabulary, rows=3, dtype=dtype)
             engine._cache.take()
-            row, at, tokenized = engine._cache.take(), 0, entry.sequence
+            row, at, tokenized = engine._cache.take(), 0, entry
             pieces = []
             while at < len(tokenized):
                 span = tokenized.spans[at]
@@ -201,8 +201,8 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
                 while span >= 0 and end < len(tokenized) and tokenized.spans[end] == span:
                     end += 1
                 items = tuple(
-                    (item.modality, item.grid, value, 0.0, item.start - at)
-                    for item, value in zip(tokenized.items, entry.values, strict=True)
+                    (item.modality, item.grid, item.latents, 0.0, item.start - at)
+                    for item in tokenized.items
                     if at <= item.start < end
                 )
                 piece = engine._prefix(row, tokenized, len(tokenized))

@@ -133,7 +133,7 @@ def test_drawing_is_denoising_whole_documents(made) -> None:
         estimates = []
         for segments in ((Text("a"),), ()):
             (entry,) = test_equalities.entries(m, [Document((*segments, Media(x, times=(now, now))))])
-            batch = test_equalities.rows(m, [[entry]], len(entry.sequence))
+            batch = test_equalities.rows(m, [[entry]], len(entry))
             with torch.no_grad():
                 (noised,), _ = m.network.noise(batch)
                 noised.latents.copy_(x)

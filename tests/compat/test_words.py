@@ -51,7 +51,7 @@ def test_names_and_largest_sizes() -> None:
 def test_items_of_a_fixed_shape_say_no_size() -> None:
     free, fixed = Transfusion(**WORDS), Transfusion(**WORDS, modality_fixed_shape=True)
     assert len(fixed.vocabulary) < len(free.vocabulary)
-    lengths = [len(m.entries(m.parts.documents([[ids(1), randn(4, 8)]]), seed=0)[0].sequence) for m in (free, fixed)]
+    lengths = [len(m.entries(m.parts.documents([[ids(1), randn(4, 8)]]), seed=0)[0]) for m in (free, fixed)]
     assert lengths[0] == lengths[1] + 1
     with pytest.raises(ValueError, match=r"document 0, item 0: .*every item has .4,."):
         fixed([[randn(5, 8)]])

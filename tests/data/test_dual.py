@@ -12,10 +12,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from small import FREE, IMAGE, model, picture, vocabulary
 from transfusion.api import Transfusion
 from transfusion.codec.patchers import UNetPatcherConfig
-from transfusion.data.batch import Batch, Entry, collate
+from transfusion.data.batch import Batch, collate
 from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.loader import Loader, PackingConfig
-from transfusion.data.tokenize import Coordinates, longest, tokenize_document
+from transfusion.data.tokenize import Coordinates, TokenSequence, longest, tokenize_document
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.model.losses import Losses
 from transfusion.nn.attention import AttentionMetadata
@@ -138,12 +138,12 @@ def test_every_item_takes_the_loss_that_it_has_behind_clean_ones() -> None:
     assert (together.media.sum - apart).abs() < 1e-9
 
 
-def entries(m: Transfusion, documents: list[Document]) -> list[Entry]:
+def entries(m: Transfusion, documents: list[Document]) -> list[TokenSequence]:
     tokenized = [tokenize_document(one, m.vocabulary, m.config.model.coordinates) for one in documents]
-    return [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
+    return [one.load(lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
 
 
-def rows(m: Transfusion, packed: list[list[Entry]], length: int) -> Batch:
+def rows(m: Transfusion, packed: list[list[TokenSequence]], length: int) -> Batch:
     return collate(packed, length, m.vocabulary, m.config.model.coordinates.axes)
 
 
@@ -157,7 +157,7 @@ def test_packed_is_alone_and_forms_of_attention_agree(coordinates: Coordinates, 
     hidden = {}
     with torch.no_grad():
         together = m(packed)
-        alone = [m(rows(m, [[one]], len(one.sequence))) for one in found]
+        alone = [m(rows(m, [[one]], len(one))) for one in found]
         media, _ = m.network.noise(packed)
         place = AttentionMetadata.of_rows(packed.documents, packed.spans, packed.private)
         for form in ("dense", "sdpa", "document", "flex"):
@@ -195,7 +195,9 @@ def test_composed_documents_read_clean_copies_and_learn_every_picture() -> None:
         keys: dict[int, float] = {}
         for (batch,) in islice(loader(dual).batches(), 6):
             for group in batch.media:
-                for key, weight, times in zip(group.keys.tolist(), group.weights.tolist(), group.times.tolist(), strict=True):
+                for key, weight, times in zip(
+                    group.keys.tolist(), group.loss_weights.tolist(), group.times.tolist(), strict=True
+                ):
                     keys[key] = max(keys.get(key, 0.0), weight)
                     assert times == [0.0, 1.0] if weight else times == [0.0, 0.0]
         found[dual] = keys
@@ -218,9 +220,9 @@ def test_rows_must_have_room_for_the_copies() -> None:
 
 
 def test_compose_leaves_alone_what_nothing_noised_is_read_of() -> None:
-    compose = DocumentTransform(0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(0.0))
+    transform = DocumentTransform(0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(0.0))
     documents = Document((two(), Media(picture(2), private=True), Media(picture(3)), Text("x")))
-    dual, private, plain = compose(documents, 0, 0, 0).media
+    dual, private, plain = transform(documents, 0, 0, 0).media
     assert dual.times == private.times == (0.0, 1.0) and plain.times == CLEAN
     first, hidden, third = DocumentTransform(0.0, dual=True, condition_dropout=ConditionDropout(0.0))(documents, 0, 0, 0).media
     assert first.dual and third.dual and not hidden.dual and third.times == (0.0, 1.0)

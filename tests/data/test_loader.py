@@ -39,7 +39,7 @@ def corpus(count: int = 37) -> list[Document]:
 
 
 def loader(documents: list[Document] | None = None, **kw) -> Loader:
-    kw = {"packing": PackingConfig(row_length=48, rows=2, window=16), "compose": DocumentTransform(0.3), "seed": 5} | kw
+    kw = {"packing": PackingConfig(row_length=48, rows=2, window=16), "transform": DocumentTransform(0.3), "seed": 5} | kw
     return Loader(documents or corpus(), vocabulary=vocabulary(IMAGE), coordinates=Coordinates(), **kw)
 
 
@@ -176,9 +176,9 @@ def test_an_empty_corpus_is_refused() -> None:
 
 
 def test_wordings_are_drawn_anew_each_epoch() -> None:
-    compose = DocumentTransform(0.0, condition_dropout=ConditionDropout(0.0))
+    transform = DocumentTransform(0.0, condition_dropout=ConditionDropout(0.0))
     one = Document((Text("a", paraphrases=("b", "c")), Media(picture(0))))
-    drawn = Counter(compose(one, 0, epoch, 0).text for epoch in range(3000))
+    drawn = Counter(transform(one, 0, epoch, 0).text for epoch in range(3000))
     assert set(drawn) == {"a", "b", "c"} and min(drawn.values()) > 900
 
 

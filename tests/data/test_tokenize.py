@@ -175,11 +175,11 @@ def test_text_and_earlier_pictures_are_separately_droppable() -> None:
 
 
 def test_drop_rates_are_kept() -> None:
-    compose = DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(text=0.2, media=0.1, both=0.3))
+    transform = DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(text=0.2, media=0.1, both=0.3))
     whole = Document((Text("a"), Media(picture(1)), Text("b"), Media(picture(2))))
     kinds: dict[tuple[bool, bool], int] = {}
     for i in range(4000):
-        found = compose(whole, 0, 0, i)
+        found = transform(whole, 0, 0, i)
         if found.language_loss:
             continue
         before = found.segments[:-1]
@@ -192,8 +192,8 @@ def test_drop_rates_are_kept() -> None:
 
 
 def test_noise_is_limited_where_later_text_is_learned() -> None:
-    compose = DocumentTransform(image_first=1.0, condition_noise_max=0.5, condition_dropout=ConditionDropout(0.0))
-    first = compose(Document((Text("a"), Media(picture(1)))), 0, 0, 0)
+    transform = DocumentTransform(image_first=1.0, condition_noise_max=0.5, condition_dropout=ConditionDropout(0.0))
+    first = transform(Document((Text("a"), Media(picture(1)))), 0, 0, 0)
     assert isinstance(first.segments[0], Media) and first.segments[0].times == (0.0, 0.5)
     last = DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(0.0))(
         Document((Text("a"), Media(picture(1)))), 0, 0, 0
@@ -211,13 +211,13 @@ def test_noise_is_limited_where_later_text_is_learned() -> None:
 
 def test_noise_is_limited_for_what_a_later_picture_is_drawn_from() -> None:
     """A source picture stands clean before its edit, dropped text or not; the edit itself is free."""
-    compose = DocumentTransform(
+    transform = DocumentTransform(
         0.0, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.5)
     )
     edit = Document((Media(torch.zeros(1, 4, 4)), Text("make it red", loss=False), Media(torch.ones(1, 4, 4))))
     lengths = set()
     for epoch in range(40):
-        composed = compose(edit, 0, epoch, 0)
+        composed = transform(edit, 0, epoch, 0)
         lengths.add(len(composed.segments))
         source, target = composed.media
         assert source.times == (0.0, 0.0) and target.times == (0.0, 1.0)

@@ -15,12 +15,12 @@ from transfusion.nn.attention import AttentionMetadata
 
 
 def targets(m: Transfusion, batch: Batch) -> torch.Tensor:
-    """Nats of every target, in the order of `learned`."""
+    """Nats of every target, in the order of `loss_index`."""
     with torch.no_grad():
         media, _ = m.network.noise(batch)
         place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
         h, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
-        return F.cross_entropy(m.network.head(h[batch.learned]), batch.targets.flatten()[batch.learned], reduction="none")
+        return F.cross_entropy(m.network.head(h[batch.loss_index]), batch.targets.flatten()[batch.loss_index], reduction="none")
 
 
 def test_weights_multiply_the_nats_of_their_tokens() -> None:
@@ -28,9 +28,9 @@ def test_weights_multiply_the_nats_of_their_tokens() -> None:
     m = model(double=True)
     plain = m.batch([[Text((5, 6, 7)), Media(picture(1))]])
     weighted = m.batch([[Text((5, 6, 7), weight=(2.0, 0.0, 0.5)), Media(picture(1))]])
-    assert plain.weights is None and weighted.weights is not None
-    assert weighted.weights.tolist() == [2.0, 0.5, 1.0, 1.0]
-    assert weighted.targets.flatten()[weighted.learned].tolist() == [5, 7, m.vocabulary.begin("image"), m.vocabulary.eos]
+    assert plain.target_weights is None and weighted.target_weights is not None
+    assert weighted.target_weights.tolist() == [2.0, 0.5, 1.0, 1.0]
+    assert weighted.targets.flatten()[weighted.loss_index].tolist() == [5, 7, m.vocabulary.begin("image"), m.vocabulary.eos]
     text = m(weighted).text
     expected = (targets(m, plain)[[0, 2, 3, 4]] * torch.tensor([2.0, 0.5, 1.0, 1.0])).sum()
     assert text.count == 4 and (text.sum - expected).abs() < 1e-9
@@ -42,8 +42,8 @@ def test_one_number_weighs_a_whole_text() -> None:
     double = m(m.batch([[Text("abc", weight=2.0)]])).text
     assert double.count == 4 and (double.sum - 2 * nats[:3].sum() - nats[3]).abs() < 1e-9
     context, silent = (m.batch([[Text("ab", **off), "c"]]) for off in ({"weight": 0.0}, {"loss": False}))
-    assert context.weights is None and torch.equal(context.targets, silent.targets)
-    assert m.batch([[Text("ab", loss=False, weight=2.0), "c"]]).weights is None
+    assert context.target_weights is None and torch.equal(context.targets, silent.targets)
+    assert m.batch([[Text("ab", loss=False, weight=2.0), "c"]]).target_weights is None
 
 
 def test_weighted_documents_are_packed_as_alone() -> None:

@@ -13,9 +13,9 @@ from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import settings
 from transfusion.codec.patchers import UNetPatcherConfig
-from transfusion.data.batch import Entry, collate
+from transfusion.data.batch import collate
 from transfusion.data.document import CLEAN, Document, Media, Text
-from transfusion.data.tokenize import tokenize_document
+from transfusion.data.tokenize import TokenSequence, tokenize_document
 from transfusion.diffusion.process import PAPER, Diffusion, Prediction
 from transfusion.diffusion.schedule import Cosine, LinearBetas, LinearInterpolant
 from transfusion.model import auxiliary
@@ -100,10 +100,10 @@ def test_packed_is_alone_and_parts_are_the_whole(options: dict) -> None:
         Document((Media(picture(13), times=CLEAN), Media(picture(14)))),
     ]
     tokenized = [tokenize_document(one, m.vocabulary, m.config.model.coordinates) for one in docs]
-    entries = [Entry.of(one, lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
+    entries = [one.load(lambda item, i=i: 10 * i + item) for i, one in enumerate(tokenized)]
 
-    def run(*rows: list[Entry]) -> Losses:
-        length = max(sum(len(e.sequence) for e in row) for row in rows)
+    def run(*rows: list[TokenSequence]) -> Losses:
+        length = max(sum(len(e) for e in row) for row in rows)
         return m(collate(list(rows), length, m.vocabulary, 2), teacher=teacher, decoders=decoders)
 
     together, alone = run(entries[:4], entries[4:]), [run([one]) for one in entries]
@@ -174,7 +174,7 @@ def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[Passed, Te
     m = model(double=True, diffusion=diffusion)
     docs = [[Media(picture(i), times=(t, t), noise=picture(i + 50))] for i, t in enumerate(at.tolist())]
     batch = m.batch(docs)
-    batch = replace(batch, media=tuple(replace(g, weights=torch.ones_like(g.weights)) for g in batch.media))
+    batch = replace(batch, media=tuple(replace(g, loss_weights=torch.ones_like(g.loss_weights)) for g in batch.media))
     media, noises = m.network.noise(batch)
     (group,), (noisy,), (eps,) = batch.media, media, noises
     values, eps = group.values.double(), eps.double()

@@ -95,7 +95,7 @@ def equalities(m: Transfusion) -> None:
     """Two documents in a row, beside padding, are those alone; a document through the cache is the whole one; many are one."""
     found = entries(m, [mixed()[2], mixed()[3]])
     together = numbers(m(rows(m, [found], 112)))
-    alone = [numbers(m(rows(m, [[one]], len(one.sequence)))) for one in found]
+    alone = [numbers(m(rows(m, [[one]], len(one)))) for one in found]
     assert torch.allclose(together, alone[0] + alone[1], rtol=1e-9, atol=1e-9)
     cached_is_full(m, [mixed()[3]])
     many_is_one(m, [requests(Euler(2))[i] for i in (0, 1)])

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from transfusion import rng
 from transfusion.compat.lists import TEXT_DTYPES, Held
-from transfusion.data.batch import Batch, Entry, collate
+from transfusion.data.batch import Batch, collate
 from transfusion.data.document import ANY_TIME, Document, Media, Text
-from transfusion.data.tokenize import tokenize_document
+from transfusion.data.tokenize import TokenSequence, tokenize_document
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.diffusion import times as time_laws
 from transfusion.diffusion.times import Uniform
@@ -226,7 +226,7 @@ class Learns(Held):
             found.append(replace(document, segments=tuple(segments)))
         return found
 
-    def entries(self, documents: Sequence[Document], *, seed: int, add_eos: bool = True) -> list[Entry]:
+    def entries(self, documents: Sequence[Document], *, seed: int, add_eos: bool = True) -> list[TokenSequence]:
         """Documents laid out, with their latents, and keys made of (seed, index of the document, item).
 
         Raises:
@@ -243,16 +243,16 @@ class Learns(Held):
                     f"document {index} takes {len(tokenized)} tokens, the context has {self.network.config.context_length}"
                 )
             try:
-                found.append(Entry.of(tokenized, lambda item, index=index: rng.key(seed, index, item), named.name))
+                found.append(tokenized.load(lambda item, index=index: rng.key(seed, index, item)))
             except ValueError as error:
                 raise ValueError(f"document {index}: {error}") from error
         if not found:
             raise ValueError("no documents: give at least one")
         return found
 
-    def collate(self, entries: Sequence[Entry]) -> Batch:
+    def collate(self, entries: Sequence[TokenSequence]) -> Batch:
         """Entries one behind the other in one row, so that nothing is padding."""
-        length = sum(len(entry.sequence) for entry in entries)
+        length = sum(len(sequence) for sequence in entries)
         return collate([list(entries)], length, self.vocabulary, self.network.config.coordinates.axes).to(self.network.device)
 
     def _by_slot(self, batch: Batch, values: Sequence[Sequence[Any]]) -> dict[int, Any]:
@@ -263,17 +263,17 @@ class Learns(Held):
             for slot, one in zip(group.slots[:, 0], some, strict=True)
         }
 
-    def _times(self, batch: Batch, entries: Sequence[Entry]) -> list[list[float]]:
+    def _times(self, batch: Batch, entries: Sequence[TokenSequence]) -> list[list[float]]:
         law = self.network.config.diffusion.times
         drawn = self._by_slot(batch, [time_laws.draw(law, g.keys.tolist(), g.times).tolist() for g in batch.media])
         found, at = [], 0
-        for entry in entries:
-            found.append([drawn[at + item.start] for item in entry.sequence.items])
-            at += len(entry.sequence)
+        for sequence in entries:
+            found.append([drawn[at + item.start] for item in sequence.items])
+            at += len(sequence)
         return found
 
     def _predictions(
-        self, batch: Batch, documents: Sequence[Document], entries: Sequence[Entry], noised: bool
+        self, batch: Batch, documents: Sequence[Document], entries: Sequence[TokenSequence], noised: bool
     ) -> list[list[Tensor]]:
         if noised:
             law = self.network.config.diffusion.times
@@ -285,8 +285,8 @@ class Learns(Held):
         h, skips = self.network.hidden(batch.tokens, batch.positions, media, metadata=metadata)
         said = self._by_slot(batch, [list(p) for p in self.network.predict(h, media, skips)])
         found, at = [], 0
-        for document, entry in zip(documents, entries, strict=True):
-            out, here, items = [], at + 1, list(entry.sequence.items)
+        for document, sequence in zip(documents, entries, strict=True):
+            out, here, items = [], at + 1, list(sequence.items)
             for segment in document.segments:
                 if isinstance(segment, Text):
                     count = len(self.vocabulary.encode(segment.content))
@@ -299,7 +299,7 @@ class Learns(Held):
                     item = items.pop(0)
                 here = at + item.start + math.prod(item.grid) + 1
             found.append(out)
-            at += len(entry.sequence)
+            at += len(sequence)
         return found
 
     # ---- what surrounds a loop of one's own -------------------------------------------------------------------------
@@ -335,10 +335,10 @@ def _breakdown(total: Tensor, losses: Losses) -> Breakdown:
     )
 
 
-def _show(documents: Sequence[Document], entries: Sequence[Entry]) -> None:
+def _show(documents: Sequence[Document], entries: Sequence[TokenSequence]) -> None:
     """Print how documents were read."""
-    for index, (document, entry) in enumerate(zip(documents, entries, strict=True)):
-        items = iter(entry.sequence.items)
+    for index, (document, sequence) in enumerate(zip(documents, entries, strict=True)):
+        items = iter(sequence.items)
         lines = []
         for at, segment in enumerate(document.segments):
             if isinstance(segment, Text):
@@ -350,4 +350,4 @@ def _show(documents: Sequence[Document], entries: Sequence[Entry]) -> None:
             assert segment.values is not None
             shape, slots = tuple(segment.values.shape), " x ".join(map(str, item.grid)) or "1"
             lines.append(f"item {at}: {segment.modality}, latents {shape}, slots {slots} at token {item.start}")
-        print(f"document {index}: {len(entry.sequence)} tokens", *lines, sep="\n  ", file=sys.stderr)
+        print(f"document {index}: {len(sequence)} tokens", *lines, sep="\n  ", file=sys.stderr)

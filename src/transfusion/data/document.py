@@ -63,7 +63,7 @@ class Text:
             _check_weight(one)
 
     @property
-    def learned(self) -> bool:
+    def has_loss(self) -> bool:
         """Whether any token of it, in some wording, is a target."""
         weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
         return (
@@ -127,14 +127,14 @@ class Media:
                 raise ValueError("a mask holds weights from 0 up, not all 0: for an item without loss give weight 0")
 
     @property
-    def learned(self) -> bool:
+    def has_loss(self) -> bool:
         """Whether it takes a denoising loss."""
         return self.weight > 0 and self.times != CLEAN
 
     @property
     def doubled(self) -> bool:
         """Whether it stands twice in training. Without a loss there is nothing that a noised copy would be for."""
-        return self.dual and self.learned
+        return self.dual and self.has_loss
 
     def tensor(self) -> Tensor:
         """The latents, loaded if need be: Float32[channels, *size].

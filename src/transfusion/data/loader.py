@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from transfusion import rng
-from transfusion.data.batch import Batch, Entry, Position, collate
+from transfusion.data.batch import Batch, Position, collate
 from transfusion.data.document import Document, MediaError
 from transfusion.data.packing import pack
 from transfusion.data.tokenize import Coordinates, TokenSequence, longest, tokenize_document
@@ -119,10 +119,6 @@ class Loader:
             else:
                 position = Position(position.epoch + 1)
 
-    def _entry(self, epoch: int, sample: int, tokenized: TokenSequence) -> Entry:
-        name = self.corpus[sample].name or str(sample)
-        return Entry.of(tokenized, lambda item: rng.key(self.seed, epoch, sample, item), name)
-
     def batches(self, position: Position = Position()) -> Iterator[tuple[Batch, ...]]:
         """Steps from a position on: each a tuple of `parts` batches, the last with the position after the step.
 
@@ -137,25 +133,26 @@ class Loader:
             yield tuple(self._batch(mine[p * share : (p + 1) * share], step[-1][2]) for p in range(self.parts))
 
     def _batch(self, rows: list[tuple[int, tuple[tuple[int, TokenSequence], ...], Position]], after: Position) -> Batch:
-        entries, unreadable = [], []
+        packed: list[list[TokenSequence]] = []
+        unreadable: list[str] = []
         for epoch, row, _ in rows:
-            good = []
+            packed.append([])
             for sample, tokenized in row:
                 self._seen.add(sample)
                 try:
-                    good.append(self._entry(epoch, sample, tokenized))
+                    loaded = tokenized.load(lambda item, epoch=epoch, sample=sample: rng.key(self.seed, epoch, sample, item))
+                    packed[-1].append(loaded if loaded.name else replace(loaded, name=str(sample)))
                 except MediaError as error:
                     named = self.corpus[sample].name or f"document {sample}"
                     line = str(error) if named in str(error) else f"{named}: {error}"
                     if sample not in self.failed:
                         self.failed[sample] = line
                         unreadable.append(line)
-            entries.append(good)
         most = 0.05 * len(self._seen)
         if len(self.failed) > most and (len(self.failed) > 3 or len(self._seen) == len(self.corpus)):
             raise TooManyUnreadable(
                 f"{len(self.failed)} of {len(self._seen)} documents could not be read, the last: "
                 f"{list(self.failed.values())[-1]}; mend or remove them"
             )
-        batch = collate(entries, self.packing.row_length, self.vocabulary, self.coordinates.axes)
+        batch = collate(packed, self.packing.row_length, self.vocabulary, self.coordinates.axes)
         return replace(batch, state=after, unreadable=tuple(unreadable))

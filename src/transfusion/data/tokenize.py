@@ -11,10 +11,13 @@ Targets are the next token, except that nothing is learned at a BEGIN input or u
 decoder writes it), in a text that is context only, and in a document without language loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.vocabulary import Vocabulary
@@ -59,12 +62,19 @@ class Coordinates:
         return start + offsets, start + max(grid, default=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MediaSpan:
-    """A media item in its sequence: its slots are [start, start + product of grid).
+    """A media item in a sequence.
 
-    `index` counts the document's media: both copies of a dual item have the same, and so the same chance. `copy` says which of
-    them this is, "" for an item that stands once. `media` says what this copy is: the noised one private, the clean one clean.
+    Args:
+        media: the item as this copy is trained: of a dual item the noised copy is private, the clean one is context.
+        modality: index of its modality.
+        grid: its shape in slots.
+        start: its first slot; it fills [start, start + product of grid).
+        index: number of the item among the document's media; both copies of a dual item have the same.
+        copy: which copy of a dual item this is; "" for any other item.
+        latents: loaded values, Float[channels, *size]; None before `TokenSequence.load`.
+        key: RNG key of its noise and time; both copies of a dual item have the same.
     """
 
     media: Media
@@ -73,25 +83,52 @@ class MediaSpan:
     start: int
     index: int = 0
     copy: Literal["", "noised", "clean"] = ""
+    latents: Tensor | None = None
+    key: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """One document as tokens. All arrays have its length; `positions` is [length, axes]. `weights` are those of the targets,
-    None where all are 1."""
+    """A document as tokens.
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray
-    spans: np.ndarray
-    private: np.ndarray
+    Args:
+        tokens: vocabulary ids; PAD under media slots.
+        targets: next token, IGNORE where no language loss is taken.
+        positions: rotary coordinates.
+        spans: index of the media span; -1 text.
+        private: slots that only their own span may see.
+        items: the media spans.
+        position: coordinate of the token that would come next.
+        target_weights: factors on the cross-entropy of the targets; None where all are 1.
+        name: of the document, for messages.
+    """
+
+    tokens: Int[np.ndarray, " length"]
+    targets: Int[np.ndarray, " length"]
+    positions: Float[np.ndarray, "length axes"]
+    spans: Int[np.ndarray, " length"]
+    private: Bool[np.ndarray, " length"]
     items: tuple[MediaSpan, ...]
     position: float
-    """Coordinate of the token that would come next."""
-    weights: np.ndarray | None = None
+    target_weights: Float[np.ndarray, " length"] | None = None
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def load(self, key: Callable[[int], int]) -> "TokenSequence":
+        """The sequence with its media loaded, each item once, and item i of the document keyed `key(i)`.
+
+        Raises:
+            MediaError: an item that cannot be read.
+        """
+        latents: dict[int, Tensor] = {}
+        for item in self.items:
+            if item.index not in latents:
+                latents[item.index] = item.media.tensor()
+        return replace(
+            self, items=tuple(replace(item, latents=latents[item.index], key=key(item.index)) for item in self.items)
+        )
 
 
 def tokenize_document(
@@ -158,13 +195,13 @@ def tokenize_document(
 
     ids = np.array(tokens, dtype=np.int64)
     targets = np.full(len(ids), IGNORE, dtype=np.int64)
-    weights = None
+    target_weights = None
     if document.language_loss:
         factors = np.array(learned, dtype=np.float32)
         keep = factors > 0
         targets[:-1][keep[1:]] = ids[1:][keep[1:]]
         if not (factors[keep] == 1).all():
-            weights = np.append(factors[1:], np.float32(0))
+            target_weights = np.append(factors[1:], np.float32(0))
     return TokenSequence(
         tokens=ids,
         targets=targets,
@@ -173,7 +210,8 @@ def tokenize_document(
         private=np.array(private, dtype=bool),
         items=tuple(items),
         position=position,
-        weights=weights,
+        target_weights=target_weights,
+        name=document.name,
     )
 
 

@@ -95,7 +95,7 @@ class DocumentTransform:
         for index in reversed(range(len(segments))):
             segment = segments[index]
             if isinstance(segment, Text):
-                read = read or (segment.learned and document.language_loss)
+                read = read or (segment.has_loss and document.language_loss)
             else:
                 seen = read and not segment.private and not segment.dual  # noised, by what is learned later
                 if seen and self.dual:
@@ -103,5 +103,5 @@ class DocumentTransform:
                 elif seen and limit != (0.0, 1.0):
                     low, high = max(segment.times[0], limit[0]), min(segment.times[1], limit[1])
                     segments[index] = replace(segment, times=(min(low, high), high))
-                read = read or segment.learned
+                read = read or segment.has_loss
         return replace(document, segments=tuple(segments))

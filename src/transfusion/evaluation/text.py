@@ -149,8 +149,8 @@ def nats(
 
 def _nats(model: Transfusion, batch: Batch, ends: Sequence[bool], how: EvalContext) -> list[tuple[float, int]]:
     targets = batch.targets.flatten()
-    counted = torch.tensor(ends, device=targets.device)[batch.documents.flatten()[batch.learned]]
-    where = batch.learned[counted | (targets[batch.learned] != model.vocabulary.eos)]
+    counted = torch.tensor(ends, device=targets.device)[batch.documents.flatten()[batch.loss_index]]
+    where = batch.loss_index[counted | (targets[batch.loss_index] != model.vocabulary.eos)]
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     bf16 = how.dtype == torch.bfloat16
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):

@@ -157,7 +157,7 @@ def _mean(errors: Sequence[Tensor], groups: Sequence[MediaGroup], like: Tensor) 
     """Errors [item] of each group, as the mean over the items that take a loss."""
     total = Mean(upcast(like.new_zeros(())), upcast(like.new_zeros(())))
     for error, group in zip(errors, groups, strict=True):
-        total = total + Mean((error * group.weights).sum(), (group.weights > 0).sum().to(error))
+        total = total + Mean((error * group.loss_weights).sum(), (group.loss_weights > 0).sum().to(error))
     return total
 
 
@@ -203,7 +203,7 @@ def reconstruction(diffusion: Diffusion, passed: Passed, decoders: Sequence[Call
         latents, decoder = upcast(noisy.latents), decoders[group.modality]
         estimate, _ = diffusion.to_x0_eps(diffusion.prediction, upcast(prediction), latents, noisy.times)
         clean = upcast(group.values).to(estimate)
-        chosen = (group.weights > 0).nonzero().squeeze(1)
+        chosen = (group.loss_weights > 0).nonzero().squeeze(1)
         error = estimate.new_zeros(len(clean))
         if decoder is None:
             error = mean_per_item((estimate - clean).square(), group.masks)
@@ -298,4 +298,4 @@ def masked(group: MediaGroup, share: float) -> Tensor:
         order = torch.from_numpy(rng.generator(rng.key(key, "unseen")).permutation(count))
         order = order if counted is None else order[counted[item].cpu()[order]]
         hidden[item, order[: round(share * len(order))]] = True
-    return hidden.to(group.slots.device) & (group.weights > 0)[:, None]
+    return hidden.to(group.slots.device) & (group.loss_weights > 0)[:, None]

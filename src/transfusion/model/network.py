@@ -296,13 +296,13 @@ class Network(nn.Module):
         metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
         h, skips = self.hidden(batch.tokens, batch.positions, media, metadata=metadata)
 
-        logits = upcast(self.head(h[batch.learned]))
-        targets = batch.targets.flatten()[batch.learned]
-        if batch.weights is None:
+        logits = upcast(self.head(h[batch.loss_index]))
+        targets = batch.targets.flatten()[batch.loss_index]
+        if batch.target_weights is None:
             nats = F.cross_entropy(logits, targets, reduction="sum")
         else:
-            nats = F.cross_entropy(logits, targets, reduction="none") @ batch.weights.to(logits)
-        text = Mean(nats, logits.new_tensor(len(batch.learned)))
+            nats = F.cross_entropy(logits, targets, reduction="none") @ batch.target_weights.to(logits)
+        text = Mean(nats, logits.new_tensor(len(batch.loss_index)))
 
         zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
         by_modality = [zero for _ in self.config.modalities]
@@ -312,8 +312,8 @@ class Network(nn.Module):
             truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
             error = (upcast(prediction) - upcast(truth)).square()
             error = mean_per_item(error, group.masks)
-            weight = group.weights * diffusion.loss_weight(noisy.times)
-            mean = Mean((error * weight).sum(), (group.weights > 0).sum().to(error))
+            weight = group.loss_weights * diffusion.loss_weight(noisy.times)
+            mean = Mean((error * weight).sum(), (group.loss_weights > 0).sum().to(error))
             by_modality[group.modality] = by_modality[group.modality] + mean
         losses = Losses(text, sum(by_modality, zero), tuple(by_modality))
         if not auxiliary.active:

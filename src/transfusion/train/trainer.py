@@ -190,8 +190,8 @@ class Trainer:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         # The counts of all parts are known before the first is run: each part divides by them, so that cutting a step into
         # parts changes nothing.
-        texts = sum(len(b.learned) for b in batches)
-        items = sum(int((g.weights > 0).sum()) for b in batches for g in b.media)
+        texts = sum(len(b.loss_index) for b in batches)
+        items = sum(int((g.loss_weights > 0).sum()) for b in batches for g in b.media)
         tokens = [batch.num_tokens for batch in batches]
         total: Losses | None = None
         for batch, count in zip(batches, tokens, strict=True):
