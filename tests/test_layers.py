@@ -1,7 +1,6 @@
 """Imports go down, never up or sideways: the table of the rooms, held by reading every import, those inside functions too."""
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -76,33 +75,3 @@ def test_every_room_is_in_the_table() -> None:
 
 def test_no_drawers_for_everything() -> None:
     assert not [p for p in FILES if p.stem in {"utils", "util", "common", "misc", "helpers"}]
-
-
-def test_import_costs_little_more_than_torch() -> None:
-    """Optional and heavy packages are imported where they are needed, not with the package."""
-    import subprocess
-    import sys
-
-    code = "import sys, torch; before = set(sys.modules); import transfusion; print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {
-        "sklearn",
-        "scipy",
-        "pyarrow",
-        "tyro",
-        "rich",
-        "tensorboard",
-        "diffusers",
-        "sympy",
-        "matplotlib",
-        "peft",
-        "transformers",
-        "huggingface_hub",
-    } & set(out)
-
-
-def test_a_star_brings_the_public_names_and_no_room() -> None:
-    import transfusion
-
-    said = re.findall(r"import \w+ as (\w+)", (ROOT / "__init__.py").read_text())
-    assert sorted(transfusion.__all__) == sorted(said) and "nn" not in transfusion.__all__
