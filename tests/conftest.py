@@ -1,9 +1,21 @@
-"""Shape types are checked while the tests run; models here have random weights everywhere, zeros included."""
+"""One thread a process, shape types checked, random numbers seeded.
 
-import jaxtyping
-from jaxtyping import install_import_hook
+Tests run on many small tensors: a second thread costs more than it brings, and pytest-xdist gives each core a process instead.
+"""
 
-install_import_hook("transfusion", "beartype.beartype")
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads; processes that tests start inherit it
+
+from pathlib import Path  # noqa: E402
+
+import jaxtyping  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+SOURCE = Path(__file__).parent.parent / "src"
+# Only modules that write shapes: checking every call of every function made the tests take three times as long.
+SHAPED = [".".join(file.relative_to(SOURCE).with_suffix("").parts) for file in SOURCE.rglob("*.py") if "from jaxtyping" in file.read_text()]
+install_import_hook(SHAPED, "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -51,7 +51,7 @@ def _run(arguments: list[str]) -> int:
     if command == "--version":
         from importlib.metadata import version
 
-        print(version("transfusion"))
+        print(version("transfusion-kit"))
         return 0
     if command not in COMMANDS:
         raise ConfigError(f"no command {command!r}{nearest(command, COMMANDS)}")

@@ -220,7 +220,7 @@ def test_what_cannot_be_done_says_what_to_do(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="nothing was merged"):
         lora.merge(m.network)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"pip install 'transfusion\[lora\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'transfusion-kit\[lora\]'"):
         lora.add(model(IMAGE).network, RANK)
 
 

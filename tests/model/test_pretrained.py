@@ -367,5 +367,5 @@ def test_names_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kwargs: str(tmp_path / name))
     assert fetch("owner/model", "main") == tmp_path / "owner" / "model"
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"pip install 'transfusion\[hf\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'transfusion-kit\[hf\]'"):
         fetch("owner/model")

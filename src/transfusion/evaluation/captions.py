@@ -48,7 +48,7 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Cid
     try:
         from pycocoevalcap.cider.cider_scorer import CiderScorer
     except ImportError as error:
-        raise ValueError("CIDEr needs pycocoevalcap: pip install 'transfusion[eval]'") from error
+        raise ValueError("CIDEr needs pycocoevalcap: pip install 'transfusion-kit[eval]'") from error
     scorer = CiderScorer()
     for candidate, some in zip(candidates, real, strict=True):
         scorer += (" ".join(tokens(candidate)), some)

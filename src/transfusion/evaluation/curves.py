@@ -52,7 +52,7 @@ class Plot:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ValueError("drawing curves needs matplotlib: pip install 'transfusion[eval]'") from error
+            raise ValueError("drawing curves needs matplotlib: pip install 'transfusion-kit[eval]'") from error
 
         figure = Figure(figsize=(6.4 * len(self.metric), 4.2), layout="constrained")
         FigureCanvasAgg(figure)

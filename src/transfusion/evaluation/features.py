@@ -53,7 +53,7 @@ class InceptionFeatures:
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
-            raise ValueError("Inception features need torch-fidelity: pip install 'transfusion[eval]'") from error
+            raise ValueError("Inception features need torch-fidelity: pip install 'transfusion-kit[eval]'") from error
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # the extractor itself would run code that a file holds
             self._network = FeatureExtractorInceptionV3(self.name, ["2048"], str(path)).to(device)
@@ -94,7 +94,7 @@ class ClipScore:
         try:
             from transformers import CLIPModel, CLIPProcessor
         except ImportError as error:
-            raise ValueError("CLIP needs transformers: pip install 'transfusion[eval]'") from error
+            raise ValueError("CLIP needs transformers: pip install 'transfusion-kit[eval]'") from error
         try:
             self._network: Any = CLIPModel.from_pretrained(path, local_files_only=True).eval().to(device)  # type: ignore[arg-type]
             self._processor: Any = CLIPProcessor.from_pretrained(path, local_files_only=True)

@@ -207,5 +207,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ValueError("adapters need the library peft: pip install 'transfusion[lora]'") from error
+        raise ValueError("adapters need the library peft: pip install 'transfusion-kit[lora]'") from error
     return peft

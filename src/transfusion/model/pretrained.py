@@ -272,7 +272,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ValueError(
-            f"no folder {name}; to look for it on the Hugging Face hub, install the extra: pip install 'transfusion[hf]'"
+            f"no folder {name}; to look for it on the Hugging Face hub, install the extra: pip install 'transfusion-kit[hf]'"
         ) from error
     try:
         patterns = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]

@@ -20,7 +20,7 @@ def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions = unchanged
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ValueError("reading Parquet needs pyarrow: pip install 'transfusion[parquet]'") from error
+        raise ValueError("reading Parquet needs pyarrow: pip install 'transfusion-kit[parquet]'") from error
     corpus = Corpus()
     for path in paths:
         table = pq.read_table(path)
