@@ -14,7 +14,11 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 SOURCE = Path(__file__).parent.parent / "src"
 # Only modules that write shapes: checking every call of every function made the tests take three times as long.
-SHAPED = [".".join(file.relative_to(SOURCE).with_suffix("").parts) for file in SOURCE.rglob("*.py") if "from jaxtyping" in file.read_text()]
+SHAPED = [
+    ".".join(file.relative_to(SOURCE).with_suffix("").parts)
+    for file in SOURCE.rglob("*.py")
+    if "from jaxtyping" in file.read_text()
+]
 install_import_hook(SHAPED, "beartype.beartype")
 
 import pytest  # noqa: E402
