@@ -7,10 +7,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads; processes that tests start inherit it
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import jaxtyping  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jaxtyping
+from jaxtyping import install_import_hook
 
 SOURCE = Path(__file__).parent.parent / "src"
 # Only modules that write shapes: checking every call of every function made the tests take three times as long.
