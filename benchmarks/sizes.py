@@ -110,7 +110,7 @@ def main() -> None:
 
     choices: dict[str, Decoding] = {"most likely": Greedy(), "sampled": Sample()}
     for name, decoding in choices.items():
-        engine = Engine(model.network, model.vocabulary, rows=128)
+        engine = Engine(model.network, model.vocabulary, cache_slots=128)
         wanted: dict[int, tuple[int, tuple[int, int]]] = {}
         for i in range(options.prompts):
             label, (height, width) = i % len(NAMES), drawn_size("prompt", i)

@@ -176,7 +176,7 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
             media, _ = m.network.noise(batch)
             place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
             full, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
-            engine = Engine(m.network, m.vocabulary, rows=3, dtype=dtype)
+            engine = Engine(m.network, m.vocabulary, cache_slots=3, dtype=dtype)
             engine._cache.take()
             row, at, tokenized = engine._cache.take(), 0, entry
             pieces = []
@@ -252,9 +252,9 @@ def same(one: Document, other: Document, tolerance: float) -> None:
 
 def many_is_one(m: Transfusion, asked: list[Request], dtype: torch.dtype = torch.float64) -> None:
     """A document comes out the same alone and beside others. Measured in float32: 5e-6."""
-    many = generate(Engine(m.network, m.vocabulary, rows=16), asked)
+    many = generate(Engine(m.network, m.vocabulary, cache_slots=16), asked)
     for request, together in zip(asked, many, strict=True):
-        (alone,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+        (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
         same(alone, together, 1e-9 if dtype == torch.float64 else 1e-4)
     assert any(d.media for d in many)
 
@@ -273,8 +273,8 @@ def test_many_is_one_where_sizes_vary() -> None:
         Request(Document((Text("hear"),)), seed=3, force="sound", max_tokens=5, decoding=Sample()),
         Request(Document((Text("feel"),)), seed=4, force="vector", max_tokens=5, decoding=Sample()),
     ]
-    for request, together in zip(asked, generate(Engine(m.network, m.vocabulary, rows=12), asked), strict=True):
-        (alone,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+    for request, together in zip(asked, generate(Engine(m.network, m.vocabulary, cache_slots=12), asked), strict=True):
+        (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
         same(alone, together, 1e-9)
         assert together.media
 
@@ -283,7 +283,7 @@ def test_many_is_one_where_sizes_vary() -> None:
 def test_joining_late_is_alone(dtype: torch.dtype) -> None:
     """Documents that join in the middle of others' work, in a crowded engine, come out as they do alone."""
     m = model(double=dtype == torch.float64)
-    engine = Engine(m.network, m.vocabulary, rows=5)
+    engine = Engine(m.network, m.vocabulary, cache_slots=5)
     ids, done, waiting = {}, {}, list(enumerate(requests(Euler(4))))
     while waiting or engine.busy:
         if waiting:
@@ -293,13 +293,13 @@ def test_joining_late_is_alone(dtype: torch.dtype) -> None:
             if isinstance(event, Done):
                 done[ids[event.id]] = event.document
     for index, request in enumerate(requests(Euler(4))):
-        (alone,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+        (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
         same(alone, done[index], 1e-9 if dtype == torch.float64 else 1e-4)
 
 
 def test_cancelling_leaves_the_others_alone() -> None:
     m = model(double=True)
-    engine = Engine(m.network, m.vocabulary, rows=9)
+    engine = Engine(m.network, m.vocabulary, cache_slots=9)
     ids = [engine.add(request) for request in requests()]
     engine.step()
     engine.cancel(ids[0])
@@ -308,13 +308,13 @@ def test_cancelling_leaves_the_others_alone() -> None:
     assert set(done) == {ids[1], ids[3], ids[4]}
     assert engine._cache.num_free == 9
     for index in (1, 3, 4):
-        (alone,) = generate(Engine(m.network, m.vocabulary, rows=3), [requests()[index]])
+        (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [requests()[index]])
         same(alone, done[ids[index]], 1e-9)
 
 
 def test_the_prefix_is_read_and_not_overwritten_while_denoising() -> None:
     m = model()
-    engine = Engine(m.network, m.vocabulary, rows=2)
+    engine = Engine(m.network, m.vocabulary, cache_slots=2)
     engine.add(Request(Document((Text("hello"),)), force="image", max_tokens=0, sampler=Euler(6)))
     engine.step()
     (row,) = engine._rows.values()
@@ -331,9 +331,9 @@ def test_the_committed_item_is_the_clean_one(diffusion) -> None:
     """After an item is drawn, text goes on as if the drawn item had stood in the prompt."""
     m = model(double=True, diffusion=diffusion)
     request = Request(Document((Text("so "),)), seed=3, force="image", max_tokens=12, max_items=1, sampler=DDIM(4, clip=1.0))
-    (drawn,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+    (drawn,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
     prompt = Document(drawn.segments[:2])
-    (again,) = generate(Engine(m.network, m.vocabulary, rows=3), [Request(prompt, max_items=0, max_tokens=12)])
+    (again,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [Request(prompt, max_items=0, max_tokens=12)])
     assert drawn.segments[2:] and [s.content for s in drawn.segments[2:]] == [s.content for s in again.segments[2:]]  # type: ignore[union-attr]
 
 

@@ -20,7 +20,7 @@ from transfusion.train.optimizer import AdamWConfig
 NONE, OFF = (math.nan, math.inf, -1.0), 0.0
 BAD: list[tuple[type, str, tuple]] = [
     (Coordinates, "axes", (0, -1)),
-    (Diffusion, "floor", (*NONE, OFF)),
+    (Diffusion, "min_divisor", (*NONE, OFF)),
     (ModelConfig, "media_weight", NONE),
     (ModelConfig, "context_length", (0, -1)),
     *[(AdamWConfig, name, (*NONE, OFF)) for name in ("lr", "eps", "max_grad_norm")],

@@ -195,8 +195,8 @@ class Transfusion(Learns, Samples):
         guidance: Guidance | None = None,
         decoding: Decoding = Greedy(),
         dtype: torch.dtype = torch.float32,
-        rows: int = 128,
-        each: Callable[[Event], None] | None = None,
+        cache_slots: int = 128,
+        on_event: Callable[[Event], None] | None = None,
     ) -> list[Document]:
         """Continue documents; each comes back whole, prompt included.
 
@@ -210,8 +210,8 @@ class Transfusion(Learns, Samples):
             max_length: tokens of the whole sequence at most, prompt, slots and control tokens included.
             max_tokens: text tokens to write; default 0 with `force`, else 128.
             max_items: media items to write; default: as many as the model likes.
-            rows: documents (and their unconditional branches) in work at the same time.
-            each: called with every event (tokens, denoising steps with their estimates, items, documents).
+            cache_slots: sequences in the cache at once: documents, and their unconditional branches.
+            on_event: called with every event (tokens, denoising steps with their estimates, items, documents).
 
         Raises:
             ValueError: a prompt that does not fit; see `Engine.add`.
@@ -258,10 +258,12 @@ class Transfusion(Learns, Samples):
             )
             for prompt, one in zip(prompts, seeds, strict=True)
         ]
-        held = 1 + (guidance.most_branches if max_items != 0 or force else 0)
+        held = 1 + (guidance.max_branches if max_items != 0 or force else 0)
         with evaluating(self):
-            engine = Engine(self.network, self.vocabulary, rows=max(held, min(rows, held * len(requests))), dtype=dtype)
-            return generate(engine, requests, each=each)
+            engine = Engine(
+                self.network, self.vocabulary, cache_slots=max(held, min(cache_slots, held * len(requests))), dtype=dtype
+            )
+            return generate(engine, requests, on_event=on_event)
 
     def init_from(self, source: "Transfusion") -> LoadReport:
         """Start from another model's weights; see `transfusion.model.transfer.init_from`."""

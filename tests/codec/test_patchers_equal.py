@@ -109,8 +109,8 @@ def test_many_is_one_where_sizes_vary(made) -> None:
         Request(Document((Text("ab"[: i % 3]),)), seed=i, force=name, size=size, max_tokens=3, sampler=Euler(2))
         for i, (name, size) in enumerate(wanted, start=1)
     ]
-    for request, together in zip(asked, generate(Engine(m.network, m.vocabulary, rows=15), asked), strict=True):
-        (alone,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+    for request, together in zip(asked, generate(Engine(m.network, m.vocabulary, cache_slots=15), asked), strict=True):
+        (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
         test_equalities.same(alone, together, 1e-9)
         assert together.media
 
@@ -127,7 +127,7 @@ def test_drawing_is_denoising_whole_documents(made) -> None:
     request = Request(
         Document((Text("a"),)), force="image", size=(8, 6), max_tokens=0, guidance=guidance, sampler=Euler(4), noise=noise
     )
-    (drawn,) = generate(Engine(m.network, m.vocabulary, rows=2), [request])
+    (drawn,) = generate(Engine(m.network, m.vocabulary, cache_slots=2), [request])
     x, diffusion = noise.double(), m.config.model.diffusion
     for now, after in zip(Euler(4).times(), Euler(4).times()[1:], strict=False):
         estimates = []

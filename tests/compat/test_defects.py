@@ -150,9 +150,9 @@ def test_unequal_lengths_are_no_trouble_where_text_begins_to_be_written() -> Non
     m = model(IMAGE, double=True)
     prompts = [Document((Text("a"),)), Document((Text("a much longer one"), Media(picture(1)), Text("so")))]
     asked = [Request(p, max_tokens=8, max_items=0, sampler=Euler(2)) for p in prompts]
-    many = generate(Engine(m.network, m.vocabulary, rows=6), asked)
+    many = generate(Engine(m.network, m.vocabulary, cache_slots=6), asked)
     for request, together in zip(asked, many, strict=True):
-        (alone,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+        (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
         assert alone.text == together.text
 
 

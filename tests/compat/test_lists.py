@@ -213,7 +213,7 @@ def test_weights() -> None:
 
 def test_predictions_and_the_call_form_of_noised_patches() -> None:
     """(noised patches, whole step of T) in, logits and predicted noise out: what Transfusion.torch's model(...) gives."""
-    model = quick(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(steps=400))).eval()
+    model = quick(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=400))).eval()
     noised, step = randn(4, 6), torch.tensor([[37]])
     said = model([[ids(1, 2, 3), noised, ids(4)]], times=step, noised=True)
     assert [tuple(p.shape) for p in said[0]] == [(3, len(model.vocabulary)), (4, 6), (1, len(model.vocabulary))]
@@ -367,7 +367,7 @@ def test_debugging_names_every_fault_at_once(monkeypatch, capsys) -> None:
 
 
 def test_sampling_with_another_sampler() -> None:
-    model = quick(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(steps=1000)))
+    model = quick(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=1000)))
     out = model.sample(ids(1), force_modality_at_start=0, sampler=DDPM(num_steps=5, clip=3.0), max_length=30)
     assert torch.isfinite(out[1].tensor).all()
 

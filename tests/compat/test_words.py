@@ -65,12 +65,12 @@ def test_dropped_text_is_not_learned_and_only_dropped_in_training() -> None:
     assert m.eval()(batch, return_breakdown=True, seed=1)[1].text > 0
 
 
-def test_the_floor_bounds_what_nearly_clean_items_weigh() -> None:
+def test_min_divisor_bounds_the_weight_of_nearly_clean_items() -> None:
     batch = [[randn(4, 8)]]
     torch.manual_seed(0)
     found = []
-    for floor in (0.05, 0.5):
-        m = Transfusion(**WORDS, diffusion=Diffusion(floor=floor)).eval()
+    for min_divisor in (0.05, 0.5):
+        m = Transfusion(**WORDS, diffusion=Diffusion(min_divisor=min_divisor)).eval()
         with torch.no_grad():
             for p in m.network.parameters():
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
@@ -147,7 +147,7 @@ def test_the_weight_of_text_is_that_of_documents_too() -> None:
 def test_drawing_follows_the_diffusion() -> None:
     """With noise prediction on the cosine schedule, by default: what one item taught is drawn."""
     torch.manual_seed(0)
-    m = Transfusion(**WORDS, diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(steps=1000)), prob_uncond=0.0)
+    m = Transfusion(**WORDS, diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=1000)), prob_uncond=0.0)
     x = torch.randn(4, 8).clamp(-2, 2)
     optimizer = torch.optim.AdamW(m.parameters(), lr=5e-3)
     for _ in range(250):

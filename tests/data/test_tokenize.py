@@ -130,7 +130,7 @@ def test_training_and_sampling_have_one_unconditional_branch() -> None:
         Document((Text("a cat"), Media(picture(1)))), 0, 0, 0
     )
     tokenized = tokenize_document(trained, m.vocabulary, Coordinates())
-    engine = Engine(m.network, m.vocabulary, rows=2)
+    engine = Engine(m.network, m.vocabulary, cache_slots=2)
     seen: dict[str, object] = {}
     original = engine._run
 

@@ -29,7 +29,7 @@ def test_time_runs_from_clean_to_noise(schedule) -> None:
     assert torch.allclose(schedule.alpha(ends), torch.tensor([1.0, left]).double(), atol=1e-4)
     assert torch.allclose(schedule.sigma(ends), torch.tensor([0.0, (1 - left**2) ** 0.5]).double(), atol=1e-6)
     x0, eps, _ = some(2)
-    noisy = Diffusion(schedule=schedule).corrupt(x0, eps, ends)
+    noisy = Diffusion(schedule=schedule).add_noise(x0, eps, ends)
     assert torch.allclose(noisy[0], x0[0]) and torch.allclose(noisy[1], eps[1] + left * x0[1], atol=1e-3)
     t = torch.linspace(0, 1, 999, dtype=torch.float64)
     assert (schedule.alpha(t).diff() < 0).all() and (schedule.sigma(t).diff() > 0).all()
@@ -60,31 +60,33 @@ def test_cosine_is_nichol_and_dhariwals() -> None:
     "betas",
     [
         LinearBetas(),
-        LinearBetas(first=1e-3, last=0.05, steps=200),
-        LinearBetas(steps=100),
-        LinearBetas(last=0.05, steps=50),  # DiffWave's (arXiv 2009.09761)
-        LinearBetas(first=0.01, last=0.01, steps=100),
+        LinearBetas(beta_start=1e-3, beta_end=0.05, num_steps=200),
+        LinearBetas(num_steps=100),
+        LinearBetas(beta_end=0.05, num_steps=50),  # DiffWave's (arXiv 2009.09761)
+        LinearBetas(beta_start=0.01, beta_end=0.01, num_steps=100),
     ],
-    ids=lambda b: f"{b.first}-{b.last}-{b.steps}",
+    ids=lambda b: f"{b.beta_start}-{b.beta_end}-{b.num_steps}",
 )
 def test_linear_betas_are_ho_et_als(betas: LinearBetas) -> None:
     """signal^2 against the product over the betas, at every step: within 1e-5 where they end at 0.02 (measured: 8e-6 of its log)."""
-    product = (1 - torch.linspace(betas.first, betas.last, betas.steps, dtype=torch.float64)).log().cumsum(0)
-    t = torch.arange(1, betas.steps + 1).double() / betas.steps
-    assert (2 * betas.alpha(t).log() - product).abs().max() < 1e-5 * (betas.last / 0.02) ** 4
+    product = (1 - torch.linspace(betas.beta_start, betas.beta_end, betas.num_steps, dtype=torch.float64)).log().cumsum(0)
+    t = torch.arange(1, betas.num_steps + 1).double() / betas.num_steps
+    assert (2 * betas.alpha(t).log() - product).abs().max() < 1e-5 * (betas.beta_end / 0.02) ** 4
     single = betas.alpha(t.float()).double()
     assert (single - betas.alpha(t)).abs().max() < 1e-6
     assert (betas.alpha(t) ** 2 + betas.sigma(t) ** 2 - 1).abs().max() < 1e-12
     assert betas.alpha(torch.zeros(())) == 1 and betas.sigma(torch.zeros(())) == 0
-    fine = torch.linspace(0, 1, 20 * betas.steps, dtype=torch.float64)
+    fine = torch.linspace(0, 1, 20 * betas.num_steps, dtype=torch.float64)
     assert (betas.alpha(fine).diff() < 0).all() and (betas.sigma(fine).diff() > 0).all()
     middle, width = (fine[1:] + fine[:-1]) / 2, fine[1] - fine[0]
     slope, rate = betas.alpha(fine).diff() / width, betas.alpha_dot(middle)
-    away = (middle * betas.steps - 1).abs() > 0.1  # from a kink behind the first step
+    away = (middle * betas.num_steps - 1).abs() > 0.1  # from a kink behind the first step
     assert ((slope - rate) / rate)[away].abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("bad", [{"first": 0.0}, {"last": 0.5}, {"first": 0.03}, {"steps": 1}, {"first": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"beta_start": 0.0}, {"beta_end": 0.5}, {"beta_start": 0.03}, {"num_steps": 1}, {"beta_start": float("nan")}]
+)
 def test_betas_that_cannot_be_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="betas must be above 0, must not fall"):
         LinearBetas(**bad)
@@ -95,7 +97,7 @@ def test_betas_that_cannot_be_are_refused(bad: dict) -> None:
 def test_any_prediction_to_any_other_and_back(schedule, a: Prediction, b: Prediction) -> None:
     d = Diffusion(schedule=schedule)
     x0, eps, t = some()
-    x_t = d.corrupt(x0, eps, t)
+    x_t = d.add_noise(x0, eps, t)
     value = d.target(a, x0, eps, t)
     there = d.convert(value, a, b, x_t, t)
     assert torch.allclose(there, d.target(b, x0, eps, t), atol=1e-8)
@@ -108,7 +110,7 @@ def test_at_both_ends_of_time_what_can_be_known_is_right(schedule, kind: Predict
     d = Diffusion(schedule=schedule)
     x0, eps, _ = some(2)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    x_t = d.corrupt(x0, eps, t)
+    x_t = d.add_noise(x0, eps, t)
     clean, sigma = d.to_x0_eps(kind, d.target(kind, x0, eps, t), x_t, t)
     if not (kind == "eps" and schedule == LinearInterpolant()):
         assert torch.allclose(clean[0], x0[0], atol=1e-6)
@@ -134,9 +136,9 @@ def test_the_loss_weight_turns_errors_of_one_kind_into_another(schedule, a: Pred
         with pytest.raises(ValueError, match="no signal is left at t = 1"):
             Diffusion(schedule=schedule, prediction=a, loss=b)
         return
-    d = Diffusion(schedule=schedule, prediction=a, loss=b, floor=1e-9)
+    d = Diffusion(schedule=schedule, prediction=a, loss=b, min_divisor=1e-9)
     x0, eps, t = some()
-    x_t = d.corrupt(x0, eps, t)
+    x_t = d.add_noise(x0, eps, t)
     guess = d.target(a, x0, eps, t) + 0.1 * torch.randn_like(x0)
     direct = (d.convert(guess, a, b, x_t, t) - d.target(b, x0, eps, t)).square().flatten(1).mean(1)
     weighted = (guess - d.target(a, x0, eps, t)).square().flatten(1).mean(1) * d.loss_weight(t)
@@ -152,22 +154,22 @@ def test_x0_under_a_velocity_loss_is_jits_with_its_clip() -> None:
 def test_drawn_times_follow_their_distribution_and_interval() -> None:
     keys = [rng.key("t", i) for i in range(4000)]
     free = torch.tensor([[0.0, 1.0]]).expand(4000, 2)
-    t = times.draw(LogitNormal(0.8, 0.5), keys, free)
+    t = times.sample_times(LogitNormal(0.8, 0.5), keys, free)
     logit = (t / (1 - t)).log()
     assert logit.mean().item() == pytest.approx(0.8, abs=0.03) and logit.std().item() == pytest.approx(0.5, abs=0.03)
-    t = times.draw(Uniform(1000), keys, free)
+    t = times.sample_times(Uniform(1000), keys, free)
     assert t.min() >= 1 / 1000 and t.max() <= 1 and ((t * 1000).round() - t * 1000).abs().max() < 1e-3
     assert t.mean().item() == pytest.approx(0.5, abs=0.02)
-    t = times.draw(Uniform(), keys, torch.tensor([[0.2, 0.5]]).expand(4000, 2))
+    t = times.sample_times(Uniform(), keys, torch.tensor([[0.2, 0.5]]).expand(4000, 2))
     assert t.min() >= 0.2 and t.max() <= 0.5
-    assert torch.equal(times.draw(LogitNormal(), keys[:5], torch.zeros(5, 2)), torch.zeros(5))
+    assert torch.equal(times.sample_times(LogitNormal(), keys[:5], torch.zeros(5, 2)), torch.zeros(5))
 
 
 def test_a_time_belongs_to_its_key() -> None:
     keys = [rng.key("t", i) for i in range(6)]
     free = torch.tensor([[0.0, 1.0]]).expand(6, 2)
-    t = times.draw(LogitNormal(), keys, free)
-    assert torch.equal(times.draw(LogitNormal(), keys[::-1], free), t.flip(0))
+    t = times.sample_times(LogitNormal(), keys, free)
+    assert torch.equal(times.sample_times(LogitNormal(), keys[::-1], free), t.flip(0))
     assert len(set(t.tolist())) == 6
 
 
@@ -178,10 +180,10 @@ def test_shift_moves_times_as_it_moves_a_samplers_steps() -> None:
         (LogitNormal(), LogitNormal(shift=3.0)),
         (Uniform(10), Uniform(10, 3.0)),
     ):
-        t, s = times.draw(plain, keys, free), times.draw(moved, keys, free)
+        t, s = times.sample_times(plain, keys, free), times.sample_times(moved, keys, free)
         assert torch.allclose(s, 3 * t / (1 + 2 * t), atol=1e-6) and s.mean() > t.mean() + 0.05
-    higher = times.draw(LogitNormal(0.8 + math.log(3), 0.8), keys, free)
-    assert torch.allclose(times.draw(LogitNormal(0.8, 0.8, shift=3.0), keys, free), higher, atol=1e-6)
+    higher = times.sample_times(LogitNormal(0.8 + math.log(3), 0.8), keys, free)
+    assert torch.allclose(times.sample_times(LogitNormal(0.8, 0.8, shift=3.0), keys, free), higher, atol=1e-6)
     assert [shifted(t, 5.0) for t in (0.0, 1.0)] == [0.0, 1.0] and shifted(0.3, 1.0) == 0.3
     assert [DDPM(4, shift=3.0).times()[i] for i in range(5)] == [shifted(1 - i / 4, 3.0) for i in range(5)]
 
@@ -192,7 +194,7 @@ def test_shift_moves_times_as_it_moves_a_samplers_steps() -> None:
         (lambda: Uniform(shift=0.0), "shift must be positive"),
         (lambda: LogitNormal(shift=math.inf), "shift must be positive"),
         (lambda: LogitNormal(std=0.0), "std must be positive"),
-        (lambda: Uniform(-1), "steps must be 0"),
+        (lambda: Uniform(-1), "num_steps must be 0"),
         (lambda: Tabulated((0.5,)), "two or more times"),
         (lambda: Tabulated((0.5, 0.2)), "never fall"),
         (lambda: Tabulated((0.5, 1.2)), "never fall"),
@@ -214,17 +216,17 @@ def test_times_may_be_any_quantile_function() -> None:
     """An object made in Python, or its table, which a configuration can hold."""
     keys, free = [rng.key("t", i) for i in range(4000)], torch.tensor([[0.0, 1.0]]).expand(4000, 2)
     own = Diffusion(times=Late())
-    t = times.draw(own.times, keys, free)
+    t = times.sample_times(own.times, keys, free)
     assert t.mean().item() == pytest.approx(2 / 3, abs=0.01)
     table = Tabulated.of(Late().quantile)
-    assert (times.draw(table, keys, free) - t).abs().max() < 0.04 and table.quantile(0.25) == pytest.approx(0.5)
+    assert (times.sample_times(table, keys, free) - t).abs().max() < 0.04 and table.quantile(0.25) == pytest.approx(0.5)
     assert config.from_plain(Diffusion, config.to_plain(Diffusion(times=table))).times == table
     with pytest.raises(config.ConfigError, match="Late made in Python cannot be written"):
         config.to_plain(own)
 
 
 def test_a_configuration_names_schedules_and_times() -> None:
-    chosen = Diffusion(schedule=LinearBetas(steps=500), prediction="eps", loss="eps", times=Uniform(500, shift=2.0))
+    chosen = Diffusion(schedule=LinearBetas(num_steps=500), prediction="eps", loss="eps", times=Uniform(500, shift=2.0))
     assert config.from_plain(Diffusion, config.to_plain(chosen)) == chosen
     with pytest.raises(config.ConfigError, match="did you mean 'linear_betas'"):
         config.from_plain(Diffusion, {"schedule": {"kind": "linear_beta"}})

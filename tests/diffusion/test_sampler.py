@@ -132,7 +132,7 @@ def test_times_run_from_noise_to_clean_and_shift_towards_noise() -> None:
 def test_guidance_weights_are_those_of_the_formula() -> None:
     def total(g: Guidance, has_text: bool, has_media: bool) -> dict[tuple[bool, bool], float]:
         weight, branches = g.branches(has_text=has_text, has_media=has_media)
-        assert len(branches) <= g.most_branches
+        assert len(branches) <= g.max_branches
         return {(False, False): weight} | {(b.drop_text, b.drop_media): b.weight for b in branches}
 
     assert total(Guidance(text=3.0), True, False) == {(False, False): 3.0, (True, False): -2.0}

@@ -178,7 +178,7 @@ def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[Passed, Te
     media, noises = m.network.noise(batch)
     (group,), (noisy,), (eps,) = batch.media, media, noises
     values, eps = group.values.double(), eps.double()
-    noisy = replace(noisy, times=noisy.times.double(), latents=diffusion.corrupt(values, eps, noisy.times.double()))
+    noisy = replace(noisy, times=noisy.times.double(), latents=diffusion.add_noise(values, eps, noisy.times.double()))
     batch = replace(batch, media=(replace(group, values=values),))
     prediction = diffusion.target(diffusion.prediction, values, eps, noisy.times) + off
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
@@ -209,7 +209,7 @@ def test_who_is_right_is_consistent_at_every_time(diffusion: Diffusion) -> None:
     assert mean.count == 6 and mean.sum < 1e-12
     s = (passed.media[0].times - 0.02).clamp_min(0)
     assert torch.equal(teacher.shown.times, s)
-    assert torch.equal(teacher.shown.latents, diffusion.corrupt(values, passed.noises[0], s))
+    assert torch.equal(teacher.shown.latents, diffusion.add_noise(values, passed.noises[0], s))
     wrong, _ = made(diffusion, at, off=0.1)
     assert 1e-3 < auxiliary.consistency(0.02, diffusion, wrong, teacher).sum < 6 * (0.1 / 0.05) ** 2 + 1e-6
 

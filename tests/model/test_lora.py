@@ -146,10 +146,10 @@ def test_all_paths_of_the_engine_with_adapters() -> None:
         return lambda event: heard[-1].append(event.token) if isinstance(event, Token) else None
 
     options = {"max_tokens": 6, "max_items": 1, "force": "image"}
-    one = m.generate(["ab", "c"], each=hear(), **options)
+    one = m.generate(["ab", "c"], on_event=hear(), **options)
     half = m.generate(["ab"], dtype=torch.bfloat16, **options)
     lora.merge(m.network)
-    other = m.generate(["ab", "c"], each=hear(), **options)
+    other = m.generate(["ab", "c"], on_event=hear(), **options)
     assert heard[0] == heard[1] and len(heard[0]) > 0
     for a, b in zip(one, other, strict=True):
         assert torch.allclose(a.media[0].tensor(), b.media[0].tensor(), atol=1e-4)  # measured 9e-6, values up to 3.5

@@ -142,7 +142,7 @@ def test_cached_text_is_whole_text_and_folders_come_back(tmp_path: Path) -> None
     written: list[list[int]] = []
     for x in (m, again):
         events: list[Event] = []
-        x.generate("ab", max_tokens=8, max_items=0, each=events.append)
+        x.generate("ab", max_tokens=8, max_items=0, on_event=events.append)
         written.append([event.token for event in events if isinstance(event, Token)])
     assert written[0] == written[1] and len(written[0]) == 8
     # the cache against whole rows: each next id is the likeliest writable one of the whole row before it
@@ -159,7 +159,7 @@ def test_half_precision_generation_has_the_logits_of_autocast(tie_embeddings: bo
     """Rows in two parts, in the copy whose matrices are bf16."""
     write(tmp_path, tie_word_embeddings=tie_embeddings)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
-    engine = Engine(m.network, m.vocabulary, rows=1, dtype=torch.bfloat16)
+    engine = Engine(m.network, m.vocabulary, cache_slots=1, dtype=torch.bfloat16)
     assert engine.network.head.weight.dtype == (torch.float32 if tie_embeddings else torch.bfloat16)
     h = torch.randn(3, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -159,7 +159,7 @@ def test_learns(choice: Choice, unchecked) -> None:
 def test_half_precision_generates(choice: Choice) -> None:
     """The engine's copy in bf16 draws and writes with every option; numbers stay finite."""
     m = built(choice, double=False)
-    for drawn in generate(Engine(m.network, m.vocabulary, rows=9, dtype=torch.bfloat16), [requests()[0], requests()[3]]):
+    for drawn in generate(Engine(m.network, m.vocabulary, cache_slots=9, dtype=torch.bfloat16), [requests()[0], requests()[3]]):
         assert all(item.tensor().isfinite().all() for item in drawn.media)
     with torch.autocast("cpu", torch.bfloat16):
         loss = m(rows(m, [entries(m, mixed())], 160)).total(1.0)

@@ -223,7 +223,7 @@ def known(words: dict[str, Any]) -> None:
 LEFT_OUT = {
     "ignore_index": "what takes no loss is said by weights, (tensor, 0)",
     "odeint_kwargs": "`sample(sampler=Heun(num_steps=...))` chooses the solver",
-    "eps": "`diffusion=Diffusion(floor=...)` bounds the weight of nearly clean items",
+    "eps": "`diffusion=Diffusion(min_divisor=...)` bounds the weight of nearly clean items",
     "to_modality_shape_fn": "sizes are tokens of their own, which need no parsing",
     "fallback_to_default_shape_if_invalid": "an invalid size always falls back to the default, and is counted",
     "modality_processing": "items are always grouped by size",

@@ -120,10 +120,10 @@ class Samples(Held):
         return found
 
     def _generate(self, requests: Sequence[Request], capacity: int) -> list[Document]:
-        held = 1 + max(request.guidance.most_branches for request in requests)
+        held = 1 + max(request.guidance.max_branches for request in requests)
         with evaluating(self):
             engine = Engine(
-                self.network, self.vocabulary, rows=min(128, held * len(requests)), capacity=capacity, readable=False
+                self.network, self.vocabulary, cache_slots=min(128, held * len(requests)), capacity=capacity, decode_text=False
             )
             self.fallbacks = engine.fallbacks
             return generate(engine, requests)
@@ -197,7 +197,7 @@ class Samples(Held):
         documents = self.parts.documents([[one] if len(one) else None for one in prompt], prompts=True)
         decoding = _decoding(temperature, min_p)
         requests = [
-            Request(one, rng.key(name, i), length, max_items=0, ends=False, decoding=decoding)
+            Request(one, rng.key(name, i), length, max_items=0, allow_eos=False, decoding=decoding)
             for i, one in enumerate(documents)
         ]
         done = self._generate(requests, capacity=prompt.shape[1] + length + 2)

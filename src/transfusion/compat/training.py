@@ -205,7 +205,7 @@ class Learns(Held):
         if len(times) != len(documents):
             raise ValueError(f"times has {len(times)} rows for {len(documents)} documents")
         law = self.network.config.diffusion.times
-        steps = law.steps if isinstance(law, Uniform) and law.steps else 1000
+        steps = law.num_steps if isinstance(law, Uniform) and law.num_steps else 1000
         found = []
         for index, (document, row) in enumerate(zip(documents, times, strict=True)):
             padded = isinstance(row, Tensor)  # a tensor has as many columns as the document with most items needs
@@ -265,7 +265,7 @@ class Learns(Held):
 
     def _times(self, batch: Batch, entries: Sequence[TokenSequence]) -> list[list[float]]:
         law = self.network.config.diffusion.times
-        drawn = self._by_slot(batch, [time_laws.draw(law, g.keys.tolist(), g.times).tolist() for g in batch.media])
+        drawn = self._by_slot(batch, [time_laws.sample_times(law, g.keys.tolist(), g.times).tolist() for g in batch.media])
         found, at = [], 0
         for sequence in entries:
             found.append([drawn[at + item.start] for item in sequence.items])
@@ -277,7 +277,7 @@ class Learns(Held):
     ) -> list[list[Tensor]]:
         if noised:
             law = self.network.config.diffusion.times
-            drawn = [time_laws.draw(law, g.keys.tolist(), g.times).to(g.values.device) for g in batch.media]
+            drawn = [time_laws.sample_times(law, g.keys.tolist(), g.times).to(g.values.device) for g in batch.media]
             media = [NoisedGroup(g.modality, g.grid, g.values, t, g.slots) for g, t in zip(batch.media, drawn, strict=True)]
         else:
             media, _ = self.network.noise(batch)

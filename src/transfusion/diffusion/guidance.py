@@ -41,7 +41,7 @@ class Guidance:
             raise ValueError(f"the guidance interval ({self.low}, {self.high}) must lie in [0, 1]")
 
     @property
-    def most_branches(self) -> int:
+    def max_branches(self) -> int:
         """Unconditional branches that an item may need at most."""
         if self.media == 1.0:
             return int(self.text != 1.0)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfusion.diffusion.schedule import Cosine, LinearInterpolant, Schedule
-from transfusion.diffusion.times import LogitNormal, Quantile, Times, Uniform
+from transfusion.diffusion.times import LogitNormal, TimeDistribution, Times, Uniform
 
 Prediction: TypeAlias = Literal["x0", "eps", "v", "velocity"]
 
@@ -42,25 +42,25 @@ class Diffusion:
         prediction: what the network puts out.
         loss: the kind on which the squared error is taken.
         times: at which times items are trained. In Python also any object with a `quantile(u)`.
-        floor: least |d| of the prediction in the loss, which bounds the weight of nearly clean items. JiT (arXiv
+        min_divisor: least |d| of the prediction in the loss, which bounds the weight of nearly clean items. JiT (arXiv
             2511.13720) takes 0.05 for x0 under a velocity loss.
     """
 
     schedule: Schedule = LinearInterpolant()
     prediction: Prediction = "x0"
     loss: Prediction = "velocity"
-    times: Times | Quantile = LogitNormal()
-    floor: float = 0.05
+    times: Times | TimeDistribution = LogitNormal()
+    min_divisor: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.floor < math.inf:
-            raise ValueError(f"floor must be a finite number above 0, not {self.floor}")
+        if not 0 < self.min_divisor < math.inf:
+            raise ValueError(f"min_divisor must be a finite number above 0, not {self.min_divisor}")
         if self.prediction == "eps" and float(self.schedule.alpha(torch.ones(()))) == 0.0:
             raise ValueError(
                 "on this schedule no signal is left at t = 1, where noise says nothing of the data: predict x0, v or velocity"
             )
 
-    def corrupt(
+    def add_noise(
         self, x0: Float[Tensor, "item ..."], eps: Float[Tensor, "item ..."], t: Float[Tensor, " item"]
     ) -> Float[Tensor, "item ..."]:
         """x_t"""
@@ -112,17 +112,17 @@ class Diffusion:
         """Factor that turns a squared error of `prediction` into one of `loss`: (d_loss / d_prediction)^2."""
         if self.loss == self.prediction:
             return torch.ones_like(t)
-        d = self.determinant(self.prediction, t).abs().clamp_min(self.floor)
+        d = self.determinant(self.prediction, t).abs().clamp_min(self.min_divisor)
         return (self.determinant(self.loss, t) / d) ** 2
 
     def conversion_weight(self, kind: Prediction, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
-        """Share of a squared error of `kind`, made from a prediction, that is counted: (|d| / max(|d|, floor))^2 of the
-        prediction, as `floor` bounds the loss; all of it where the prediction is of that kind."""
+        """Share of a squared error of `kind`, made from a prediction, that is counted: (|d| / max(|d|, min_divisor))^2 of the
+        prediction, as `min_divisor` bounds the loss; all of it where the prediction is of that kind."""
         if kind == self.prediction:
             return torch.ones_like(t)
         d = self.determinant(self.prediction, t).abs()
-        return (d / d.clamp_min(self.floor)) ** 2
+        return (d / d.clamp_min(self.min_divisor)) ** 2
 
 
-PAPER = Diffusion(schedule=Cosine(), prediction="eps", loss="eps", times=Uniform(steps=1000))
+PAPER = Diffusion(schedule=Cosine(), prediction="eps", loss="eps", times=Uniform(num_steps=1000))
 """The paper's: DDPM, cosine schedule, noise prediction, T = 1000."""

@@ -44,17 +44,17 @@ class Cosine:
 
     Args:
         offset: s, which keeps the first steps from being too small.
-        least: least signal, at t = 1. Their beta is clipped at 0.999, which for T = 1000 leaves signal(1) = 4.9e-5.
+        min_alpha: least signal, at t = 1. Their beta is clipped at 0.999, which for T = 1000 leaves signal(1) = 4.9e-5.
     """
 
     kind: ClassVar[str] = "cosine"
     offset: float = 0.008
-    least: float = 4.9e-5
+    min_alpha: float = 4.9e-5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.offset < math.inf or not 0 < self.least < 1:
+        if not 0 <= self.offset < math.inf or not 0 < self.min_alpha < 1:
             raise ValueError(
-                f"offset must be a finite number, 0 or more, and least between 0 and 1, not {self.offset} and {self.least}"
+                f"offset must be finite, 0 or more, and min_alpha between 0 and 1, not {self.offset} and {self.min_alpha}"
             )
 
     def _phase(self, t: Tensor | float) -> Tensor:
@@ -62,7 +62,7 @@ class Cosine:
 
     def alpha(self, t: Tensor) -> Tensor:
         """cos of the phase, relative to that of t = 0"""
-        return (self._phase(t).cos() / self._phase(0.0).cos()).clamp(self.least, 1.0)
+        return (self._phase(t).cos() / self._phase(0.0).cos()).clamp(self.min_alpha, 1.0)
 
     def sigma(self, t: Tensor) -> Tensor:
         """sqrt(1 - signal^2)"""
@@ -93,38 +93,38 @@ class LinearBetas:
     straight line within the first step.
 
     Args:
-        first, last: the first beta and the last; equal: all are.
-        steps: T.
+        beta_start, beta_end: the first beta and the last; equal: all are.
+        num_steps: T.
 
     Raises:
         ValueError: betas that fall, are not positive, or reach 0.1, where three powers are too few; fewer than 2 steps.
     """
 
     kind: ClassVar[str] = "linear_betas"
-    first: float = 1e-4
-    last: float = 0.02
-    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    num_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.steps < 2 or not 0 < self.first <= self.last < 0.1:
+        if self.num_steps < 2 or not 0 < self.beta_start <= self.beta_end < 0.1:
             raise ValueError(
-                f"betas must be above 0, must not fall and must stay below 0.1, in 2 steps or more; not from {self.first} to "
-                f"{self.last} in {self.steps} steps"
+                f"betas must be above 0, must not fall and must stay below 0.1, in 2 steps or more; not from {self.beta_start} "
+                f"to {self.beta_end} in {self.num_steps} steps"
             )
 
     @property
     def _slope(self) -> float:
-        return (self.last - self.first) / (self.steps - 1)
+        return (self.beta_end - self.beta_start) / (self.num_steps - 1)
 
     @property
     def _steep(self) -> bool:
-        return self.first <= self._slope / 2
+        return self.beta_start <= self._slope / 2
 
     def _log(self, t: Tensor) -> Tensor:
-        n, b = t * self.steps, self.first - self._slope / 2
+        n, b = t * self.num_steps, self.beta_start - self._slope / 2
         e = b + self._slope * n
         found = -n * ((b + e) / 2 + (b * b + b * e + e * e) / 6 + (b**3 + b * b * e + b * e * e + e**3) / 12)
-        return torch.where(n < 1, n * math.log1p(-self.first), found) if self._steep else found
+        return torch.where(n < 1, n * math.log1p(-self.beta_start), found) if self._steep else found
 
     def alpha(self, t: Tensor) -> Tensor:
         """The square root of the product"""
@@ -136,11 +136,11 @@ class LinearBetas:
 
     def alpha_dot(self, t: Tensor) -> Tensor:
         """signal / 2 times the rate of log signal^2"""
-        e = self.first + self._slope * (t * self.steps - 0.5)
+        e = self.beta_start + self._slope * (t * self.num_steps - 0.5)
         rate = e + e**2 / 2 + e**3 / 3
         if self._steep:
-            rate = torch.where(t * self.steps < 1, -math.log1p(-self.first), rate)
-        return -self.alpha(t) * (self.steps / 2) * rate
+            rate = torch.where(t * self.num_steps < 1, -math.log1p(-self.beta_start), rate)
+        return -self.alpha(t) * (self.num_steps / 2) * rate
 
     def sigma_dot(self, t: Tensor) -> Tensor:
         """-signal * signal_rate / noise; infinite at t = 0, where it is cut at noise = 1e-4"""

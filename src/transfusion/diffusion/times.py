@@ -17,7 +17,7 @@ from transfusion import rng
 
 
 @runtime_checkable
-class Quantile(Protocol):
+class TimeDistribution(Protocol):
     """Any distribution of times, made in Python. A model that is to be saved takes `Tabulated.of` it instead."""
 
     def quantile(self, u: float) -> float:
@@ -40,22 +40,22 @@ class Uniform:
     """Uniform times.
 
     Args:
-        steps: T: times are 1/T, 2/T .. 1, the steps of DDPM (Ho et al. 2020). 0: any time in [0, 1].
+        num_steps: T: times are 1/T, 2/T .. 1, the steps of DDPM (Ho et al. 2020). 0: any time in [0, 1].
         shift: above 1: more noise.
     """
 
     kind: ClassVar[str] = "uniform"
-    steps: int = 0
+    num_steps: int = 0
     shift: float = 1.0
 
     def __post_init__(self) -> None:
         _check_shift(self.shift)
-        if self.steps < 0:
-            raise ValueError(f"steps must be 0 (any time) or more, not {self.steps}")
+        if self.num_steps < 0:
+            raise ValueError(f"num_steps must be 0 (any time) or more, not {self.num_steps}")
 
     def quantile(self, u: float) -> float:
         """Time of a uniform number u in [0, 1)."""
-        return shifted(u if self.steps == 0 else (int(u * self.steps) + 1) / self.steps, self.shift)
+        return shifted(u if self.num_steps == 0 else (int(u * self.num_steps) + 1) / self.num_steps, self.shift)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Tabulated:
 Times: TypeAlias = Uniform | LogitNormal | Tabulated
 
 
-def draw(times: Quantile, keys: list[int], intervals: Tensor) -> Tensor:
+def sample_times(times: TimeDistribution, keys: list[int], intervals: Tensor) -> Tensor:
     """A time for each item, Float32[item]: item i's depends on keys[i] alone, and lies in its interval (low, high)."""
     u = torch.tensor([times.quantile(rng.uniform(key, "time")) for key in keys])
     low, high = intervals.to("cpu", torch.float32).unbind(-1)

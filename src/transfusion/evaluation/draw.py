@@ -63,7 +63,7 @@ def score(model: Transfusion, documents: Sequence[Document], how: EvalContext) -
     captions = [caption(documents[i % len(documents)], i) for i in range(how.samples)]
     seeds = [how.seed * len(captions) + i for i in range(len(captions))]
     count = Count(len(captions), how.progress)
-    drawn = model.generate(captions, force=IMAGE, seeds=seeds, dtype=how.dtype, each=count)
+    drawn = model.generate(captions, force=IMAGE, seeds=seeds, dtype=how.dtype, on_event=count)
     pictures = torch.stack([one.media[-1].tensor() for one in drawn])  # refuses NaN
 
     def take(function: Callable[..., dict[str, Metric]], *arguments: object, names: tuple[str, ...]) -> None:

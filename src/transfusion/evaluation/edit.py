@@ -32,7 +32,7 @@ def score(model: Transfusion, documents: Sequence[Document], how: EvalContext) -
     seeds = [how.seed * len(asked) + i for i in range(len(asked))]
     count = Count(len(asked), how.progress)
     prompts = [Document(one.segments[:2]) for one in asked]
-    edited = model.generate(prompts, force=IMAGE, seeds=seeds, dtype=how.dtype, each=count)
+    edited = model.generate(prompts, force=IMAGE, seeds=seeds, dtype=how.dtype, on_event=count)
     source, drawn, target = (
         torch.stack([d.media[i].tensor() for d in some]) for some, i in ((asked, 0), (edited, -1), (asked, -1))
     )

@@ -26,7 +26,7 @@ def score(model: Transfusion, documents: Sequence[Document], how: EvalContext) -
     seeds = [how.seed * len(asked) + i for i in range(len(asked))]
     prompts = [Document(one.media) for one in asked]
     count = Count(len(prompts), how.progress)
-    answers = model.generate(prompts, max_items=0, max_tokens=MAX_TOKENS, seeds=seeds, dtype=how.dtype, each=count)
+    answers = model.generate(prompts, max_items=0, max_tokens=MAX_TOKENS, seeds=seeds, dtype=how.dtype, on_event=count)
     texts, metrics, missing = [one.text for one in answers], {}, {}
     classes = [named(caption(one), how.names) for one in asked]
     if all(one is not None for one in classes):

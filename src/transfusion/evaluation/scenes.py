@@ -183,7 +183,7 @@ def score(
     scenes = [draw(kind, "score", seed, i, held_out=held_out) for kind, held_out in groups for i in range(count)]
     captions = [scene.captions[i % len(scene.captions)] for i, scene in enumerate(scenes)]
     seeds = [seed * len(scenes) + i for i in range(len(scenes))]
-    documents = model.generate(captions, force=IMAGE, seeds=seeds, dtype=dtype, each=Count(len(scenes), progress))
+    documents = model.generate(captions, force=IMAGE, seeds=seeds, dtype=dtype, on_event=Count(len(scenes), progress))
     pictures = torch.stack([document.media[-1].tensor() for document in documents])
     judge = scene_classifier()
     verdicts = [compare(scene, seen) for scene, seen in zip(scenes, see(pictures, judge), strict=True)]

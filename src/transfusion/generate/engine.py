@@ -10,7 +10,7 @@ read the prefix and write over the same slots, until the clean latents pass once
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,10 +35,10 @@ class Engine(ModelRunner):
     `fallbacks` counts, by reason, the items that got their modality's own size because what was written could not be used.
 
     Args:
-        rows: cache rows. A document holds one, and one more for each unconditional branch that its guidance may need.
+        cache_slots: sequences in the cache. A document holds one, and one for each unconditional branch of its guidance.
         capacity: tokens of context a document may have at most.
         dtype: bf16 runs a copy of the network with its matrices in bf16, under autocast; fp32 and fp64 run it as it is.
-        readable: whether documents come back with their text as strings; else what was written stays ids.
+        decode_text: whether documents come back with their text as strings; else what was written stays ids.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Engine(ModelRunner):
         network: Network,
         vocabulary: Vocabulary,
         *,
-        rows: int = 64,
+        cache_slots: int = 64,
         capacity: int | None = None,
         dtype: torch.dtype = torch.float32,
-        readable: bool = True,
+        decode_text: bool = True,
     ) -> None:
         capacity = min(capacity or network.config.context_length, network.config.context_length)
-        super().__init__(network, vocabulary, rows=rows, capacity=capacity, dtype=dtype)
-        self.readable, self._num_rows = readable, rows
+        super().__init__(network, vocabulary, cache_slots=cache_slots, capacity=capacity, dtype=dtype)
+        self.decode_text, self._num_slots = decode_text, cache_slots
         self.fallbacks: Counter[SizeError] = Counter()
         self._waiting: deque[tuple[int, Request, TokenSequence]] = deque()
         self._rows: dict[int, Row] = {}
@@ -92,8 +92,8 @@ class Engine(ModelRunner):
                 f"the prompt{' and the item to be drawn' if request.force else ''} take {needed} tokens, the "
                 f"{'context has' if limit == self.capacity else 'longest sequence asked for is'} {limit}: shorten the prompt"
             )
-        if self._held(request) > self._num_rows:
-            raise ValueError(f"this request needs {self._held(request)} cache rows, the engine has {self._num_rows}")
+        if self._held(request) > self._num_slots:
+            raise ValueError(f"this request needs {self._held(request)} cache rows, the engine has {self._num_slots}")
         self._next_id += 1
         self._waiting.append((self._next_id, request, tokenized))
         return self._next_id
@@ -136,7 +136,7 @@ class Engine(ModelRunner):
     # ---- rows -------------------------------------------------------------------------------------------------------
 
     def _held(self, request: Request) -> int:
-        branches = 0 if request.max_items == 0 and request.force is None else request.guidance.most_branches
+        branches = 0 if request.max_items == 0 and request.force is None else request.guidance.max_branches
         return 1 + branches
 
     def _admit(self) -> None:
@@ -167,7 +167,7 @@ class Engine(ModelRunner):
         events.append(Done(row.id, self._readable(row.document()), reason))  # type: ignore[arg-type]
 
     def _readable(self, document: Document) -> Document:
-        if not self.readable:
+        if not self.decode_text:
             return document
 
         def readable(content: str | tuple[int, ...]) -> str:
@@ -375,8 +375,8 @@ class Engine(ModelRunner):
             self._logits(rows, h)
 
 
-def generate(engine: Engine, requests: Sequence[Request], *, each=None) -> list[Document]:
-    """Documents of requests, in their order. `each`, if given, is called with every event.
+def generate(engine: Engine, requests: Sequence[Request], *, on_event: Callable[[Event], None] | None = None) -> list[Document]:
+    """Documents of requests, in their order. `on_event` is called with every event.
 
     Raises:
         ValueError: see `Engine.add`; the message says which request.
@@ -392,6 +392,6 @@ def generate(engine: Engine, requests: Sequence[Request], *, each=None) -> list[
     for event in engine.run():
         if isinstance(event, Done):
             done[event.id] = event.document
-        if each is not None:
-            each(event)
+        if on_event is not None:
+            on_event(event)
     return [done[id] for id in ids]

@@ -34,17 +34,19 @@ class ModelRunner:
     """A network, and a cache of unfinished sequences that it runs pieces into.
 
     Args:
-        rows: rows of the cache.
+        cache_slots: sequences that the cache holds.
         capacity: tokens that a row may hold at most.
         dtype: bf16 runs a copy of the network with its matrices in bf16, under autocast; fp32 and fp64 run it as it is.
     """
 
-    def __init__(self, network: Network, vocabulary: Vocabulary, *, rows: int, capacity: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: Network, vocabulary: Vocabulary, *, cache_slots: int, capacity: int, dtype: torch.dtype
+    ) -> None:
         self.network, self.vocabulary = _in_bf16(network) if dtype == torch.bfloat16 else network, vocabulary
         self.capacity, self.dtype = capacity, dtype
         weights = next(network.parameters()).dtype
         self._exact = torch.promote_types(weights, torch.float32)  # of latents: they are never rounded to half precision
-        self._cache = network.cache(rows, capacity, dtype if dtype == torch.bfloat16 else weights)
+        self._cache = network.cache(cache_slots, capacity, dtype if dtype == torch.bfloat16 else weights)
 
     @property
     def coordinates(self) -> Coordinates:

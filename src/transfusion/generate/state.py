@@ -29,7 +29,7 @@ class Request:
         seed: all chance of this document.
         max_tokens: text tokens to write at most.
         max_items: media items to write at most (None: as many as fit).
-        ends: whether the model may end the document; if not, it goes on to `max_tokens` or to the end of the context.
+        allow_eos: whether the model may end the document; if not, it goes on to `max_tokens` or to the end of the context.
         force: name of a modality of which an item is written at once, before any text.
         size: the forced item's size in latent elements (None: what `sizes` says, or its modality's own).
         sizes: by name of the modality, the size that all its items get, whatever the model would write.
@@ -42,7 +42,7 @@ class Request:
     seed: int = 0
     max_tokens: int = 128
     max_items: int | None = None
-    ends: bool = True
+    allow_eos: bool = True
     force: str | None = None
     size: tuple[int, ...] | None = None
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -172,7 +172,7 @@ class Row:
         if self.size_parser is not None:
             return torch.ones(len(vocabulary), dtype=torch.bool)
         legal = vocabulary.writable.clone()
-        legal[list(vocabulary.ends)] = self.request.ends
+        legal[list(vocabulary.ends)] = self.request.allow_eos
         for modality in vocabulary.modalities:
             if self.may_begin(modality, room):
                 legal[openers(vocabulary, modality)] = True

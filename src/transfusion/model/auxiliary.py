@@ -164,14 +164,14 @@ def _mean(errors: Sequence[Tensor], groups: Sequence[MediaGroup], like: Tensor) 
 def consistency(delta: float, diffusion: Diffusion, passed: Passed, teacher: Runs) -> Mean:
     """The velocity at (x_t, t) against the teacher's at (x_s, s), s = t - delta or 0, where x_s has the same noise.
 
-    A prediction that is no velocity is made one, and where that would divide by less than `diffusion.floor` the error counts as
-    much less as in the denoising loss.
+    A prediction that is no velocity is made one, and where that would divide by less than `diffusion.min_divisor` the error counts
+    as much less as in the denoising loss.
     """
     batch, kind = passed.batch, diffusion.prediction
     earlier: list[NoisedGroup] = []
     for group, noisy, eps in zip(batch.media, passed.media, passed.noises, strict=True):
         s = (noisy.times - delta).clamp_min(0)
-        earlier.append(replace(noisy, times=s, latents=diffusion.corrupt(group.values, eps, s)))
+        earlier.append(replace(noisy, times=s, latents=diffusion.add_noise(group.values, eps, s)))
     with torch.no_grad():
         h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, metadata=passed.metadata)
         needs_ema_teacher = teacher.predict(h, earlier, skips)

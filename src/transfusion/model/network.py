@@ -266,12 +266,12 @@ class Network(nn.Module):
         noised, noises = [], []
         for group in batch.media:
             keys = group.keys.tolist()
-            t = times.draw(self.config.diffusion.times, keys, group.times).to(group.values.device)
+            t = times.sample_times(self.config.diffusion.times, keys, group.times).to(group.values.device)
             eps = rng.normal([rng.key(key, "noise") for key in keys], tuple(group.values.shape[1:])).to(group.values)
             for item, given in enumerate(group.noises or ()):
                 if given is not None:
                     eps[item] = given.to(eps)
-            latents = self.config.diffusion.corrupt(group.values, eps, t)
+            latents = self.config.diffusion.add_noise(group.values, eps, t)
             noised.append(NoisedGroup(group.modality, group.grid, latents, t, group.slots))
             noises.append(eps)
         return noised, noises

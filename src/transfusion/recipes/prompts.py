@@ -153,7 +153,7 @@ def _generate(
                 guidance=options.guidance,
                 decoding=options.decoding,
                 dtype=dtype,
-                each=count,
+                on_event=count,
             )
             answers.update(zip(indices, documents, strict=True))
     yield from (answers[i] for i in range(len(prompts)))

@@ -18,7 +18,7 @@ from transfusion.generate.state import Denoising, Done, ItemDone, Request, Token
 
 def free_running(m: Transfusion, count: int = 24, **kw) -> list[list]:
     """Events of documents that begin from nothing, by document."""
-    engine = Engine(m.network, m.vocabulary, rows=count)
+    engine = Engine(m.network, m.vocabulary, cache_slots=count)
     kw = {"max_tokens": 12, "max_items": 2, "sampler": Euler(2), "guidance": Guidance(1.0), "decoding": Sample(3.0)} | kw
     ids = [engine.add(Request(Document(()), seed=i, **kw)) for i in range(count)]
     events: dict[int, list] = {i: [] for i in ids}
@@ -86,7 +86,7 @@ def test_limits_are_exact() -> None:
         (document,) = m.generate("x", max_tokens=limit, max_items=0, guidance=Guidance(1.0), decoding=Sample(5.0), seed=limit)
         written = document.segments[1:]
         assert sum(len(m.vocabulary.encode(s.content)) if isinstance(s, Text) else 99 for s in written) <= 3 * limit
-    engine = Engine(m.network, m.vocabulary, rows=1)
+    engine = Engine(m.network, m.vocabulary, cache_slots=1)
     engine.add(Request(Document((Text("x"),)), max_tokens=7, max_items=0, guidance=Guidance(1.0)))
     events = list(engine.run())
     tokens = [e for e in events if isinstance(e, Token)]
@@ -115,7 +115,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_any_work() -> None:
 def test_requests_that_cannot_be_met(request_: Request, message: str) -> None:
     m = model(IMAGE)
     with pytest.raises(ValueError, match=message):
-        Engine(m.network, m.vocabulary, rows=2).add(request_)
+        Engine(m.network, m.vocabulary, cache_slots=2).add(request_)
 
 
 def test_a_document_depends_on_its_seed_alone() -> None:
@@ -135,7 +135,7 @@ def test_the_noise_of_a_picture_does_not_depend_on_the_text_before_it() -> None:
     given = torch.randn(1, 4, 4)
 
     def start(prompt: str, seed: int, noise: torch.Tensor | None = None) -> torch.Tensor:
-        engine = Engine(m.network, m.vocabulary, rows=2)
+        engine = Engine(m.network, m.vocabulary, cache_slots=2)
         engine.add(Request(Document((Text(prompt),)), seed=seed, force="image", max_tokens=0, noise=noise, sampler=Euler(3)))
         engine._admit()
         engine._run_pending([])
@@ -151,7 +151,7 @@ def test_the_noise_of_a_picture_does_not_depend_on_the_text_before_it() -> None:
 
 def test_a_bad_request_is_refused_before_it_is_among_others() -> None:
     m = model()
-    engine = Engine(m.network, m.vocabulary, rows=4)
+    engine = Engine(m.network, m.vocabulary, cache_slots=4)
     engine.add(Request(Document((Text("a"),)), force="image", max_tokens=0, sampler=Euler(2)))
     with pytest.raises(ValueError, match="NaN"):
         engine.add(Request(Document((Media(torch.full((1, 4, 4), float("nan"))),)), max_items=0))
@@ -169,7 +169,7 @@ def test_guidance_that_the_model_was_not_trained_for_is_said_to_be_left_out() ->
 
 def test_events_tell_the_whole_story() -> None:
     m = model()
-    engine = Engine(m.network, m.vocabulary, rows=2)
+    engine = Engine(m.network, m.vocabulary, cache_slots=2)
     id = engine.add(Request(Document((Text("a"),)), force="image", max_tokens=3, max_items=1, sampler=Euler(4)))
     events = list(engine.run())
     assert all(e.id == id for e in events)
@@ -187,7 +187,7 @@ def test_guidance_changes_the_picture_and_scale_one_does_not() -> None:
 
     def draw(g: Guidance) -> torch.Tensor:
         request = Request(Document((Text("a"),)), seed=1, force="image", max_tokens=0, guidance=g)
-        return generate(Engine(m.network, m.vocabulary, rows=3), [request])[0].media[0].tensor()
+        return generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])[0].media[0].tensor()
 
     plain = draw(Guidance(1.0))
     assert (draw(Guidance(3.0)) - plain).abs().max() > 1e-2
@@ -200,16 +200,16 @@ def test_guidance_is_the_formula_written_out() -> None:
     m = model(double=True)
     g, before = Guidance(text=3.0, media=2.0), Document((Media(picture(7)), Text("b")))
     request = Request(before, seed=1, force="image", max_tokens=0, guidance=g, sampler=Euler(1))
-    (drawn,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+    (drawn,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
     noise = torch.randn(1, 4, 4)
     request = Request(before, seed=1, force="image", max_tokens=0, guidance=g, sampler=Euler(1), noise=noise)
-    (drawn,) = generate(Engine(m.network, m.vocabulary, rows=3), [request])
+    (drawn,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
 
     def alone(*segments) -> torch.Tensor:
         plain = Request(
             Document(tuple(segments)), force="image", max_tokens=0, guidance=Guidance(1.0), sampler=Euler(1), noise=noise
         )
-        return generate(Engine(m.network, m.vocabulary, rows=1), [plain])[0].media[-1].tensor()
+        return generate(Engine(m.network, m.vocabulary, cache_slots=1), [plain])[0].media[-1].tensor()
 
     nothing, media, both = alone(), alone(before.segments[0]), alone(*before.segments)
     expected = nothing + 2.0 * (media - nothing) + 3.0 * (both - media)
@@ -283,12 +283,12 @@ def test_bf16_matrices_are_what_autocast_would_make_of_them(monkeypatch: pytest.
 def test_a_document_that_may_not_end_has_all_its_tokens_as_ids() -> None:
     m = with_bias(model(IMAGE))
 
-    def written(ends: bool) -> list[tuple[int, ...]]:
+    def written(allow_eos: bool) -> list[tuple[int, ...]]:
         log = Sample(3.0)
-        asked = [Request(Document(()), seed=i, max_tokens=30, max_items=0, ends=ends, decoding=log) for i in range(8)]
-        done = generate(Engine(m.network, m.vocabulary, rows=24, readable=False), asked)
+        asked = [Request(Document(()), seed=i, max_tokens=30, max_items=0, allow_eos=allow_eos, decoding=log) for i in range(8)]
+        done = generate(Engine(m.network, m.vocabulary, cache_slots=24, decode_text=False), asked)
         return [tuple(i for s in d.segments if isinstance(s, Text) for i in s.content if isinstance(i, int)) for d in done]
 
-    assert {len(ids) for ids in written(ends=False)} == {30}
-    assert min(len(ids) for ids in written(ends=True)) < 30
-    assert all(0 <= i < m.vocabulary.num_text for ids in written(ends=False) for i in ids)
+    assert {len(ids) for ids in written(allow_eos=False)} == {30}
+    assert min(len(ids) for ids in written(allow_eos=True)) < 30
+    assert all(0 <= i < m.vocabulary.num_text for ids in written(allow_eos=False) for i in ids)

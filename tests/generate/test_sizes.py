@@ -60,7 +60,7 @@ def request(m: Transfusion, written: str, prompt: str = "a cat", **kw) -> Reques
 
 
 def run(m: Transfusion, *requests: Request, **kw) -> tuple[Engine, list[Event]]:
-    engine = Engine(m.network, m.vocabulary, rows=3 * len(requests), **kw)
+    engine = Engine(m.network, m.vocabulary, cache_slots=3 * len(requests), **kw)
     for one in requests:
         engine.add(one)
     return engine, list(engine.run())
@@ -156,9 +156,9 @@ def test_many_is_one_whatever_falls_back() -> None:
             for i, one in enumerate(written)
         ]
 
-    engine = Engine(m.network, m.vocabulary, rows=14)
+    engine = Engine(m.network, m.vocabulary, cache_slots=14)
     together = generate(engine, asked())
-    alone = [generate(Engine(m.network, m.vocabulary, rows=2), [one])[0] for one in asked()]
+    alone = [generate(Engine(m.network, m.vocabulary, cache_slots=2), [one])[0] for one in asked()]
     for one, other in zip(alone, together, strict=True):
         same(one, other)
     assert engine.fallbacks["malformed"] >= len(BROKEN) + 1 and sum(len(d.media) for d in together) >= len(written)
@@ -168,13 +168,13 @@ def test_many_is_one_whatever_falls_back() -> None:
 def test_a_finished_document_goes_on_as_a_prompt(written: str) -> None:
     """What stands in the cache after an item is what a prompt with that item puts there."""
     m = model(FREE, SOUND, double=True)
-    first = Engine(m.network, m.vocabulary, rows=3)
+    first = Engine(m.network, m.vocabulary, cache_slots=3)
     script = Script(temperature=1e-9, ids=ids(m, written))  # after the script: the most likely
     begun = Request(Document((Text("a cat"),)), max_tokens=12, max_items=1, sampler=Euler(2), decoding=script)
     (drawn,) = generate(first, [begun])
     before, after = drawn.segments[:3], drawn.segments[3:]
     assert isinstance(before[2], Media) and after
-    (again,) = generate(Engine(m.network, m.vocabulary, rows=3), [Request(Document(before), max_items=0, max_tokens=11)])
+    (again,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [Request(Document(before), max_items=0, max_tokens=11)])
     assert [s.content for s in after] == [s.content for s in again.segments[3:]]  # type: ignore[union-attr]
 
 
@@ -190,7 +190,7 @@ def test_a_wished_size_is_every_items_size() -> None:
     (other,) = m.generate("x", force="image", sizes=wished, size=(2, 8))
     assert forced.media[0].tensor().shape == (1, 8, 2) and other.media[0].tensor().shape == (1, 2, 8)
     # one that has no room is not begun
-    _, events = run(m, request(m, "x y", sizes=wished, max_length=13, max_tokens=50, max_items=None, ends=False))
+    _, events = run(m, request(m, "x y", sizes=wished, max_length=13, max_tokens=50, max_items=None, allow_eos=False))
     assert not items(events) and finished(events).reason == "context"
 
 
@@ -204,7 +204,7 @@ def test_a_sequence_is_never_longer_than_asked_for() -> None:
             Request(Document(()), seed=i, max_tokens=100, max_length=limit, sampler=Euler(1), guidance=Guidance(1.0), decoding=Sample(3.0))
             for i in range(6)
         ]  # fmt: skip
-        for document in generate(Engine(m.network, m.vocabulary, rows=6, readable=False), asked):
+        for document in generate(Engine(m.network, m.vocabulary, cache_slots=6, decode_text=False), asked):
             assert len(tokenize_document(document, m.vocabulary, m.config.model.coordinates, add_eos=False)) <= limit
             drawn += len(document.media)
     assert drawn > 5
