@@ -164,8 +164,8 @@ def _mean(errors: Sequence[Tensor], groups: Sequence[MediaGroup], like: Tensor) 
 def consistency(delta: float, diffusion: Diffusion, passed: Passed, teacher: Runs) -> Mean:
     """The velocity at (x_t, t) against the teacher's at (x_s, s), s = t - delta or 0, where x_s has the same noise.
 
-    A prediction that is no velocity is made one, and where that would divide by less than `diffusion.min_divisor` the error counts
-    as much less as in the denoising loss.
+    A prediction that is no velocity is made one, and where that would divide by less than `diffusion.min_divisor` the error
+    counts as much less as in the denoising loss.
     """
     batch, kind = passed.batch, diffusion.prediction
     earlier: list[NoisedGroup] = []
