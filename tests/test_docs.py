@@ -13,10 +13,10 @@ import pytest
 
 import transfusion
 from transfusion.cli import _choose_kinds, _names
+from transfusion.commands.generate import Generate
 from transfusion.compat.constructor import LEFT_OUT, TRUNK, configure
 from transfusion.compat.training import Learns
 from transfusion.recipes import RECIPES
-from transfusion.recipes.prompts import Generate
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "options.md").read_text()

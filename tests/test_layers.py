@@ -17,6 +17,7 @@ LAYERS = [
     {"api"},
     {"train", "evaluation"},
     {"recipes"},
+    {"commands"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

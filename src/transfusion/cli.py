@@ -82,9 +82,9 @@ def _quickstart(rest: list[str]) -> int:
 def _train(rest: list[str]) -> int:
     name, rest = _recipe_name("train", rest)
     if name == "judge":
-        from transfusion.recipes import judge
+        from transfusion.commands import classifier
 
-        judge.run_recipe(settings(judge.ClassifierRun(), rest, "transfusion train judge"), _say)
+        classifier.run_recipe(settings(classifier.ClassifierRun(), rest, "transfusion train judge"), _say)
         return 0
     return _carry_out(name, rest, f"transfusion train {name}")
 
@@ -159,7 +159,7 @@ def _say(line: str) -> None:
 
 
 def _generate(rest: list[str]) -> int:
-    from transfusion.recipes.prompts import Generate, defaults, run_recipe
+    from transfusion.commands.generate import Generate, defaults, run_recipe
 
     folder = rest[0] if rest and not rest[0].startswith("-") else ""
     if not folder and not {"-h", "--help"} & set(rest):
@@ -170,7 +170,7 @@ def _generate(rest: list[str]) -> int:
 
 
 def _evaluate(rest: list[str]) -> int:
-    from transfusion.recipes.evaluate import Evaluate, defaults, run_recipe
+    from transfusion.commands.evaluate import Evaluate, defaults, run_recipe
 
     folder = rest[0] if rest and not rest[0].startswith("-") else ""
     if not folder and not {"-h", "--help"} & set(rest):

@@ -1,0 +1,1 @@
+"""Carries out what the command line asks for: one module a command."""
