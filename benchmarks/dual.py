@@ -17,6 +17,7 @@ import torch
 
 from transfusion import rng
 from transfusion.api import Transfusion
+from transfusion.commands.train import train
 from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.loader import PackingConfig
 from transfusion.data.sources.digits import NAMES, read_digits
@@ -25,7 +26,8 @@ from transfusion.data.vocabulary import BPE
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
-from transfusion.recipes.run import Run, train, training_seconds
+from transfusion.run.record import Run
+from transfusion.train.log import training_seconds
 from transfusion.train.optimizer import AdamWConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 

@@ -21,7 +21,7 @@ def main() -> None:
 
     import machine
     import work
-    from transfusion.recipes.presets import PAPER_SIZES
+    from transfusion.run.presets import PAPER_SIZES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["0.16B", "0.76B", "1.4B"])

@@ -23,11 +23,11 @@ def main() -> None:
 
     import machine
     from transfusion import rng
+    from transfusion.commands.train import build
     from transfusion.data.document import Document, Media, Text
     from transfusion.data.loader import Loader
     from transfusion.nn.attention import AttentionMetadata, visible
     from transfusion.recipes import digits, fashion
-    from transfusion.recipes.run import build
     from transfusion.train.device import pick_device, pick_dtype
     from transfusion.train.trainer import Trainer
 
@@ -45,7 +45,7 @@ def main() -> None:
     for recipe in (digits, fashion):
         run = recipe.run()
         if recipe is digits:
-            corpus = digits.Digits(run).documents()
+            corpus = digits.documents()
         else:
             pixels = torch.rand(2048, 1, 28, 28) * 2 - 1
             corpus = [

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transfusion import rng
+from transfusion.commands.train import train
 from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.loader import PackingConfig
@@ -36,7 +37,8 @@ from transfusion.generate.state import Done, ItemDone, Request
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.transformer import TransformerConfig
-from transfusion.recipes.run import Run, train, training_seconds
+from transfusion.run.record import Run
+from transfusion.train.log import training_seconds
 from transfusion.train.optimizer import AdamWConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 

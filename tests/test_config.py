@@ -11,18 +11,19 @@ import torch
 from small import model, picture
 from transfusion import config
 from transfusion.api import Transfusion
-from transfusion.cli import _resolved, main, settings
+from transfusion.cli import main
 from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig
 from transfusion.config import ConfigError
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDPM, Euler, Heun
 from transfusion.model.network import Network
 from transfusion.model_folder import TransfusionConfig
-from transfusion.recipes import RECIPES
-from transfusion.recipes.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, preset
-from transfusion.recipes.run import Run, command_line
+from transfusion.recipes import RECIPES, find
+from transfusion.run.command_line import command_line, parse, parse_run
+from transfusion.run.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, preset
+from transfusion.run.record import Run
 
-RUNS = [recipe.run() for recipe in RECIPES.values()]
+RUNS = [find(name).run() for name in RECIPES]
 RUNS += [preset(name, run) for name in PRESETS for run in RUNS] + [replace(RUNS[0], model=paper_model(s)) for s in PAPER_SIZES]
 
 
@@ -60,7 +61,7 @@ def test_the_papers_sizes() -> None:
 
 
 def test_the_paper_preset_is_the_papers() -> None:
-    run = preset("paper", RECIPES["fashion"].run())
+    run = preset("paper", find("fashion").run())
     assert run.model.diffusion == PAPER and run.model.media_weight == 5 and run.sampler == DDPM(250, clip=1.0)
     assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.warmup, run.optimizer.weight_decay, run.optimizer.eps) == (
         3e-4,
@@ -73,16 +74,17 @@ def test_the_paper_preset_is_the_papers() -> None:
 
 
 def test_overrides_from_the_command_line() -> None:
-    run = settings(
-        RECIPES["digits"].run(),
+    run = parse(
+        find("digits").run(),
         ["--sampler.kind", "heun", "--sampler.num-steps", "50", "--trainer.steps=7", "--model.modalities.0.patch", "4", "4"],
         "x",
     )
     assert run.sampler == Heun(num_steps=50, shift=2.0) and run.trainer.steps == 7 and run.model.modalities[0].patch == (4, 4)
-    untouched = settings(RECIPES["digits"].run(), [], "x")
-    assert untouched == RECIPES["digits"].run()
+    untouched = parse(find("digits").run(), [], "x")
+    assert untouched == find("digits").run()
 
 
+DIGITS = find("digits").run()
 SAID = (
     "--lora.parts qkv out --lora.rank 4",
     "--model.modalities.0.largest 16 16 --model.modalities.0.patch 4 4 --trainer.steps 7",
@@ -98,24 +100,24 @@ SAID = (
 
 @pytest.mark.parametrize("line", SAID)
 def test_the_recorded_command_says_the_same_run(line: str) -> None:
-    run = _resolved("digits", shlex.split(line), "x")
-    assert run != RECIPES["digits"].run()
-    words = shlex.split(command_line(run))
+    run = parse_run(DIGITS, shlex.split(line), "x")
+    assert run != DIGITS
+    words = shlex.split(command_line(run, DIGITS))
     assert words[:3] == ["transfusion", "train", "digits"]
-    assert _resolved("digits", words[3:], "x") == run
-    assert shlex.split(command_line(RECIPES["digits"].run())) == words[:3]
+    assert parse_run(DIGITS, words[3:], "x") == run
+    assert shlex.split(command_line(DIGITS, DIGITS)) == words[:3]
 
 
 def test_another_kind_keeps_what_both_have_and_was_set() -> None:
-    digits, papers = RECIPES["digits"].run(), preset("paper", RECIPES["digits"].run())
-    assert settings(digits, ["--sampler.kind", "heun"], "x").sampler == Heun(num_steps=25, shift=2.0)
-    assert settings(digits, ["--sampler.kind", "ddpm"], "x").sampler == DDPM(num_steps=250, shift=2.0)
-    assert settings(papers, ["--sampler.kind", "euler"], "x").sampler == Euler(num_steps=25, clip=1.0)
-    unet = settings(digits, ["--model.patcher.features", "64"], "x")
-    unet = settings(unet, ["--model.patcher.kind", "unet", "--model.patchers.0.kind", "unet"], "x")
+    digits, papers = find("digits").run(), preset("paper", find("digits").run())
+    assert parse(digits, ["--sampler.kind", "heun"], "x").sampler == Heun(num_steps=25, shift=2.0)
+    assert parse(digits, ["--sampler.kind", "ddpm"], "x").sampler == DDPM(num_steps=250, shift=2.0)
+    assert parse(papers, ["--sampler.kind", "euler"], "x").sampler == Euler(num_steps=25, clip=1.0)
+    unet = parse(digits, ["--model.patcher.features", "64"], "x")
+    unet = parse(unet, ["--model.patcher.kind", "unet", "--model.patchers.0.kind", "unet"], "x")
     assert unet.model.patcher == UNetPatcherConfig(features=64) and unet.model.patchers == (UNetPatcherConfig(),)
-    unet = settings(unet, ["--model.patchers.0.features", "32"], "x")
-    assert settings(unet, ["--model.patchers.0.kind", "linear"], "x").model.patchers == (LinearPatcherConfig(features=32),)
+    unet = parse(unet, ["--model.patchers.0.features", "32"], "x")
+    assert parse(unet, ["--model.patchers.0.kind", "linear"], "x").model.patchers == (LinearPatcherConfig(features=32),)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_config_prints_what_train_would_do(capfd) -> None:
     with pytest.raises(SystemExit):
         main(["config", "fashion", "--trainer.steps", "5", "--preset", "paper"])
     assert config.from_yaml(Run, capfd.readouterr().out) == replace(
-        preset("paper", RECIPES["fashion"].run()), trainer=replace(RECIPES["fashion"].run().trainer, steps=5)
+        preset("paper", find("fashion").run()), trainer=replace(find("fashion").run().trainer, steps=5)
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import transfusion
-from transfusion.cli import _choose_kinds, _names
-from transfusion.commands.generate import Generate
+from transfusion.commands.generate import GenerateOptions
 from transfusion.compat.constructor import LEFT_OUT, TRUNK, configure
 from transfusion.compat.training import Learns
-from transfusion.recipes import RECIPES
+from transfusion.recipes import find
+from transfusion.run.command_line import choose_kinds, names
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "options.md").read_text()
@@ -114,14 +114,14 @@ def test_every_setting_exists() -> None:
         for line in re.findall(r"`([^`]+)`", cells[2]):
             words = line.split()
             missing = []
-            for settings in (RECIPES["digits"].run(), Generate()):
+            for settings in (find("digits").run(), GenerateOptions()):
                 try:
-                    chosen, rest = _choose_kinds(settings, list(words))
+                    chosen, rest = choose_kinds(settings, list(words))
                 except ValueError:
                     missing.append(words)
                     continue
                 asked = {w.removeprefix("--").replace("-", "_") for w in rest if w.startswith("--")}
-                missing.append(asked - {*_names(chosen)})
+                missing.append(asked - {*names(chosen)})
             assert not all(missing), line
             count += 1
     assert count > 50

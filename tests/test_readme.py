@@ -48,17 +48,17 @@ def test_the_block_of_lists_runs(unchecked) -> None:
 
 
 def test_every_setting_shown_is_one_that_exists() -> None:
-    from transfusion.cli import _choose_kinds, _flag, _names, settings
     from transfusion.recipes import find
+    from transfusion.run.command_line import choose_kinds, flag, names
 
     shown = re.findall(r"(--[a-z][\w.-]*\.[\w.-]+)\s+(\w+)", README)
     assert len(shown) > 8
     run = find("digits").run()
     for name, value in shown:
-        chosen, rest = _choose_kinds(run, [name, value])
-        assert not rest or _flag(name) in _names(chosen), name
+        chosen, rest = choose_kinds(run, [name, value])
+        assert not rest or flag(name) in names(chosen), name
         if rest:
-            settings(run, [name, value], "test")
+            parse(run, [name, value], "test")
 
 
 def test_every_command_shown_is_one_that_exists() -> None:
@@ -68,4 +68,4 @@ def test_every_command_shown_is_one_that_exists() -> None:
     for command, argument in re.findall(r"^(?:uv run (?:-q )?)?transfusion (\w+) ?(\w*)", README, re.M):
         assert command in COMMANDS
         if command in ("train", "config"):
-            assert argument in RECIPES or (command, argument) == ("train", "judge")
+            assert argument in RECIPES or (command, argument) == ("train", "classifier")

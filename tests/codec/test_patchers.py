@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
-from transfusion.cli import settings
 from transfusion.codec.custom_patcher import CustomPatcherConfig
 from transfusion.codec.patcher import sizes
 from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig, build
@@ -30,8 +29,9 @@ from transfusion.model.network import ModelConfig, Network
 from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.transformer import TransformerConfig
 from transfusion.nn.unet import stages
-from transfusion.recipes import RECIPES
-from transfusion.recipes.run import Run
+from transfusion.recipes import find
+from transfusion.run.command_line import parse
+from transfusion.run.record import Run
 
 WIDTH = 32
 TRUNK = TransformerConfig(width=WIDTH, depth=2, num_heads=4)
@@ -168,11 +168,11 @@ def test_each_modality_has_its_own_patcher() -> None:
 
 
 def test_kinds_survive_yaml_json_and_the_command_line(capfd) -> None:
-    run = RECIPES["digits"].run()
-    given = settings(run, ["--model.patcher.kind", "unet", "--model.patcher.channels", "48"], "x")
+    run = find("digits").run()
+    given = parse(run, ["--model.patcher.kind", "unet", "--model.patcher.channels", "48"], "x")
     assert given.model.patcher == UNetPatcherConfig(channels=48) and given.model.patchers == ()
     line = ["--model.patchers.0.kind", "unet", "--model.patchers.0.attention=4", "--model.patchers.1.kind=linear"]
-    listed = settings(run, line, "x")
+    listed = parse(run, line, "x")
     assert (
         listed.model.patchers == (UNetPatcherConfig(attention=4), LinearPatcherConfig())
         and listed.model.patcher == LinearPatcherConfig()
@@ -187,9 +187,9 @@ def test_kinds_survive_yaml_json_and_the_command_line(capfd) -> None:
         (["--model.patchers.0.blocks", "2"], "model.patchers.0.blocks"),
     ):
         with pytest.raises(ConfigError, match=message):
-            settings(run, line, "x")
+            parse(run, line, "x")
     with pytest.raises(SystemExit):
-        settings(run, ["--model.patcher.kind", "unet", "--model.patcher.blocks", "0"], "x")
+        parse(run, ["--model.patcher.kind", "unet", "--model.patcher.blocks", "0"], "x")
     assert "blocks of at least 1" in capfd.readouterr().err
 
 

@@ -38,7 +38,7 @@ def colour_model(folder: str) -> None:
 
 
 def test_a_run_with_classes_and_a_suite_that_does_not_fit(capfd) -> None:
-    assert command(f"train digits --out run {SHORT} --report.pictures 0 --report.readings 10 --sampler.num-steps 2") == 0
+    assert command(f"train digits --out run {SHORT} --report.images 0 --report.readings 10 --sampler.num-steps 2") == 0
     line = "evaluate run --suite draw edit text read --samples 70 --device cpu --dtype fp32 --sampler.num-steps 2"
     assert command(line) == 1
     out = capfd.readouterr().out
@@ -59,7 +59,7 @@ def test_a_run_with_classes_and_a_suite_that_does_not_fit(capfd) -> None:
     said = found["read"].command
     assert said.startswith("transfusion train digits --") and "--trainer.steps 4" in said and "--report.readings 10" in said
     assert "--optimizer.lr" not in said and "--out" not in said
-    assert found["read"].metrics["accuracy"].count == 10 and Path("run/sheets/draw.png").exists()
+    assert found["read"].metrics["accuracy"].count == 10 and Path("run/grids/draw.png").exists()
     before = found["draw"]
     assert command(line) == 1 and records("run")["draw"] == before, "the same weights and seeds give the same record"
     assert command("results run --out tables.md") == 0 and before.weights in Path("tables.md").read_text()
@@ -75,7 +75,7 @@ def test_data_that_was_trained_on_is_refused(capfd) -> None:
     assert command(f"train pictures --data data --out run {SHORT} {sizes}") == 0
     short = "--device cpu --dtype fp32 --sampler.num-steps 1"
     assert command(f"evaluate run --suite draw {short}") == 1
-    assert "names no held-out part" in capfd.readouterr().out
+    assert "has no held-out split" in capfd.readouterr().out
     Path("again").mkdir()
     for path in Path("data").iterdir():
         Path("again", f"copy-{path.name}").write_bytes(path.read_bytes())
@@ -84,23 +84,23 @@ def test_data_that_was_trained_on_is_refused(capfd) -> None:
     assert command(f"evaluate run --suite draw read --data new --samples 6 {short}") == 0
     found = records("run")
     assert found["draw"].metrics["nearest_training"].count == 6 and found["draw"].settings["trained_on"] == 0
-    assert "train judge" in found["draw"].missing["agreement"] and "cider" in found["read"].metrics
-    assert command(f"evaluate run --suite draw --data new --judge nowhere {short}") == 1
-    assert "no judge in nowhere" in capfd.readouterr().out
+    assert "train classifier" in found["draw"].missing["agreement"] and "cider" in found["read"].metrics
+    assert command(f"evaluate run --suite draw --data new --classifier nowhere {short}") == 1
+    assert "no classifier in nowhere" in capfd.readouterr().out
 
 
 def test_a_judge_of_other_classes_is_refused(capfd) -> None:
     for name in ("cat", "dog"):
         for i in range(40):
             png(Path("classes") / name / f"{i}.png", i, size=(16, 16))
-    assert command("train judge --data classes --out judge --training.epochs 1 --device cpu --side 16 --channels 3") == 0
-    assert command(f"train digits --out run {SHORT} --report.pictures 0 --report.readings 5") == 0
-    assert command("evaluate run --suite draw --samples 4 --judge judge --device cpu") == 1
+    assert command("train classifier --data classes --out judge --training.epochs 1 --device cpu --side 16 --channels 3") == 0
+    assert command(f"train digits --out run {SHORT} --report.images 0 --report.readings 5") == 0
+    assert command("evaluate run --suite draw --samples 4 --classifier judge --device cpu") == 1
     assert "knows cat, dog" in capfd.readouterr().out
     assert command("evaluate run --suite read --data nowhere --device cpu") == 1, "what is given is what is read"
     assert "no data at nowhere" in capfd.readouterr().out
     colour_model("plain")
-    assert command("evaluate plain --suite draw --data classes --judge judge --samples 8 --device cpu --dtype fp32") == 0
+    assert command("evaluate plain --suite draw --data classes --classifier judge --samples 8 --device cpu --dtype fp32") == 0
     assert records("plain")["draw"].metrics["agreement"].count == 8
 
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
     few = draw.score(m, pairs(4), how(samples=5)).record
     assert "too few" in few.missing["frechet_pixels"] and "agreement" in few.metrics
     none = draw.score(m, pairs(4), EvalContext(samples=2)).record
-    assert "train judge" in none.missing["agreement"] and "--inception" in none.missing["fid"]
+    assert "train classifier" in none.missing["agreement"] and "--inception" in none.missing["fid"]
     asked = draw.score(m, pairs(4), how(samples=2, inception=str(tmp_path / "none.pth"), clip=str(tmp_path))).record
     assert "none.pth" in asked.missing["fid"] and "no CLIP model in" in asked.missing["clip_score"] and asked.metrics
     assert "its run" in asked.missing["nearest_training"]

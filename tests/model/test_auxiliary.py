@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from small import IMAGE, SOUND, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
-from transfusion.cli import settings
 from transfusion.codec.patchers import UNetPatcherConfig
 from transfusion.data.batch import collate
 from transfusion.data.document import CLEAN, Document, Media, Text
@@ -24,6 +23,7 @@ from transfusion.model.losses import Losses, Mean
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.moe import MoEConfig
 from transfusion.recipes import digits
+from transfusion.run.command_line import parse
 
 ALL = AuxiliaryLossConfig(consistency=0.5, reconstruction=0.3, representation=0.2)
 COMBINATIONS = [
@@ -150,7 +150,7 @@ def test_settings_that_cannot_be_are_refused(bad: dict, message: str) -> None:
 
 def test_settings_survive_configuration_and_command_line() -> None:
     line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.mask_ratio", "0.5"]
-    run = settings(digits.run(), line, "transfusion train digits")
+    run = parse(digits.run(), line, "transfusion train digits")
     assert run.model.auxiliary == AuxiliaryLossConfig(consistency=0.1, masked=0.5) and run.model.auxiliary.needs_ema_teacher
     assert config.from_plain(AuxiliaryLossConfig, config.to_plain(ALL)) == ALL and not AuxiliaryLossConfig().active
 

@@ -13,7 +13,6 @@ from small import IMAGE, SOUND, documents, model, picture
 from test_equalities import cached_is_full, entries, many_is_one, numbers, requests, rows
 from transfusion import config
 from transfusion.api import Transfusion
-from transfusion.cli import settings
 from transfusion.codec.patchers import LinearPatcherConfig
 from transfusion.data.document import Document, Media, Text
 from transfusion.diffusion.sampler import Euler
@@ -21,8 +20,9 @@ from transfusion.generate.engine import Engine, generate
 from transfusion.nn.config import AttentionConfig, TransformerConfig
 from transfusion.nn.moe import MoEConfig
 from transfusion.nn.residual import paired
-from transfusion.recipes import RECIPES
-from transfusion.recipes.run import Run
+from transfusion.recipes import find
+from transfusion.run.command_line import parse
+from transfusion.run.record import Run
 
 FACTORS: dict[str, dict[str, Any]] = {
     "modality_weights": {"mlp": "mlp", "all": "all"},
@@ -168,12 +168,12 @@ def test_half_precision_generates(choice: Choice) -> None:
 
 
 def test_every_option_survives_configuration_and_the_command_line() -> None:
-    run = RECIPES["digits"].run()
+    run = find("digits").run()
     given = "--model.transformer.modality_weights all --model.transformer.moe.num_experts 4 --model.transformer.moe.top_k 1 --model.transformer.attention.alibi_heads 2"
     given += " --model.transformer.attention.soft-cap 50 --model.transformer.attention.value-residual True --model.transformer.attention.gated True"
     given += " --model.transformer.attention.laser 15 --model.transformer.residual hyper --model.transformer.num-streams 2 --model.axial True"
     given += " --model.transformer.long-skips True --model.transformer.adaln True --model.transformer.dropout 0.1 --model.patcher.time none"
-    found = settings(run, [*given.split(), "--model.coordinates.order", "shared"], "x")
+    found = parse(run, [*given.split(), "--model.coordinates.order", "shared"], "x")
     transformer = replace(
         run.model.transformer,
         modality_weights="all",

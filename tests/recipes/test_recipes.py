@@ -11,8 +11,8 @@ from small import model, png, write_idx
 from transfusion.cli import main
 from transfusion.evaluation.record import Proportion
 from transfusion.evaluation.suite import named
-from transfusion.recipes.digits import NAMES, Digits
-from transfusion.recipes.digits import run as digits_run
+from transfusion.recipes import digits
+from transfusion.recipes.digits import NAMES
 
 SHORT = "--trainer.steps 4 --checkpoint.every 2 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.num-heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
 
@@ -25,12 +25,12 @@ def command(line: str) -> None:
 
 def test_quickstart_reports_what_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
-    command(f"quickstart {SHORT} --report.pictures 20 --report.readings 10 --sampler.num-steps 2")
+    command(f"quickstart {SHORT} --report.images 20 --report.readings 10 --sampler.num-steps 2")
     report = json.loads(Path("quickstart/report.json").read_text())
-    for name in ("text_to_image_agreement", "image_to_text_accuracy", "text_to_image_agreement_held_out_wordings"):
+    for name in ("text_to_image_agreement", "image_to_text_accuracy", "text_to_image_agreement_held_out_paraphrases"):
         low, high = report[f"{name}_interval"]
         assert 0 <= low <= report[name] <= high <= 1
-    assert report["judge_accuracy"] >= 0.97 and report["judge_accuracy_count"] == 360
+    assert report["classifier_accuracy"] >= 0.97 and report["classifier_accuracy_count"] == 360
     assert {"text_loss", "media_loss", "seconds", "parameters", "seed"} <= report.keys()
     with Image.open("quickstart/samples.png") as sheet:
         assert sheet.size[0] > 700
@@ -43,7 +43,7 @@ def test_fashion_from_idx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     write_idx(tmp_path / "data", 300, zipped=True)
     command(
-        f"train fashion --data data --out run {SHORT} --trainer.sample-every 2 --report.pictures 10 --report.readings 10 --sampler.num-steps 2"
+        f"train fashion --data data --out run {SHORT} --trainer.sample-every 2 --report.images 10 --report.readings 10 --sampler.num-steps 2"
     )
     report = json.loads(Path("run/report.json").read_text())
     assert report["text_to_image_agreement_count"] == 10 and report["image_to_text_accuracy_count"] == 10
@@ -104,7 +104,7 @@ def test_answers_that_were_there_stay_when_new_ones_fail(tmp_path: Path, monkeyp
         main(["generate", "m", "--prompt", "too long " * 20, "--out", "answers"])
     assert ended.value.code == 1 and "context" in capfd.readouterr().err
     assert Path("answers/outputs.jsonl").read_text() == kept and not list(Path("answers").glob("*.tmp"))
-    command("generate m --prompts answers/outputs.jsonl --out answers --want text --max-tokens 1")
+    command("generate m --prompts answers/outputs.jsonl --out answers --mode text --max-tokens 1")
     assert len(Path("answers/outputs.jsonl").read_text().splitlines()) == 1
 
 
@@ -118,9 +118,8 @@ def test_a_label_that_fashion_does_not_know_is_named(tmp_path: Path, capfd) -> N
 
 
 def test_held_out_digits_are_never_trained_on() -> None:
-    digits = Digits(digits_run())
     trained = {d.media[0].tensor().numpy().tobytes() for d in digits.documents()}
-    pictures, labels = digits.held_out()
+    pictures, labels = digits.labelled(held_out=True)
     assert len(trained) == 1437 and len(pictures) == 360 and len(set(labels.tolist())) == 10
     assert not [p for p in pictures if p.numpy().tobytes() in trained]
     assert {named(d.text, NAMES) for d in digits.documents()} == set(range(10))

@@ -18,7 +18,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_train_scenes_reports_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
-    command(f"train scenes {SHORT} --out run --report.pictures 22 --sampler.num-steps 2 --trainer.sample-every 2")
+    command(f"train scenes {SHORT} --out run --report.images 22 --sampler.num-steps 2 --trainer.sample-every 2")
     report = json.loads(Path("run/report.json").read_text())
     for name in (*KINDS, *(f"{kind}_held_out" for kind in NOVEL)):
         low, high = report[f"{name}_interval"]
@@ -36,6 +36,6 @@ def test_documents_are_without_what_is_held_out() -> None:
     assert len(documents) == 120 == len({d.name for d in documents})
     for document in documents:
         picture = document.media[0].values
-        assert isinstance(picture, scenes.Painted) and picture.load().shape == picture.shape
+        assert isinstance(picture, scenes.LazyScene) and picture.load().shape == picture.shape
         assert document.text == picture.scene.captions[0]
         assert not [c for c in combined(picture.scene) if is_held_out(*c)]

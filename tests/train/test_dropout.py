@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from test_training import corpus, interrupted, quiet, records, run, weights
 
-from transfusion.recipes.run import Run, train
+from transfusion.commands.train import train
+from transfusion.run.record import Run
 
 
 def thinned(out: Path, dropout: float) -> Run:

@@ -12,11 +12,12 @@ from small import IMAGE, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.cli import main
+from transfusion.commands.train import train
 from transfusion.data.document import Document, Media, Text
 from transfusion.model.network import Network
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.recipes import digits
-from transfusion.recipes.run import Run, train
+from transfusion.run.record import Run
 from transfusion.train.optimizer import AdamWConfig, MuonConfig
 from transfusion.train.trainer import Trainer, TrainerConfig
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from small import documents, model
 from transfusion import config
-from transfusion.cli import settings
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.hidden_matrices import Matrices, cut, matrices
 from transfusion.nn.transformer import Transformer
 from transfusion.recipes import digits
+from transfusion.run.command_line import parse
 from transfusion.train.muon import MuonAdamW, muon_group, orthogonal
 from transfusion.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 
@@ -206,6 +206,6 @@ def test_settings_that_make_no_sense(make: Callable[[], object], message: str) -
 
 
 def test_it_is_chosen_on_the_command_line() -> None:
-    run = settings(digits.run(), ["--optimizer.kind", "muon", "--optimizer.lr_scale", "2", "--optimizer.lr", "0.002"], "x")
+    run = parse(digits.run(), ["--optimizer.kind", "muon", "--optimizer.lr_scale", "2", "--optimizer.lr", "0.002"], "x")
     assert run.optimizer == MuonConfig(lr_scale=2.0, lr=0.002, warmup=50, weight_decay=0.05)
     assert config.from_plain(type(run), config.to_plain(run)) == run

@@ -9,11 +9,12 @@ import torch
 from test_training import corpus, interrupted, quiet, run, weights
 
 from small import picture
+from transfusion.commands.train import build, train
 from transfusion.data.document import Document, Media, Text
 from transfusion.model.auxiliary import AuxiliaryLossConfig
 from transfusion.nn.ema import EMA
 from transfusion.nn.moe import MoEConfig
-from transfusion.recipes.run import Run, build, train
+from transfusion.run.record import Run
 from transfusion.train.trainer import Trainer
 
 ALL = AuxiliaryLossConfig(consistency=0.5, reconstruction=0.5, representation=0.5, delta=0.1)

@@ -14,14 +14,16 @@ import pytest
 import torch
 
 from small import model, picture
+from transfusion.commands.train import build, train
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.vocabulary import BPE, Bytes
 from transfusion.nn.ema import EMA
 from transfusion.recipes import digits
-from transfusion.recipes.run import Run, build, last_losses, train
+from transfusion.run.record import Run
 from transfusion.train import checkpoint
 from transfusion.train.device import pick_device, pick_dtype
+from transfusion.train.log import last_losses
 from transfusion.train.optimizer import PAPER, AdamWConfig, MuonConfig, OptimizerConfig
 from transfusion.train.trainer import Diverged, TrainerConfig
 
@@ -81,15 +83,15 @@ def interrupted(options: Run, at: int, monkeypatch) -> None:
     """Train until step `at` has been done, then die without a word."""
     from transfusion.train.trainer import Trainer
 
-    after = Trainer._after
+    after = Trainer._end_step
 
-    def dying(self, log) -> None:
-        after(self, log)
+    def dying(self) -> None:
+        after(self)
         if self.step == at:
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_after", dying)
+        patch.setattr(Trainer, "_end_step", dying)
         with pytest.raises(Stop):
             train(options, corpus(), [], quiet)
 
@@ -116,7 +118,7 @@ def test_killed_processes_resume_bit_exactly(tmp_path: Path) -> None:
     script = (
         "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/train')\n"
         "import torch\n"
-        "from pathlib import Path; from test_training import run, corpus, quiet; from transfusion.recipes.run import train\n"
+        "from pathlib import Path; from test_training import run, corpus, quiet; from transfusion.commands.train import train\n"
         f"train(run(Path({str(tmp_path / 'b')!r}), 40), corpus(), [], quiet)"
     )
     root = Path(__file__).parent.parent.parent
@@ -170,7 +172,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
 
 def test_another_run_in_the_folder_is_refused_and_named(tmp_path: Path) -> None:
     train(run(tmp_path, 3), corpus(), [], quiet)
-    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.003 there, 0\.01 here"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: was 0\.003, now 0\.01"):
         train(run(tmp_path, 3, optimizer=AdamWConfig(lr=0.01)), corpus(), [], quiet)
 
 
@@ -321,7 +323,7 @@ def test_losses_that_are_no_numbers_are_skipped_then_stop_the_run(tmp_path: Path
     assert all(torch.isfinite(p).all() for p in found.parameters())
     assert json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])["skipped"] == 2
     bad, calls[:] = set(range(3, 100)), []
-    with pytest.raises(Diverged, match=r"4 steps in a row.*documents"):
+    with pytest.raises(Diverged, match=r"4 steps; documents"):
         train(run(tmp_path / "b", 30, trainer=TrainerConfig(steps=30, patience=4, log_every=1000)), corpus(), [], quiet)
 
 

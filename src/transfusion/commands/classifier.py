@@ -1,9 +1,10 @@
-"""A judge for pictures with classes, to be kept: it measures what models draw.
+"""Fit a classifier of images, which `transfusion evaluate --classifier FOLDER` judges generated images with.
 
-transfusion train judge --data PATH [--out runs/judge]      (without --data: scikit-learn's handwritten digits)
+usage: transfusion train classifier [--data PATH] [--out FOLDER] [--name VALUE ...]
 
-It finds 99.6 % of MNIST's 10,000 test pictures right, and 93.2 % of Fashion-MNIST's, with clothes mirrored and never turned:
---training.flip True --training.shift 0.04 --training.turn 0 --training.zoom 0. Either takes some 330 seconds of one core.
+Without --data it is fitted on scikit-learn's handwritten digits. Accuracy on the 10,000 test images of MNIST: 0.996; of
+Fashion-MNIST: 0.932, with --training.flip True --training.shift 0.04 --training.turn 0 --training.zoom 0. Each takes some
+330 seconds of one core.
 """
 
 from collections import Counter
@@ -12,7 +13,6 @@ from dataclasses import dataclass
 from time import monotonic
 
 import torch
-from torch import Tensor
 
 from transfusion import rng
 from transfusion.config import ConfigError
@@ -21,30 +21,31 @@ from transfusion.data.media import Fit
 from transfusion.data.sources.read import read
 from transfusion.evaluation.classifier import ClassifierTraining, ConvolutionalClassifier
 from transfusion.recipes import digits
-from transfusion.recipes.classes import progress
-from transfusion.recipes.run import LogFn
+from transfusion.run.command_line import HELP, parse
+from transfusion.run.recipe import Labelled
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
+from transfusion.train.log import LogFn, progress
 
 
 @dataclass(frozen=True)
-class ClassifierRun:
-    """A judge to be fitted.
+class ClassifierOptions:
+    """Data and training of a classifier.
 
     Args:
-        data: pictures whose captions are their classes: a folder of folders named for them, idx or Parquet files.
-            Empty: scikit-learn's digits, 8 x 8 grey.
-        out: folder that keeps it.
-        seed: names all chance.
-        names: of the classes in the order of their numbers, where the data has only numbers.
+        data: images whose captions are their classes: a folder with a folder for each class, idx or Parquet files (default:
+            scikit-learn's digits, 8 x 8 grey).
+        out: folder to save it in.
+        seed: random seed.
+        names: names of the classes in the order of their numbers, where the data has only numbers.
         channels: 1 (grey) or 3 (colour).
-        side: pixels of a side that pictures get.
-        device: where to compute.
-        dtype: fp32, bf16 under autocast, or what this machine does best.
-        training: how it is fitted.
+        side: images are fitted to side x side pixels.
+        device: auto takes cuda, else mps, else cpu.
+        dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
+        training: epochs, learning rate, augmentation.
     """
 
     data: str = ""
-    out: str = "runs/judge"
+    out: str = "runs/classifier"
     seed: int = 0
     names: tuple[str, ...] = ()
     channels: int = 1
@@ -54,72 +55,70 @@ class ClassifierRun:
     training: ClassifierTraining = ClassifierTraining()
 
 
-Labelled = tuple[Tensor, Tensor]
-"""Float32[picture, channels, side, side] and Int64[picture]"""
-
-
-def run_recipe(run: ClassifierRun, log: LogFn) -> ConvolutionalClassifier:
-    """Fit a judge, measure it on held-out real pictures, keep it.
+def run(arguments: list[str], log: LogFn) -> int:
+    """The command: fit a classifier, measure its accuracy on held-out images, save it.
 
     Raises:
-        ValueError: the data cannot be read, or its captions are no classes.
+        ValueError: the data can't be read, or its captions are no classes.
     """
+    if HELP & set(arguments):
+        print((__doc__ or "").strip() + "\n")
+    options = parse(ClassifierOptions(), arguments, "transfusion train classifier")
     began = monotonic()
-    if run.data:
-        names, train, held_out = _read(run, log)
+    if options.data:
+        names, train, held_out = _read(options, log)
     else:
-        recipe = digits.Digits(digits.run())
-        names, train, held_out = digits.NAMES, recipe.trained(), recipe.held_out()
-    device = pick_device(run.device)
-    log(f"{len(train[1]):,} pictures of {len(names)} classes; {len(held_out[1]):,} held out")
-    with progress("fitting the judge") as each:
-        judge = ConvolutionalClassifier.fit(
+        names, train, held_out = digits.NAMES, digits.labelled(held_out=False), digits.labelled(held_out=True)
+    device = pick_device(options.device)
+    log(f"{len(train[1]):,} images of {len(names)} classes; {len(held_out[1]):,} held out")
+    with progress("fitting the classifier") as each:
+        classifier = ConvolutionalClassifier.fit(
             train[0].to(device),
             train[1].to(device),
-            seed=run.seed,
+            seed=options.seed,
             names=names,
-            training=run.training,
-            dtype=pick_dtype(run.dtype, device),
+            training=options.training,
+            dtype=pick_dtype(options.dtype, device),
             each=each,
         ).measured(*held_out)
-    judge.save(run.out)
-    log(f"finds held-out real pictures right: {judge.accuracy}")
-    log(f"{monotonic() - began:.0f} seconds; judge {judge.digest} is kept in {run.out}")
-    return judge
+    classifier.save(options.out)
+    log(f"accuracy on held-out images: {classifier.accuracy}")
+    log(f"{monotonic() - began:.0f} seconds; classifier {classifier.digest} is saved in {options.out}")
+    return 0
 
 
-def _read(run: ClassifierRun, log: LogFn) -> tuple[tuple[str, ...], Labelled, Labelled]:
-    """Names of the classes, pictures to fit, pictures held out."""
-    fit = Fit((run.side, run.side), run.channels)
-    train = list(read(run.data, fit))
+def _read(options: ClassifierOptions, log: LogFn) -> tuple[tuple[str, ...], Labelled, Labelled]:
+    """Names of the classes, training images, held-out images."""
+    fit = Fit((options.side, options.side), options.channels)
+    train = list(read(options.data, fit))
     try:
-        held_out, reason = list(read(run.data, fit, train=False)), "the data names no held-out part"
+        held_out, reason = list(read(options.data, fit, train=False)), "the data has no held-out split"
     except ValueError as error:
         held_out, reason = train, str(error)
-    if {one.name for one in held_out} & {one.name for one in train}:
-        log(f"{reason}: a tenth of the pictures is held out")
-        kept = {one.name for one in train if rng.uniform("judge", "held out", one.name) < 0.1}
-        train, held_out = [d for d in train if d.name not in kept], [d for d in train if d.name in kept]
-    if any(len(one.media) != 1 for one in (*train, *held_out)):
-        raise ConfigError(f"{run.data}: a judge is fitted on one picture and its class a document; leave out the others")
-    found = Counter(one.text for one in train)
-    if len(found) < 2 or len(found) > len(train) // 2:
+    if {document.name for document in held_out} & {document.name for document in train}:
+        log(f"{reason}: a tenth of the images is held out")
+        names = {document.name for document in train if rng.uniform("judge", "held out", document.name) < 0.1}
+        train, held_out = [d for d in train if d.name not in names], [d for d in train if d.name in names]
+    if any(len(document.media) != 1 for document in (*train, *held_out)):
+        raise ConfigError(f"{options.data}: a document must hold one image and its class; leave out the others")
+    counts = Counter(document.text for document in train)
+    if len(counts) < 2 or len(counts) > len(train) // 2:
         raise ConfigError(
-            f"{run.data}: {len(found)} different captions of {len(train)} pictures are no classes; name each folder for its "
+            f"{options.data}: {len(counts)} different captions of {len(train)} images are no classes; name each folder for its "
             "class, or give idx files or a Parquet column label"
         )
-    captions = sorted(found, key=lambda text: (int(text), "") if text.isdecimal() else (0, text))
-    if run.names and len(run.names) != len(captions):
-        raise ConfigError(f"{len(run.names)} names for the {len(captions)} classes {', '.join(captions)}: give one each")
-    if unknown := {one.text for one in held_out} - set(captions):
+    captions = sorted(counts, key=lambda text: (int(text), "") if text.isdecimal() else (0, text))
+    if options.names and len(options.names) != len(captions):
+        raise ConfigError(f"{len(options.names)} names for the {len(captions)} classes {', '.join(captions)}: give one each")
+    if unknown := {document.text for document in held_out} - set(captions):
         raise ConfigError(
-            f"{run.data}: held-out pictures of {', '.join(sorted(unknown))}, which is not trained on: move some over"
+            f"{options.data}: held-out images of {', '.join(sorted(unknown))}, which no training image has: move some over"
         )
     if not held_out:
-        raise ConfigError(f"{run.data}: {len(train)} pictures leave none to hold out; give more")
+        raise ConfigError(f"{options.data}: {len(train)} images leave none to hold out; give more")
 
     def tensors(documents: Sequence[Document]) -> Labelled:
-        pictures = torch.stack([one.media[0].tensor() for one in documents])
-        return pictures, torch.tensor([captions.index(one.text) for one in documents])
+        images = torch.stack([document.media[0].tensor() for document in documents])
+        return images, torch.tensor([captions.index(document.text) for document in documents])
 
-    return run.names or tuple(captions), tensors(train), tensors(held_out)
+    return options.names or tuple(captions), tensors(train), tensors(held_out)

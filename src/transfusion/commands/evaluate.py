@@ -1,9 +1,12 @@
-"""transfusion evaluate RUN --suite draw read [--data PATH] [--samples N] ...
+"""Measure a model on held-out data.
 
-Runs suites on what a run's model has never seen, and keeps a record of each in `RUN/records/`. Where one suite fails, the
-others still run, and the command ends with exit code 1.
+usage: transfusion evaluate RUN --suite draw read ... [--data PATH] [--samples N] [--name VALUE ...]
+
+Writes a record of each suite to RUN/records and grids of images to RUN/grids. If a suite fails, the others still run, and the
+exit code is 1.
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,12 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from transfusion import config, rng
 from transfusion.api import Transfusion
+from transfusion.commands.report import fitted_classifier, print_table
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit, Picture
@@ -26,45 +28,47 @@ from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.image_grid import sheet
-from transfusion.evaluation.record import Record, short
 from transfusion.evaluation.suite import EvalContext, SuiteResult
 from transfusion.modality import is_image
 from transfusion.model_folder import read_settings
-from transfusion.recipes import CLASSES
-from transfusion.recipes.classes import progress
-from transfusion.recipes.run import LogFn, Run
+from transfusion.recipes import RECIPES, find
+from transfusion.run.command_line import parse, split_positional
+from transfusion.run.recipe import ClassTask
+from transfusion.run.record import Run
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
+from transfusion.train.log import LogFn, progress
 
 Suite = Literal["text", "draw", "read", "edit", "scenes", "coco"]
-RECORDS, SHEETS = "records", "sheets"
-DRAWN = 5000
-"""Pictures that are drawn unless a number is given: what Fréchet distances need to settle."""
+RECORDS, GRIDS = "records", "grids"
+NUM_DRAWN = 5000
+"""Images to draw by default: enough for a stable Fréchet distance."""
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """What to measure.
+class EvaluateOptions:
+    """Suites, held-out data and sampling.
 
     Args:
         suite: text, draw, read, edit, scenes, coco.
-        data: held-out data (default: the held-out part of what the run was trained on); for text also a .txt file, each
-            of whose paragraphs, between empty lines, is a document.
-        samples: documents to measure on, drawn by the seed (0: 5,000 pictures to draw, all there are to read; coco 30,000).
-        judge: folder of a judge; a recipe with classes fits its own otherwise.
-        names: of the classes, where captions name them and neither recipe nor judge knows them.
+        data: held-out data (default: the held-out split of the run's data); for text also a .txt file, in which empty lines
+            separate documents.
+        samples: documents to measure, a random subset (0: 5,000 images to draw, all documents to read; coco 30,000).
+        classifier: folder of a classifier (default: fitted anew where the recipe's captions name classes).
+        names: names of the classes in captions, where neither recipe nor classifier knows them.
         questions: JSONL of questions with choices, for text.
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
-        seed: names all chance.
-        device: where to compute.
-        dtype: fp32, bf16 under autocast, or what this machine does best.
-        sampler, guidance: how pictures are drawn (default: as the run says).
+        seed: random seed.
+        device: auto takes cuda, else mps, else cpu.
+        dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
+        sampler: sampler for images (default: the run's).
+        guidance: guidance scales (default: the run's).
     """
 
     suite: tuple[Suite, ...] = ()
     data: str = ""
     samples: int = 0
-    judge: str = ""
+    classifier: str = ""
     names: tuple[str, ...] = ()
     questions: str = ""
     inception: str = ""
@@ -76,23 +80,23 @@ class Evaluate:
     guidance: Guidance = Guidance()
 
 
-def defaults(folder: str) -> Evaluate:
-    """What a run's own settings say."""
-    if not folder:
-        return Evaluate()
-    settings = read_settings(folder)
-    return Evaluate(sampler=settings.sampler, guidance=settings.guidance)
-
-
-def run_recipe(folder: str, options: Evaluate, log: LogFn, command: str = "") -> int:
-    """Run the suites; the exit code comes back: 1 if one of them failed.
+def run(arguments: list[str], log: LogFn) -> int:
+    """The command; 1 if a suite failed.
 
     Raises:
         ConfigError: no suite is named.
-        ValueError: the run cannot be read.
+        ValueError: the run can't be read.
     """
+    missing = "evaluate needs a run or model folder: transfusion evaluate RUN --suite draw read"
+    folders, rest = split_positional(arguments, missing, __doc__, most=1)
+    default = EvaluateOptions()
+    if folders:
+        saved = read_settings(folders[0])
+        default = replace(default, sampler=saved.sampler, guidance=saved.guidance)
+    options = parse(default, rest, "transfusion evaluate RUN")
     if not options.suite:
         raise ConfigError("name one suite or more: --suite draw read")
+    (folder,) = folders
     device = pick_device(options.device)
     model = Transfusion.from_pretrained(folder, device=device).eval()
     model.config = replace(model.config, sampler=options.sampler, guidance=options.guidance)
@@ -103,25 +107,30 @@ def run_recipe(folder: str, options: Evaluate, log: LogFn, command: str = "") ->
         names=options.names,
         inception=options.inception,
         clip=options.clip,
-        command=command,
+        command=shlex.join(["transfusion", "evaluate", *arguments]),
     )
     for name in dict.fromkeys(options.suite):
         try:
-            for suite_result in _suite(name, folder, options, model, how):
-                kept = suite_result.record.save(Path(folder) / RECORDS)
-                _look(suite_result, Path(folder) / SHEETS, log)
-                show(suite_result.record)
-                log(f"record: {kept}")
-        except Exception as error:  # whatever ends one suite, the others still run
+            for result in _suite(name, folder, options, model, how):
+                path = result.record.save(Path(folder) / RECORDS)
+                _write_grid(result, Path(folder) / GRIDS, log)
+                print_table(result.record.suite, result.record.metrics)
+                reasons = dict.fromkeys(result.record.missing.values())
+                for reason in reasons:
+                    names = ", ".join(name for name, why in result.record.missing.items() if why == reason)
+                    log(f"{names}: not measured ({reason})")
+                log(f"record: {path}")
+        except Exception as error:  # the other suites still run
             failed += 1
             log(f"{name} could not be measured: {error or type(error).__name__}")
     return 1 if failed else 0
 
 
-def _suite(name: Suite, folder: str, options: Evaluate, model: Transfusion, how: EvalContext) -> Iterator[SuiteResult]:
-    judge = ConvolutionalClassifier.load(options.judge) if options.judge else None
+def _suite(name: Suite, folder: str, options: EvaluateOptions, model: Transfusion, how: EvalContext) -> Iterator[SuiteResult]:
+    classifier = ConvolutionalClassifier.load(options.classifier) if options.classifier else None
     with progress(name) as each:
-        how = replace(how, progress=each, judge=judge, names=options.names or (judge.names if judge else ()))
+        names = options.names or (classifier.names if classifier else ())
+        how = replace(how, progress=each, judge=classifier, names=names)
         if name == "scenes":
             count = options.samples or 100
             scored = scenes.score(model, count=count, seed=how.seed, dtype=how.dtype, progress=how.progress)
@@ -135,8 +144,8 @@ def _suite(name: Suite, folder: str, options: Evaluate, model: Transfusion, how:
         else:
             documents, how = _held_out(folder, options, how, model, judged=name == "draw")
             if not documents:
-                raise ValueError("the held-out part is empty: give data with --data")
-            samples = options.samples or (DRAWN if name == "draw" else len(documents))
+                raise ValueError("the held-out split is empty: give data with --data")
+            samples = options.samples or (NUM_DRAWN if name == "draw" else len(documents))
             yield {"draw": draw, "read": read, "edit": edit}[name].score(model, documents, replace(how, samples=samples))
 
 
@@ -149,82 +158,90 @@ def _run(folder: str) -> Run | None:
     return None
 
 
-def _texts(folder: str, options: Evaluate, model: Transfusion) -> list[Document]:
+def _task(run: Run | None) -> ClassTask | None:
+    """The task of a run whose captions name classes."""
+    task = find(run.recipe).task if run is not None and run.recipe in RECIPES else None
+    return task if isinstance(task, ClassTask) else None
+
+
+def _texts(folder: str, options: EvaluateOptions, model: Transfusion) -> list[Document]:
     """Held-out text."""
     if Path(options.data).suffix == ".txt":
         try:
             content = Path(options.data).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read {options.data}: {error}") from error
-        return [Document((Text(part),)) for part in content.split("\n\n") if part.strip()]
+        return [Document((Text(paragraph),)) for paragraph in content.split("\n\n") if paragraph.strip()]
     run = _run(folder)
-    if not options.data and run is not None and run.recipe in CLASSES:
+    if not options.data and run is not None and _task(run):
         raise ValueError(f"all captions of {run.recipe} are trained on: give held-out text with --data (.txt, .jsonl)")
     return _read(run, options, model)[0]
 
 
 def _held_out(
-    folder: str, options: Evaluate, how: EvalContext, model: Transfusion, *, judged: bool
+    folder: str, options: EvaluateOptions, how: EvalContext, model: Transfusion, *, judged: bool
 ) -> tuple[list[Document], EvalContext]:
     """Documents that the run was not trained on, in an order drawn by the seed, and what is known of them."""
     run = _run(folder)
-    recipe = CLASSES[run.recipe](replace(run, out=folder)) if run is not None and run.recipe in CLASSES else None
-    if recipe is not None:
-        if how.names and how.names != recipe.names:
+    task = _task(run)
+    if run is not None and task is not None:
+        run = replace(run, out=folder)
+        if how.names and how.names != task.names:
             raise ValueError(
-                f"the judge (or --names) knows {', '.join(how.names)}; the captions' classes are {', '.join(recipe.names)}: "
-                "fit one of these classes, in this order, with transfusion train judge"
+                f"the classifier (or --names) knows {', '.join(how.names)}; the captions name {', '.join(task.names)}: fit one "
+                "of these classes, in this order, with transfusion train classifier"
             )
-        how = replace(how, names=recipe.names)
+        how = replace(how, names=task.names)
         if judged:
-            how = replace(how, judge=how.judge or recipe.judge(), trained=recipe.trained()[0])
-    if recipe is not None and not options.data:
-        documents = recipe.readable()
+            how = replace(how, judge=how.judge or fitted_classifier(run, task), trained=task.images(run, False)[0])
+    if run is not None and task is not None and not options.data:
+        documents = task.held_out_documents(run)
         if judged:
-            pictures, labels = recipe.held_out()
-            how = replace(how, real=pictures, real_classes=labels)
+            images, labels = task.images(run, True)
+            how = replace(how, real=images, real_classes=labels)
     else:
         documents, trained = _read(run, options, model)
         notes: dict[str, str | int] = {
-            "data": f"{rng.key('data', *(' '.join(digest.of_content(one)) for one in documents)):x}"[:12]
+            "data": f"{rng.key('data', *(' '.join(digest.of_content(document)) for document in documents)):x}"[:12]
         }
-        if recipe is not None:
-            trained = list(recipe.documents())
+        if run is not None and task is not None:
+            trained = list(find(run.recipe).documents(run, lambda line: None))
         if trained:
-            seen = {content for one in trained for content in digest.of_content(one)}
-            again = sum(any(content in seen for content in digest.of_content(one)) for one in documents)
+            seen = {content for document in trained for content in digest.of_content(document)}
+            again = sum(any(content in seen for content in digest.of_content(document)) for document in documents)
             if again > 0.05 * len(documents):
                 raise ValueError(
                     f"the run was trained on {again} of the {len(documents)} documents in {options.data or 'its data'}, which "
-                    "names no held-out part: give documents that it has never seen with --data"
+                    "has no held-out split: give documents that it was not trained on with --data"
                 )
             notes["trained_on"] = again
         how = replace(how, notes=notes)
         if judged and how.trained is None and trained:
-            how = replace(how, trained=_pictures(trained))
+            how = replace(how, trained=_images(trained))
     order = rng.generator(rng.key("evaluate", how.seed)).permutation(len(documents))
     return [documents[i] for i in order], how
 
 
-def _read(run: Run | None, options: Evaluate, model: Transfusion) -> tuple[list[Document], list[Document]]:
-    """What is to be measured on, and what the run was trained on as far as that is known."""
+def _read(run: Run | None, options: EvaluateOptions, model: Transfusion) -> tuple[list[Document], list[Document]]:
+    """Documents to measure on, and those that the run was trained on, as far as they can still be read."""
     data = options.data or (run.data if run else "")
     if not data:
-        raise ValueError("this folder says nothing of its data: give held-out documents with --data")
+        raise ValueError("this folder has no record of its data: give held-out documents with --data")
     fit = Fit.of(model.config.model.modalities) or Fit((1, 1))
     trained: list[Document] = []
-    if run is not None and run.data and run.recipe not in CLASSES:
-        with suppress(ValueError):  # it may have been moved since
+    if run is not None and run.data and _task(run) is None:
+        with suppress(ValueError):  # they may have been moved since
             trained = list(read_data(run.data, fit))
     return list(read_data(data, fit, train=False)), trained
 
 
-def _pictures(documents: Sequence[Document], most: int = 10_000) -> Tensor | None:
-    found = [one.media[-1].tensor() for one in documents[:most] if one.media]
-    return torch.stack(found) if found and all(one.shape == found[0].shape for one in found) else None
+def _images(documents: Sequence[Document], most: int = 10_000) -> Tensor | None:
+    """The last image of each document, Float32[image, ...]; None where their shapes differ."""
+    images = [document.media[-1].tensor() for document in documents[:most] if document.media]
+    return torch.stack(images) if images and all(image.shape == images[0].shape for image in images) else None
 
 
-def _coco(model: Transfusion, options: Evaluate, how: EvalContext) -> Iterator[SuiteResult]:
+def _coco(model: Transfusion, options: EvaluateOptions, how: EvalContext) -> Iterator[SuiteResult]:
     """The paper's protocol: FID and CLIP score on prompts of the validation captions, CIDEr on Karpathy's test pictures.
 
     FID compares with at most 10,000 of the prompts' own pictures, each once; the paper's count is 30,000.
@@ -237,7 +254,7 @@ def _coco(model: Transfusion, options: Evaluate, how: EvalContext) -> Iterator[S
     asked, references = coco.prompts(options.data, options.samples or 30_000, options.seed), coco.karpathy(options.data)
     documents = [Document((Text(one.caption), Media(Picture(one.image, fit, one.image.name)))) for one in asked]
     once = list({one.image: document for one, document in zip(asked, documents, strict=True)}.values())
-    drawn = draw.score(model, documents, replace(how, samples=len(documents), real=_pictures(once)))
+    drawn = draw.score(model, documents, replace(how, samples=len(documents), real=_images(once)))
     yield replace(drawn, record=replace(drawn.record, suite="coco-draw"))
     found = [
         Document((Text(one.captions[0], paraphrases=one.captions[1:]), Media(Picture(one.image, fit, one.image.name))))
@@ -247,7 +264,7 @@ def _coco(model: Transfusion, options: Evaluate, how: EvalContext) -> Iterator[S
     yield replace(told, record=replace(told.record, suite="coco-read"))
 
 
-def _look(suite_result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -> None:
+def _write_grid(suite_result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -> None:
     """A sheet of a suite's first pictures, with captions and seeds."""
     shown = [
         (one.media[-1].tensor(), one.text, str(seed))
@@ -260,17 +277,3 @@ def _look(suite_result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -
         path = folder / f"{suite_result.record.suite}.png"
         sheet(pictures, captions, path, labels=seeds)
         log(f"pictures: {path}")
-
-
-def show(record: Record) -> None:
-    """A record as a table."""
-    table = Table("metric", "value", "95 % interval", "of", title=record.suite)
-    for name, one in record.metrics.items():
-        interval = "" if one.low is None or one.high is None else f"{short(one.low)} to {short(one.high)}"
-        table.add_row(name, short(one.value), interval, f"{one.count:,}")
-    console = Console()
-    console.print(table)
-    reasons = dict.fromkeys(record.missing.values())
-    for reason in reasons:
-        names = ", ".join(name for name, why in record.missing.items() if why == reason)
-        console.print(f"{names}: not measured ({reason})", highlight=False, markup=False, soft_wrap=True)

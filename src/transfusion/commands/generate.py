@@ -1,7 +1,9 @@
-"""Generate from a trained run: prompts in, documents out, pictures as PNG.
+"""Continue prompts with text and images.
 
-transfusion generate RUN --prompt "a handwritten seven"
-transfusion generate RUN --prompts prompts.jsonl --out DIR
+usage: transfusion generate RUN --prompt "a handwritten seven"
+       transfusion generate RUN --prompts prompts.jsonl [--out FOLDER] [--name VALUE ...]
+
+Writes `outputs.jsonl`, a document a line in the order of the prompts, and its images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,40 +23,42 @@ from transfusion.data.sources.jsonl import parse_line
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.image_grid import sheet
+from transfusion.evaluation.suite import Count
 from transfusion.generate.logits import Decoding, Greedy
-from transfusion.generate.state import Done, Event
 from transfusion.modality import IMAGE, is_image
 from transfusion.model_folder import TransfusionConfig, read_settings
-from transfusion.recipes.classes import progress
-from transfusion.recipes.run import LogFn
+from transfusion.run.command_line import parse, split_positional
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
+from transfusion.train.log import LogFn, progress
+
+Mode = Literal["auto", "image", "text", "any"]
 
 
 @dataclass(frozen=True)
-class Generate:
-    """How to generate.
+class GenerateOptions:
+    """Prompts, sampling and output.
 
     Args:
-        prompt: a text to go on from; "" is a document from nothing.
+        prompt: a text to continue; "" starts an empty document.
         prompts: a JSONL file, a document a line: {"segments": [{"text": "..."}, {"image": "a.png"}]}.
-        out: folder for `outputs.jsonl` and the pictures.
-        want: "image": draw an item right after each prompt; "text": only text; "any": what the model likes; "auto": text
-            after a prompt that ends in a picture, anything after an empty one, else an image.
+        out: folder for `outputs.jsonl` and the images.
+        mode: image generates an image right after each prompt; text generates only text; any leaves it to the model; auto takes
+            text after a prompt that ends in an image, any after an empty one, else image.
         count: documents for each prompt.
-        seed: names all chance.
-        max_tokens: text tokens to write at most (None: 0 after a forced image, else 128).
-        max_items: pictures to write at most, where text may go on (None: as many as the model likes).
-        device: where to compute.
-        dtype: fp32, bf16 under autocast, or what this machine does best.
-        sampler: how pictures are drawn.
-        guidance: how strongly they follow their text.
+        seed: random seed.
+        max_tokens: maximum number of text tokens (default: 0 after a forced image, else 128).
+        max_items: maximum number of images where the model may choose (default: no limit).
+        device: auto takes cuda, else mps, else cpu.
+        dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
+        sampler: sampler for images (default: the run's).
+        guidance: guidance scales (default: the run's).
         decoding: how tokens are chosen.
     """
 
     prompt: str | None = None
     prompts: str | None = None
     out: str = "generated"
-    want: Literal["auto", "image", "text", "any"] = "auto"
+    mode: Mode = "auto"
     count: int = 1
     seed: int = 0
     max_tokens: int | None = None
@@ -66,45 +70,41 @@ class Generate:
     decoding: Decoding = Greedy()
 
 
-def defaults(folder: str) -> Generate:
-    """What a run's own settings say."""
-    settings = read_settings(folder) if folder else TransfusionConfig()
-    return Generate(sampler=settings.sampler, guidance=settings.guidance)
-
-
-def run_recipe(folder: str, options: Generate, log: LogFn) -> None:
-    """Generate and write; answers stand in the order of the prompts.
+def run(arguments: list[str], log: LogFn) -> int:
+    """The command.
 
     Raises:
-        ConfigError: neither or both of prompt and prompts.
-        ValueError: a line that is no document, a prompt that does not fit.
+        ConfigError: neither or both of --prompt and --prompts.
+        ValueError: a line is no document, or a prompt does not fit the context.
         OSError: the output folder can't be written.
     """
+    missing = "generate needs a run or model folder: transfusion generate RUN --prompt TEXT"
+    folders, rest = split_positional(arguments, missing, __doc__, most=1)
+    saved = read_settings(folders[0]) if folders else TransfusionConfig()
+    default = GenerateOptions(sampler=saved.sampler, guidance=saved.guidance)
+    options = parse(default, rest, "transfusion generate RUN")
     if (options.prompt is None) == (options.prompts is None):
         raise ConfigError("give --prompt TEXT, or --prompts FILE.jsonl")
     if options.count < 1:
         raise ConfigError(f"count must be at least 1, not {options.count}")
     device = pick_device(options.device)
-    model = Transfusion.from_pretrained(folder, device=device).eval()
-    prompts = [p for p in _prompts(model, options) for _ in range(options.count)]
-    out = Path(options.out)
+    model = Transfusion.from_pretrained(folders[0], device=device).eval()
+    prompts = [prompt for prompt in _prompts(model, options) for _ in range(options.count)]
     seeds = [rng.key(options.seed, i) for i in range(len(prompts))]
+    out = Path(options.out)
     documents = write_documents(_generate(model, prompts, seeds, options, pick_dtype(options.dtype, device)), out)
-    drawn = [(d.media[-1].tensor(), d.text) for d in documents if d.media and is_image(d.media[-1].tensor().shape)]
     if len(documents) == 1:
         log(f"text: {documents[0].text!r}")
-    if drawn:
-        sheet(
-            [picture for picture, _ in drawn],
-            [text for _, text in drawn],
-            out / "sheet.png",
-            columns=min(10, len(drawn)),
-        )
-        log(f"pictures: {out / 'sheet.png'}")
+    images = [(d.media[-1].tensor(), d.text) for d in documents if d.media and is_image(d.media[-1].tensor().shape)]
+    if images:
+        sheet([image for image, _ in images], [text for _, text in images], out / "sheet.png", columns=min(10, len(images)))
+        log(f"images: {out / 'sheet.png'}")
     log(f"documents: {out / OUTPUTS}")
+    return 0
 
 
-def _prompts(model: Transfusion, options: Generate) -> list[Document]:
+def _prompts(model: Transfusion, options: GenerateOptions) -> list[Document]:
+    """The prompts of the options, images fitted to the model."""
     if options.prompt is not None:
         return [Document((Text(options.prompt),) if options.prompt else ())]
     path = Path(options.prompts or "")
@@ -113,55 +113,49 @@ def _prompts(model: Transfusion, options: Generate) -> list[Document]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    found = []
+    prompts = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             name = f"{path.name}:{number}"
             try:
-                found.append(parse_line(line.decode("utf-8"), path.parent, fit, name))
+                prompts.append(parse_line(line.decode("utf-8"), path.parent, fit, name))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{name}: not UTF-8") from error
-    if not found:
+    if not prompts:
         raise ValueError(f"{path} holds no prompts: write one document a line")
-    return found
+    return prompts
 
 
 def _generate(
-    model: Transfusion, prompts: Sequence[Document], seeds: Sequence[int], options: Generate, dtype: torch.dtype
+    model: Transfusion, prompts: Sequence[Document], seeds: Sequence[int], options: GenerateOptions, dtype: torch.dtype
 ) -> Iterator[Document]:
-    """Each kind of wish is one batch."""
-    wishes: dict[str, list[int]] = {}
+    """Generate all prompts of a mode together; the documents come in the order of the prompts."""
+    modes: dict[Mode, list[int]] = {}
     for index, prompt in enumerate(prompts):
-        wishes.setdefault(_wish(prompt, options), []).append(index)
-    answers: dict[int, Document] = {}
+        modes.setdefault(_mode(prompt, options.mode), []).append(index)
+    results: dict[int, Document] = {}
     with progress("generating") as each:
-
-        def count(event: Event) -> None:
-            if isinstance(event, Done):
-                count.done += 1  # type: ignore[attr-defined]
-                each(count.done, len(prompts))  # type: ignore[attr-defined]
-
-        count.done = 0  # type: ignore[attr-defined]
-        for wish, indices in wishes.items():
+        counter = Count(len(prompts), each)
+        for mode, indices in modes.items():
             documents = model.generate(
                 [prompts[i] for i in indices],
                 seeds=[seeds[i] for i in indices],
-                force=IMAGE if wish == "image" else None,
+                force=IMAGE if mode == "image" else None,
                 max_tokens=options.max_tokens,
-                max_items=0 if wish == "text" else options.max_items,
+                max_items=0 if mode == "text" else options.max_items,
                 sampler=options.sampler,
                 guidance=options.guidance,
                 decoding=options.decoding,
                 dtype=dtype,
-                on_event=count,
+                on_event=counter,
             )
-            answers.update(zip(indices, documents, strict=True))
-    yield from (answers[i] for i in range(len(prompts)))
+            results.update(zip(indices, documents, strict=True))
+    yield from (results[i] for i in range(len(prompts)))
 
 
-def _wish(prompt: Document, options: Generate) -> str:
-    if options.want != "auto":
-        return options.want
+def _mode(prompt: Document, mode: Mode) -> Mode:
+    if mode != "auto":
+        return mode
     if not prompt.segments:
         return "any"
     return "text" if isinstance(prompt.segments[-1], Media) else "image"

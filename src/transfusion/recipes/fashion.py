@@ -1,13 +1,15 @@
-"""Fashion-MNIST, 28 x 28 grey, from its four idx files: drawn from captions and read.
+"""Fashion-MNIST, 28 x 28 grey, from its four idx files (--data).
 
 transfusion train fashion --data PATH
+
+60,000 images to train on, 10,000 held out. 1,600 steps, 13 minutes on 2 cores: 0.895 of the images show what their caption
+names; 0.853 of the held-out images are captioned correctly.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
@@ -18,12 +20,14 @@ from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation.classifier import Classifier, ClassifierTraining, ConvolutionalClassifier
-from transfusion.modality import Modality
+from transfusion.evaluation.suite import Progress
+from transfusion.modality import IMAGE, Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
-from transfusion.recipes.classes import Classes, progress
-from transfusion.recipes.run import Report, Run
+from transfusion.run.recipe import ClassTask, Labelled, Recipe
+from transfusion.run.record import ReportConfig, Run
 from transfusion.train.device import pick_dtype
+from transfusion.train.log import LogFn
 from transfusion.train.optimizer import AdamWConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
@@ -32,8 +36,8 @@ PARAPHRASES = ("a grayscale photo of a {}", "a {}", "a picture of a {}", "this i
 
 
 def run() -> Run:
-    """The recipe."""
-    image = Modality("image", channels=1, shape=(28, 28), patch=(4, 4))
+    """The settings."""
+    image = Modality(IMAGE, channels=1, shape=(28, 28), patch=(4, 4))
     return Run(
         recipe="fashion",
         tokenizer=BPE(384),
@@ -52,55 +56,47 @@ def run() -> Run:
         checkpoint=CheckpointConfig(every=200, keep=2),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=3.0),
-        report=Report(pictures=1000, readings=2000),
+        report=ReportConfig(images=1000, readings=2000),
     )
 
 
-class Fashion(Classes):
-    """60,000 pictures to train on, 10,000 held out."""
+def documents(run: Run, log: LogFn) -> Sequence[Document]:
+    """Captioned images."""
+    path = _path(run)
 
-    names = NAMES
-    paraphrases = PARAPHRASES
+    def captions(label: str) -> tuple[str, ...]:
+        if int(label) >= len(NAMES):
+            raise ConfigError(f"{path} has label {label}; fashion knows 0 to {len(NAMES) - 1}: is it Fashion-MNIST?")
+        return TASK.captions(int(label))
 
-    def documents(self) -> Sequence[Document]:
-        """Captioned pictures."""
-
-        def captions(label: str) -> tuple[str, ...]:
-            if int(label) >= len(NAMES):
-                raise ConfigError(f"{self._path} has label {label}; fashion knows 0 to {len(NAMES) - 1}: is it Fashion-MNIST?")
-            return tuple(wording.format(NAMES[int(label)]) for wording in PARAPHRASES)
-
-        return read_idx(self._path, captions).checked(str(self._path))
-
-    @property
-    def _path(self) -> Path:
-        if not self.run.data:
-            raise ConfigError("fashion needs --data PATH: the folder with Fashion-MNIST's four idx files")
-        return Path(self.run.data)
-
-    def held_out(self) -> tuple[Tensor, Tensor]:
-        """The test pictures and their classes."""
-        return _tensors(self._path, train=False)
-
-    def trained(self) -> tuple[Tensor, Tensor]:
-        """The training pictures and their classes."""
-        return _tensors(self._path, train=True)
-
-    def fit_classifier(self) -> Classifier:
-        """A convolutional network fitted on the training pictures."""
-        pictures, labels = self.trained()
-        with progress("fitting the judge") as each:
-            return ConvolutionalClassifier.fit(
-                pictures,
-                labels,
-                seed=self.run.seed,
-                names=NAMES,
-                training=ClassifierTraining(shift=0.04, turn=0.0, zoom=0.0, flip=True),
-                dtype=pick_dtype(self.run.dtype, pictures.device),
-                each=each,
-            )
+    return read_idx(path, captions).checked(str(path))
 
 
-def _tensors(path: Path, *, train: bool) -> tuple[Tensor, Tensor]:
-    pixels, labels = idx_arrays(path, train=train)
+def labelled(run: Run, held_out: bool) -> Labelled:
+    """The training or test images, Float32[image, 1, 28, 28] in [-1, 1], and their classes."""
+    pixels, labels = idx_arrays(_path(run), train=not held_out)
     return torch.from_numpy(pixels.copy()).float()[:, None] / 127.5 - 1, torch.from_numpy(labels.astype("int64"))
+
+
+def fit_classifier(run: Run, progress: Progress) -> Classifier:
+    """A convolutional network fitted on the training images: 0.933 of the test images, in 330 seconds of one core."""
+    images, labels = labelled(run, held_out=False)
+    return ConvolutionalClassifier.fit(
+        images,
+        labels,
+        seed=run.seed,
+        names=NAMES,
+        training=ClassifierTraining(shift=0.04, turn=0.0, zoom=0.0, flip=True),
+        dtype=pick_dtype(run.dtype, images.device),
+        each=progress,
+    )
+
+
+def _path(run: Run) -> Path:
+    if not run.data:
+        raise ConfigError("fashion needs --data PATH: the folder with Fashion-MNIST's four idx files")
+    return Path(run.data)
+
+
+TASK = ClassTask(NAMES, PARAPHRASES, labelled, fit_classifier)
+RECIPE = Recipe(run, documents, lambda _: [PARAPHRASES[0].format(name) for name in NAMES], TASK)

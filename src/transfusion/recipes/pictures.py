@@ -1,9 +1,14 @@
-"""Your own captioned pictures, in colour: a folder, JSONL, Parquet.
+"""Your own captioned images, in colour (--data): a folder, JSONL or Parquet.
 
 transfusion train pictures --data FOLDER
+
+4,000 steps on images fitted to 64 x 64. Measured on nobody's images: `transfusion evaluate` does it with yours.
 """
 
+from collections.abc import Sequence
+
 from transfusion.config import ConfigError
+from transfusion.data.document import Document
 from transfusion.data.loader import PackingConfig
 from transfusion.data.media import Fit
 from transfusion.data.sources.read import read
@@ -11,17 +16,19 @@ from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.modality import Modality
+from transfusion.modality import IMAGE, Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
-from transfusion.recipes.run import LogFn, Run, train
+from transfusion.run.recipe import Recipe
+from transfusion.run.record import Run
+from transfusion.train.log import LogFn
 from transfusion.train.optimizer import AdamWConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 
 def run() -> Run:
-    """The recipe."""
-    image = Modality("image", channels=3, shape=(64, 64), patch=(8, 8))
+    """The settings."""
+    image = Modality(IMAGE, channels=3, shape=(64, 64), patch=(8, 8))
     return Run(
         recipe="pictures",
         tokenizer=BPE(4096),
@@ -43,20 +50,25 @@ def run() -> Run:
     )
 
 
-def run_recipe(run: Run, log: LogFn) -> None:
-    """Train; sample sheets on the way show captions of the data."""
+def documents(run: Run, log: LogFn) -> Sequence[Document]:
+    """The captioned images of a path, fitted to the model's; unreadable ones are logged."""
     if not run.data:
-        raise ConfigError("pictures needs --data PATH: a folder of captioned pictures, a .jsonl or a .parquet file")
+        raise ConfigError("pictures needs --data PATH: a folder of captioned images, a .jsonl or a .parquet file")
     fit = Fit.of(run.model.modalities)
     if fit is None:
         raise ConfigError("pictures needs a modality of images: two axes, and 1 or 3 channels")
     corpus = read(run.data, fit)
     if corpus.unreadable:
-        log(f"left out {len(corpus.unreadable)} that cannot be read:")
+        log(f"left out {len(corpus.unreadable)} unreadable documents:")
         for line in corpus.unreadable[:20]:
             log(f"  {line}")
-    captions = list(dict.fromkeys(document.text for document in corpus.documents if document.text and document.media))
-    step = max(len(captions) // 20, 1)
-    train(run, corpus, captions[::step][:20], log)
-    log("next, draw your own:")
-    log(f'  transfusion generate {run.folder} --prompt "{(captions or [""])[0]}" --out pictures')
+    return corpus
+
+
+def prompts(documents: Sequence[Document]) -> list[str]:
+    """20 captions of the data."""
+    captions = list(dict.fromkeys(document.text for document in documents if document.text and document.media))
+    return captions[:: max(len(captions) // 20, 1)][:20]
+
+
+RECIPE = Recipe(run, documents, prompts)

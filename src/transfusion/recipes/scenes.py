@@ -1,16 +1,15 @@
-"""Scenes of coloured handwritten digits, 16 x 16, made on the spot: which digits, how many, where, in what colour.
+"""Scenes of coloured digits, 16 x 16, composed while they are loaded.
 
 transfusion train scenes
+
+Which digits, how many, where, in what colour: GenEval's six kinds of task (arXiv 2310.11513), without held-out combinations.
+5,000 steps, 1,010 seconds on one core: 0.730 of the images show what their caption states, 0.530 of the held-out combinations.
+Which digit has which colour, and which of two stands first, is not learned (LOG.md).
 """
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from transfusion import rng
@@ -23,15 +22,11 @@ from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.evaluation.image_grid import sheet
-from transfusion.evaluation.scenes import Scored, score, suite_result
-from transfusion.evaluation.suite import EvalContext
-from transfusion.modality import Modality
+from transfusion.modality import IMAGE, Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
-from transfusion.recipes.classes import progress
-from transfusion.recipes.run import LogFn, Report, Run, command_line, last_losses, train, training_seconds
-from transfusion.train.device import pick_device, pick_dtype
+from transfusion.run.recipe import Recipe, SceneTask
+from transfusion.run.record import ReportConfig, Run
 from transfusion.train.optimizer import AdamWConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
@@ -47,8 +42,8 @@ COUNTS: dict[SceneKind, int] = {
 
 
 def run() -> Run:
-    """The recipe."""
-    image = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
+    """The settings."""
+    image = Modality(IMAGE, channels=3, shape=(16, 16), patch=(8, 8))
     return Run(
         recipe="scenes",
         tokenizer=BPE(384),
@@ -65,12 +60,12 @@ def run() -> Run:
         checkpoint=CheckpointConfig(every=500, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=2.0),
-        report=Report(pictures=1100),
+        report=ReportConfig(images=1100),
     )
 
 
 @dataclass(frozen=True)
-class Painted:
+class LazyScene:
     """A scene that is composed of training digits when it is loaded."""
 
     scene: Scene
@@ -87,45 +82,14 @@ class Painted:
 
 
 def documents() -> Sequence[Document]:
-    """Captioned scenes, without the held-out combinations."""
-    drawn = [(kind, i, draw(kind, "train", i)) for kind, count in COUNTS.items() for i in range(count)]
-    return [captioned(s.captions, Media(Painted(s, rng.key("train", kind, i))), f"{kind} {i}") for kind, i, s in drawn]
+    """Captioned scenes."""
+    scenes = [(kind, i, draw(kind, "train", i)) for kind, count in COUNTS.items() for i in range(count)]
+    return [captioned(s.captions, Media(LazyScene(s, rng.key("train", kind, i))), f"{kind} {i}") for kind, i, s in scenes]
 
 
-def run_recipe(run: Run, log: LogFn) -> None:
-    """Train, draw scenes of every kind, check them, report."""
-    began = time.monotonic()
-    prompts = [draw(kind, "sample", i).captions[0] for kind in KINDS for i in range(5)]
-    model = train(run, documents(), prompts, log)
-    report: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
-    report |= last_losses(run.folder)
-    spent = time.monotonic() - began
-    if run.report.pictures:
-        groups = 2 * len(KINDS) - 1
-        dtype = pick_dtype(run.dtype, pick_device(run.device))
-        with progress("drawing") as each:
-            scored = score(model, count=max(run.report.pictures // groups, 1), seed=run.seed, dtype=dtype, progress=each)
-        for name, share in scored.shares.items():
-            report |= share.plain(name)
-        how = EvalContext(seed=run.seed, dtype=dtype, command=command_line(run))
-        suite_result(model, scored, how).record.save(run.folder / "records")
-        _show(run, scored, log)
-    report["seconds"] = max(spent, training_seconds(run.folder)) + time.monotonic() - began - spent
-    (run.folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    log(f"{report['seconds']:.0f} seconds; numbers: {run.folder / 'report.json'}; next, draw your own:")
-    log(f'  transfusion generate {run.folder} --prompt "{prompts[-1]}" --out pictures')
-
-
-def _show(run: Run, scored: Scored, log: LogFn) -> None:
-    """The shares as a table; ten pictures of each kind on `samples.png`, with seed and verdict."""
-    table = Table("kind", "right", "95 % interval", "of", title=f"scenes, seed {run.seed}")
-    for name, share in scored.shares.items():
-        low, high = share.interval
-        table.add_row(name.replace("_", " "), f"{share.value:.3f}", f"{low:.3f} to {high:.3f}", str(share.count))
-    Console().print(table)
-    count = scored.shares[KINDS[0]].count
-    picked = [i for first in range(0, len(scored.scenes), count) for i in range(first, first + min(count, 10))]
-    labels = [f"{scored.seeds[i]}: {'right' if scored.verdicts[i].right else 'wrong'}" for i in picked]
-    captions = [scored.captions[i] for i in picked]
-    sheet([scored.pictures[i] for i in picked], captions, run.folder / "samples.png", labels=labels)
-    log(f"pictures: {run.folder / 'samples.png'}")
+RECIPE = Recipe(
+    run,
+    lambda run, log: documents(),
+    lambda _: [draw(kind, "sample", i).captions[0] for kind in KINDS for i in range(5)],
+    SceneTask(),
+)

@@ -1,16 +1,15 @@
-"""Checkpoints that survive accidents: a folder written aside, with a manifest of digests written last, then renamed.
+"""Atomic checkpoints: a folder is written under a temporary name, its manifest of digests last, then renamed.
 
     checkpoints/step-00000100/   model.safetensors  ema.safetensors  optimizer.safetensors  state.json  MANIFEST.json
 
-The newest folder whose every file has the size and the SHA-256 of its manifest is the one that counts; a damaged one is
-named, set aside as `.bad`, and the one before it is used. Old folders go only after a newer one is verified. No pickle.
+The newest folder whose files all match the sizes and SHA-256 digests of its manifest is loaded; a damaged one is reported and
+renamed to `.bad`, and the one before it is tried. Old folders are deleted only after a newer one is verified. No pickle.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,19 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from transfusion.train.log import LogFn
+
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 
 
 class CheckpointError(ValueError):
-    """There are checkpoints, and none of them can be used."""
+    """Every checkpoint is damaged."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that a run needs to go on: tensors by group and name, and plain data."""
+    """The state of a run: tensors by group (model, ema, optimizer) and name, and plain data."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -39,31 +40,31 @@ def save(folder: Path, state: State, keep: int) -> Path:
     """Write a checkpoint below `folder`, then delete all but the newest `keep`.
 
     Raises:
-        OSError: it can't be written (a full or read-only disk); earlier checkpoints are untouched, nothing half is left.
+        OSError: it can't be written (a full or read-only disk); earlier checkpoints stay, no partial one is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     final = folder / f"step-{state.step:08d}"
-    aside = folder / f"{final.name}.tmp-{os.getpid()}"
-    aside.mkdir()
+    partial = folder / f"{final.name}.tmp-{os.getpid()}"
+    partial.mkdir()
     try:
         for name, tensors in state.tensors.items():
-            save_file({k: t.detach().contiguous() for k, t in tensors.items()}, aside / f"{name}.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": state.step, **state.plain}))
+            save_file({k: t.detach().contiguous() for k, t in tensors.items()}, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps({"step": state.step, **state.plain}))
         files = {}
-        for file in sorted(aside.iterdir()):
+        for file in sorted(partial.iterdir()):
             _sync(file)
             files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         manifest = {"format": FORMAT, "step": state.step, "files": files, "digest": _digest(files)}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _sync(aside / MANIFEST)
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _sync(partial / MANIFEST)
         if final.exists():
             shutil.rmtree(final)
-        os.replace(aside, final)
+        os.replace(partial, final)
         _sync(folder)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         # safetensors reports a full disk in its own type
         raise error if isinstance(error, OSError | KeyboardInterrupt) else OSError(f"{final}: {error}") from error
     if problem(final) is None:
@@ -74,12 +75,12 @@ def save(folder: Path, state: State, keep: int) -> Path:
 
 def folders(folder: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    found = [f for f in folder.glob("step-*") if f.is_dir() and f.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda f: -int(f.name.removeprefix("step-")))
+    steps = [f for f in folder.glob("step-*") if f.is_dir() and f.name.removeprefix("step-").isdigit()]
+    return sorted(steps, key=lambda f: -int(f.name.removeprefix("step-")))
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint: None if every file is what its manifest says."""
+    """The first mismatch between a checkpoint and its manifest; None if it is intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
@@ -100,27 +101,28 @@ def problem(folder: Path) -> str | None:
     return None
 
 
-def latest(folder: Path, log: Callable[[str], None]) -> State | None:
-    """The newest checkpoint that is whole; None where there is none at all.
+def latest(folder: Path, log: LogFn) -> State | None:
+    """The newest intact checkpoint; None if the folder has no checkpoints.
 
     Args:
-        say: takes a line for each damaged one, which is set aside.
+        log: takes a line for each damaged one, which is renamed to `.bad`.
 
     Raises:
-        CheckpointError: all are damaged. A run never starts anew silently.
+        CheckpointError: every checkpoint is damaged. A run never restarts from scratch silently.
     """
-    found = folders(folder)
-    for one in found:
-        wrong = problem(one)
-        if wrong is None:
-            plain = json.loads((one / "state.json").read_text())
-            tensors = {file.stem: load_file(file) for file in sorted(one.glob("*.safetensors"))}
+    candidates = folders(folder)
+    for candidate in candidates:
+        damage = problem(candidate)
+        if damage is None:
+            plain = json.loads((candidate / "state.json").read_text())
+            tensors = {file.stem: load_file(file) for file in sorted(candidate.glob("*.safetensors"))}
             return State(plain.pop("step"), tensors, plain)
-        log(f"checkpoint {one}: {wrong}; set aside as {one.name}.bad, trying the one before")
-        shutil.rmtree(one.with_name(one.name + ".bad"), ignore_errors=True)
-        os.replace(one, one.with_name(one.name + ".bad"))
-    if found or list(folder.glob("step-*.bad")):
-        raise CheckpointError(f"no usable checkpoint is left in {folder}; restore one, or choose another --out to start anew")
+        bad = candidate.with_name(candidate.name + ".bad")
+        log(f"checkpoint {candidate}: {damage}; renamed to {bad.name}, trying the one before")
+        shutil.rmtree(bad, ignore_errors=True)
+        os.replace(candidate, bad)
+    if candidates or list(folder.glob("step-*.bad")):
+        raise CheckpointError(f"no usable checkpoint is left in {folder}; restore one, or choose another --out to start over")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which device and which arithmetic: what is asked for, or the best that this machine has."""
+"""Device and dtype by name; "auto" takes the best of this machine."""
 
 import ctypes
 import os
@@ -13,13 +13,13 @@ Dtype: TypeAlias = Literal["auto", "fp32", "bf16"]
 
 def pick_device(name: Device) -> torch.device:
     """A device. Raises ValueError for one that this machine does not have."""
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in has.items() if there))
-    if name not in has:
-        raise ValueError(f"no device {name!r}: there are auto, {', '.join(has)}")
-    if not has[name]:
-        raise ValueError(f"this machine has no {name}; --device auto takes what there is")
+        return torch.device(next(kind for kind, usable in available.items() if usable))
+    if name not in available:
+        raise ValueError(f"no device {name!r}; choose auto, {', '.join(available)}")
+    if not available[name]:
+        raise ValueError(f"this machine has no {name}; --device auto takes the best that it has")
     return torch.device(name)
 
 
@@ -37,16 +37,15 @@ def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_bf16(device) else torch.float32
     if name not in ("fp32", "bf16"):
-        raise ValueError(f"no dtype {name!r}: there are auto, fp32 and bf16")
+        raise ValueError(f"no dtype {name!r}; choose auto, fp32 or bf16")
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def tune_malloc() -> bool:
-    """Let this process keep the memory that it frees instead of handing it back and asking for it again at every step.
+    """Make malloc keep freed memory instead of returning it to the system; True if it could be set (Linux with glibc).
 
-    Large tensors on a CPU otherwise come from fresh pages each time, which the system must find and clear first: a fifth of a
-    training step of 16,384 tokens (LOG.md). The process stays as large as it once was. Works with glibc (Linux); says whether
-    it did.
+    Large CPU tensors otherwise get fresh pages, which the kernel zeroes first: a fifth of a training step of 16,384 tokens
+    (LOG.md). The price: the process stays at its peak size.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -59,7 +58,7 @@ def tune_malloc() -> bool:
 
 
 def describe() -> dict[str, str]:
-    """What this machine offers, a line each."""
+    """Name -> description of versions, processor and accelerators, and of the device and dtype that `auto` takes."""
     lines = {"torch": torch.__version__, "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"}
     cpu = torch.device("cpu")
     units = ["AMX"] * torch.cpu._is_amx_tile_supported() + ["AVX512-BF16"] * torch.cpu._is_avx512_bf16_supported()

@@ -1,30 +1,49 @@
-"""What a run tells: a line of JSON a record, TensorBoard where it is installed, and a progress display."""
+"""Output of a run: `metrics.jsonl` with a record a step, TensorBoard where it is installed, and progress on the terminal."""
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+LogFn = Callable[[str], None]
+"""Takes a line for the user."""
+METRICS = "metrics.jsonl"
 
 
-class Log:
-    """Writes `metrics.jsonl` (and `tensorboard/`) into a run folder, and shows progress.
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere. Yields the function to call with the number done and the total."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class TrainingLog:
+    """Writes `metrics.jsonl` and `tensorboard/` into a run folder, and shows progress.
 
     Args:
-        first: steps that are done; what a broken run noted beyond them is dropped.
-        every: plain lines, where there is no terminal, come every so many steps.
+        first: steps that are done; records of later ones, left by an interrupted process, are removed.
+        steps: steps of the whole run.
+        every: steps between lines where there is no terminal.
     """
 
     def __init__(self, folder: Path, *, first: int, steps: int, every: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         self._steps, self._every = steps, every
-        _cut(folder / "metrics.jsonl", first)
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        _truncate(folder / METRICS, first)
+        self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = _tensorboard(folder)
         self._console = Console(stderr=True)
         self._progress: Progress | None = None
@@ -35,13 +54,14 @@ class Log:
             self._task = self._progress.add_task("train", total=steps, completed=first, shown="")
             self._progress.start()
 
-    def log(self, line: str) -> None:
-        """A line for the reader."""
+    def line(self, line: str) -> None:
+        """Show a line above the progress bar."""
         (self._progress.console if self._progress else self._console).print(line, markup=False, highlight=False, soft_wrap=True)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Record a finished step, counted from 1."""
-        self.record({"step": step, **metrics})
+        """Record the metrics of a step, counted from 1."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
         if self._board is not None:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
@@ -51,16 +71,11 @@ class Log:
         if self._progress is not None:
             self._progress.update(self._task, completed=step, shown=shown)
         elif step % self._every == 0 or step == self._steps:
-            spent = time.monotonic() - self._started
-            left = spent / max(step - self._first, 1) * (self._steps - step)
-            print(f"step {step}/{self._steps}  {shown}  {spent:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+            elapsed = time.monotonic() - self._started
+            left = elapsed / max(step - self._first, 1) * (self._steps - step)
+            print(f"step {step}/{self._steps}  {shown}  {elapsed:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
 
-    def record(self, record: dict[str, Any]) -> None:
-        """A line of `metrics.jsonl`."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -71,7 +86,23 @@ class Log:
         self._file.close()
 
 
-def _cut(file: Path, step: int) -> None:
+def training_seconds(folder: Path) -> float:
+    """Seconds that the steps of a run took, over all its processes."""
+    return sum(record["seconds"] for record in _records(folder))
+
+
+def last_losses(folder: Path, count: int = 50) -> dict[str, float]:
+    """Mean text and media loss of a run's last steps."""
+    records = _records(folder)[-count:]
+    return {name: sum(r[name] for r in records) / len(records) for name in ("text_loss", "media_loss") if records}
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def _truncate(file: Path, step: int) -> None:
+    """Remove the records of steps after `step`, and a line that a killed process left incomplete."""
     if not file.exists():
         return
     lines = file.read_bytes().splitlines(keepends=True)
@@ -80,12 +111,12 @@ def _cut(file: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):  # a line that was cut short when the run was killed
+        except (ValueError, KeyError, TypeError):
             continue
     if len(kept) < len(lines):
-        aside = file.with_suffix(".tmp")
-        aside.write_bytes(b"".join(kept))
-        os.replace(aside, file)
+        partial = file.with_suffix(".tmp")
+        partial.write_bytes(b"".join(kept))
+        os.replace(partial, file)
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -94,6 +125,3 @@ def _tensorboard(folder: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-LogFn = Callable[[str], None]

@@ -1,6 +1,6 @@
-"""The training loop: one model, one loader, steps until the budget is spent; it can stop and go on at any checkpoint.
+"""The training loop: a model and a loader in, trained weights out; any checkpoint resumes it bit-exactly.
 
-To train something else, subclass `Trainer` and replace `losses(batch)`.
+To train another objective, subclass `Trainer` and override `losses(batch)`.
 """
 
 import math
@@ -23,21 +23,21 @@ from transfusion.nn.ema import EMA
 from transfusion.nn.moe import balancing
 from transfusion.train import checkpoint
 from transfusion.train.device import tune_malloc
-from transfusion.train.log import Log
+from transfusion.train.log import LogFn, TrainingLog
 from transfusion.train.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Budget and rhythm.
+    """Number of steps, and what happens every so many of them.
 
     Args:
-        steps: optimiser steps; nothing else ends a run.
-        accumulate: batches that one step's rows are cut into, where memory is short.
+        steps: optimizer steps.
+        accumulate: micro-batches that the rows of a step are split into, to save memory.
         ema_decay: decay of the averaged weights.
-        log_every: steps between plain lines.
-        sample_every: steps between sample sheets (0: none).
-        patience: steps in a row with a loss or gradient that is no number, after which the run stops.
+        log_every: steps between log lines, where there is no terminal.
+        sample_every: steps between sample grids (0: none).
+        patience: consecutive steps without a finite loss and gradient after which the run stops.
     """
 
     steps: int = 1000
@@ -57,8 +57,8 @@ class CheckpointConfig:
     """Checkpoints.
 
     Args:
-        every: steps between them; one more is written at the end.
-        keep: how many of the newest to keep.
+        every: steps between checkpoints; the last step writes one too.
+        keep: number of checkpoints to keep, the newest.
     """
 
     every: int = 500
@@ -70,23 +70,24 @@ class CheckpointConfig:
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row had no finite loss or gradient."""
+    """`patience` consecutive steps had no finite loss and gradient."""
 
 
 Hook = Callable[[int], None]
-"""Called after a step with its number, the averaged weights in place."""
+"""Called after a step with its number, while the model has its averaged weights."""
 
 
 class Trainer:
     """Trains a model that maps a Batch to Losses.
 
     Args:
-        media_weight: lambda.
-        folder: the run's; checkpoints and metrics go there.
-        digest: names the configuration; a checkpoint of another one is refused.
-        hooks: (every N steps, function) pairs.
-        taught: whether the model's auxiliary losses compare with its average: it is then called with a `teacher`.
-        decoders: by modality, for its reconstruction loss: it is then called with `decoders`.
+        media_weight: weight of the media loss, the paper's lambda.
+        folder: of the run, for checkpoints and metrics.
+        digest: of the configuration; a checkpoint of another one is refused.
+        device, dtype: where to train, under bf16 autocast or in fp32.
+        hooks: pairs of (N, function to call every N steps).
+        needs_ema_teacher: whether auxiliary losses compare with the averaged model; the model is then called with `teacher`.
+        decoders: by modality, for the reconstruction loss; the model is then called with `decoders`.
     """
 
     def __init__(
@@ -115,29 +116,29 @@ class Trainer:
         self.teacher = self.ema.module(model) if needs_ema_teacher else None
         self.decoders = decoders
         self.step, self.position, self.skipped = 0, Position(), 0
-        self.drops = any(isinstance(part, nn.Dropout) for part in model.modules())
+        self._has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
 
     def losses(self, batch: Batch) -> Losses:
-        """The losses of a batch: the one method to replace."""
+        """The losses of a batch: the method to override."""
         if self.teacher is None and self.decoders is None:
             return self.model(batch)
         return self.model(batch, teacher=self.teacher, decoders=self.decoders)
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
-    def resume(self, log: Callable[[str], None]) -> bool:
-        """Go on from the newest checkpoint of the folder, if there is one.
+    def resume(self, log: LogFn) -> bool:
+        """Load the newest checkpoint of the folder; False if there is none.
 
         Raises:
-            ValueError: it belongs to another configuration, or none is whole.
+            ValueError: it belongs to another configuration, or every checkpoint is damaged.
         """
         state = checkpoint.latest(self.folder / "checkpoints", log)
         if state is None:
             return False
         if state.plain["digest"] != self.digest:
             raise ValueError(
-                f"{self.folder} holds a run with other settings (its run.yaml shows them); type its own line again to go "
-                "on with it, or choose another --out"
+                f"{self.folder} holds a run with other settings (see its run.yaml); repeat its own command to resume it, or "
+                "choose another --out"
             )
         self.restore(state)
         return True
@@ -146,14 +147,14 @@ class Trainer:
         """Train until the last step.
 
         Raises:
-            Diverged: `patience` steps in a row without a finite loss or gradient.
+            Diverged: `patience` consecutive steps without a finite loss and gradient.
             OSError: a checkpoint can't be written.
         """
         self.model.train()
         if self.device.type == "cpu":
             tune_malloc()
         with (
-            Log(self.folder, first=self.step, steps=self.config.steps, every=self.config.log_every) as log,
+            TrainingLog(self.folder, first=self.step, steps=self.config.steps, every=self.config.log_every) as log,
             closing(prefetch(self.loader.batches(self.position))) as stream,
         ):
             bad = 0
@@ -165,31 +166,31 @@ class Trainer:
                 self.position = batches[-1].state
                 for batch in batches:
                     for line in batch.unreadable:
-                        log.log(f"left out: {line}")
+                        log.line(f"left out: {line}")
                 if math.isfinite(norm):
                     bad = 0
                 else:
                     bad, self.skipped = bad + 1, self.skipped + 1
-                    log.log(f"step {self.step}: loss or gradient is not finite; step skipped")
+                    log.line(f"step {self.step}: loss or gradient is not finite; step skipped")
                     if bad >= self.config.patience:
                         names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))[:500]
-                        raise Diverged(f"{bad} steps in a row without a finite loss; documents of the last one: {names}")
+                        raise Diverged(f"no finite loss and gradient for {bad} steps; documents of the last step: {names}")
                 now = time.monotonic()
                 log.step(self.step, self._metrics(losses, norm, tokens, now - began, waited))
                 began = now
-                self._after(log)
+                self._end_step()
                 began += time.monotonic() - now  # hooks and checkpoints are not the step's time
             if self.loader.failed:
-                log.log(f"{len(self.loader.failed)} documents could not be read and were left out")
+                log.line(f"{len(self.loader.failed)} unreadable documents were left out")
 
     def _step(self, batches: tuple[Batch, ...]) -> tuple[Losses, float, int]:
-        if self.drops:  # torch's own chance, which a checkpoint does not hold
+        """One optimizer step on micro-batches. Returns their losses, the norm of the gradient and the number of tokens."""
+        if self._has_dropout:  # a checkpoint does not hold the state of torch's generator
             torch.manual_seed(rng.key(self.loader.seed, self.step, "dropout"))
         rate = self.optimizer_config.rate(self.step, self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        # The counts of all parts are known before the first is run: each part divides by them, so that cutting a step into
-        # parts changes nothing.
+        # each micro-batch divides by the counts of the whole step, so the gradient does not depend on `accumulate`
         texts = sum(len(b.loss_index) for b in batches)
         items = sum(int((g.loss_weights > 0).sum()) for b in batches for g in b.media)
         tokens = [batch.num_tokens for batch in batches]
@@ -223,7 +224,7 @@ class Trainer:
             "skipped": self.skipped,
         }
 
-    def _after(self, log: Log) -> None:
+    def _end_step(self) -> None:
         last = self.step == self.config.steps
         if last or self.step % self.checkpoint_config.every == 0:
             checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
@@ -236,13 +237,13 @@ class Trainer:
                 self.model.train()
 
     def average(self) -> None:
-        """Give the model its averaged weights, for good."""
+        """Replace the model's weights with their average."""
         self.ema.write()
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state(self) -> checkpoint.State:
-        """All that the run needs to go on exactly."""
+        """The state that resumes the run bit-exactly."""
         names = {id(p): name for name, p in self.model.named_parameters()}
         moments: dict[str, Tensor] = {}
         for p, kept in self.optimizer.state.items():
@@ -254,7 +255,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, state: checkpoint.State) -> None:
-        """Take a state back. Raises KeyError or RuntimeError where it does not fit this model."""
+        """Load a state. Raises KeyError or RuntimeError if it does not fit this model."""
         self.step, self.skipped = state.step, state.plain["skipped"]
         self.position = Position(**state.plain["position"])
         named = dict(self.model.named_parameters())

@@ -20,7 +20,7 @@ from transfusion.diffusion.times import LogitNormal
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
-from transfusion.recipes.run import Run
+from transfusion.run.record import Run
 from transfusion.train import optimizer
 
 

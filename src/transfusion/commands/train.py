@@ -1,0 +1,245 @@
+"""Train a recipe, or fit a classifier of images.
+
+usage: transfusion train RECIPE [--data PATH] [--out FOLDER] [--preset NAME] [--size NAME] [--section.name VALUE ...]
+       transfusion train classifier [--data PATH] [--out FOLDER] [--name VALUE ...]
+
+The same command again resumes the run. `transfusion train RECIPE --help` lists all settings.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from transfusion import config, rng
+from transfusion.api import Transfusion
+from transfusion.commands import classifier
+from transfusion.commands.report import report
+from transfusion.config import ConfigError
+from transfusion.data.document import Document, Text
+from transfusion.data.loader import Loader
+from transfusion.data.vocabulary import TokenizerFile, Vocabulary
+from transfusion.evaluation.image_grid import sheet
+from transfusion.modality import IMAGE
+from transfusion.model import lora
+from transfusion.model.pretrained import is_language_model
+from transfusion.model_folder import TransfusionConfig
+from transfusion.recipes import RECIPES, find
+from transfusion.run.adopt import adopt_init
+from transfusion.run.command_line import parse_run, split_positional
+from transfusion.run.record import Run, differences
+from transfusion.train.device import pick_device, pick_dtype
+from transfusion.train.log import LogFn
+from transfusion.train.trainer import Hook, Trainer
+
+TOKENIZER, CORPUS = "tokenizer.json", "corpus.json"
+
+
+def run(arguments: list[str], log: LogFn) -> int:
+    """The command."""
+    if arguments[:1] == ["classifier"]:
+        return classifier.run(arguments[1:], log)
+    settings = recipe_settings("train", arguments, __doc__)
+    return 0 if settings is None else train_recipe(settings, log)
+
+
+def recipe_settings(command: str, arguments: list[str], usage: str | None) -> Run | None:
+    """The run of `COMMAND RECIPE [--section.name VALUE ...]`; None after the usage, where only help was asked for."""
+    names, rest = split_positional(arguments, f"{command} needs a recipe: {', '.join(RECIPES)}", usage, most=1)
+    if not names:
+        print("recipes:\n" + "\n".join(f"  {name:<10} {summary}" for name, summary in RECIPES.items()))
+        return None
+    return parse_run(find(names[0]).run(), rest, f"transfusion {command} {names[0]}")
+
+
+def train_recipe(run: Run, log: LogFn) -> int:
+    """Train a recipe's run, then measure its task and write the report."""
+    began = time.monotonic()
+    recipe = find(run.recipe)
+    documents = recipe.documents(run, log)
+    prompts = recipe.prompts(documents)
+    model = train(run, documents, prompts, log)
+    report(run, recipe, model, log, training=time.monotonic() - began)
+    log(f'next: transfusion generate {run.folder} --prompt "{prompts[-1] if prompts else ""}" --out images')
+    return 0
+
+
+def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: LogFn) -> Transfusion:
+    """Train a run, from its newest checkpoint if it has one. Returns the model with averaged weights, saved in `model/`.
+
+    Args:
+        prompts: of the sample grids, drawn every `trainer.sample_every` steps.
+
+    Raises:
+        ConfigError: settings contradict each other, or the folder holds another run.
+        ValueError: no checkpoint is usable, or the data cannot be packed.
+        OSError: the folder can't be written.
+        Diverged: losses are not finite for `trainer.patience` steps.
+    """
+    if run.init:
+        run = adopt_init(run, find(run.recipe).run().model)
+    _prepare(run, log)
+    _check_corpus(run, corpus)
+    model = build(run, corpus, log)
+    model.vocabulary.save(run.folder / TOKENIZER)
+    device = pick_device(run.device)
+    dtype = pick_dtype(run.dtype, device)
+    log(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
+    loader = Loader(
+        corpus,
+        transform=run.transform,
+        packing=run.packing,
+        vocabulary=model.vocabulary,
+        coordinates=run.model.coordinates,
+        seed=run.seed,
+        parts=run.trainer.accumulate,
+    )
+
+    def draw(step: int) -> None:
+        documents = model.generate(list(prompts), force=IMAGE, seed=run.seed, dtype=dtype)
+        images = [document.media[-1].tensor() for document in documents]
+        sheet(images, list(prompts), run.folder / "samples" / f"step-{step:08d}.png")
+
+    hooks: list[tuple[int, Hook]] = [(run.trainer.sample_every, draw)] if prompts and run.model.modalities else []
+    trainer = Trainer(
+        model,
+        loader,
+        config=run.trainer,
+        optimizer=run.optimizer,
+        checkpoint_config=run.checkpoint,
+        media_weight=run.model.media_weight,
+        folder=run.folder,
+        digest=run.digest,
+        device=device,
+        dtype=dtype,
+        hooks=hooks,
+        needs_ema_teacher=run.model.auxiliary.needs_ema_teacher,
+    )
+    if trainer.resume(log):
+        log(f"resuming from step {trainer.step}")
+    trainer.run()
+    trainer.average()
+    if run.lora.rank:
+        lora.save(model.network, run.folder / "adapter")
+        lora.merge(model.network)
+    model.eval().save_pretrained(run.folder / "model")
+    return model
+
+
+def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
+    """The model of a run on its device, with new weights or those of `init`, whose config it has adopted (`adopt_init`).
+
+    Raises:
+        ConfigError: `init` brings a tokenizer, and the run names another.
+        ValueError: `init` can't be read, or its weights do not fit.
+    """
+    if run.init and isinstance(run.tokenizer, TokenizerFile):
+        raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
+    settings = TransfusionConfig(run.model, run.transform.condition_dropout, run.sampler, run.guidance)
+    if run.init and is_language_model(run.init):
+        model = Transfusion.from_language_model(
+            run.init,
+            modality_weights=run.model.transformer.modality_weights,
+            context_length=run.model.context_length,
+            config=settings,
+            seed=run.seed,
+        )
+        sizes = model.config.model.transformer
+        log(
+            f"starting from the language model {run.init}: width {sizes.width}, depth {sizes.depth}, {sizes.num_heads} heads, "
+            f"modality weights {sizes.modality_weights}"
+        )
+    else:
+        model = _build_own(run, settings, corpus, log)
+    if run.lora.rank:
+        lora.add(model.network, run.lora, seed=run.seed)
+        trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
+        log(f"LoRA of rank {run.lora.rank}: {trained:,} parameters are trained, all others frozen")
+    log(f"{model.network.num_parameters:,} parameters, {len(model.vocabulary)} ids, {len(corpus):,} documents")
+    return model.to(pick_device(run.device))
+
+
+def _build_own(run: Run, settings: TransfusionConfig, corpus: Sequence[Document], log: LogFn) -> Transfusion:
+    """The model of a run: new, or from a model folder."""
+    saved = run.folder / TOKENIZER
+    source = Transfusion.from_pretrained(run.init) if run.init else None
+    language = source.config.language if source is not None else None
+    settings = replace(settings, language=language)
+    if saved.exists():
+        vocabulary = Vocabulary.load(saved, run.model.modalities, language)
+    elif source is not None:
+        vocabulary = Vocabulary(source.vocabulary.tokenizer, run.model.modalities, language)
+    else:
+        vocabulary = Vocabulary(run.tokenizer.build(_texts(corpus)), run.model.modalities)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.key(run.seed, "weights"))
+        model = Transfusion(settings, vocabulary)
+    log(f"starting from {run.init}: {model.init_from(source)}" if source is not None else "starting from scratch")
+    return model
+
+
+def _prepare(run: Run, log: LogFn) -> None:
+    """Check the settings before any work, and write `run.yaml`.
+
+    Raises:
+        ConfigError: settings contradict each other, or the folder holds another run.
+        OSError: the folder can't be written.
+    """
+    if run.packing.rows % run.trainer.accumulate:
+        raise ConfigError(
+            f"packing.rows ({run.packing.rows}) must be a multiple of trainer.accumulate ({run.trainer.accumulate})"
+        )
+    if run.lora.rank and run.optimizer.language_lr_scale != 1.0:
+        raise ConfigError(
+            "LoRA freezes the language model's weights, so their learning rate has no effect: leave out --lora.rank "
+            f"{run.lora.rank} or --optimizer.language-lr-scale {run.optimizer.language_lr_scale:g}"
+        )
+    pick_device(run.device)
+    warmup, steps = run.optimizer.warmup, run.trainer.steps
+    if warmup >= steps:
+        log(f"note: the warm-up ({warmup} steps) is longer than the run ({steps}): see --optimizer.warmup")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    recorded = run.folder / "run.yaml"
+    if recorded.exists() and (run.folder / "checkpoints").exists():
+        earlier = config.from_yaml(Run, recorded.read_text(encoding="utf-8"))
+        if earlier.digest != run.digest:
+            raise ConfigError(
+                f"{run.folder} holds another run ({differences(earlier, run)}); repeat its own command to resume it, or choose "
+                "another --out"
+            )
+    recorded.write_text(config.to_yaml(run), encoding="utf-8")
+
+
+def _check_corpus(run: Run, corpus: Sequence[Document]) -> None:
+    """Record which documents a new run is trained on; a resumed run must have the same.
+
+    Raises:
+        ConfigError: no documents, or other documents than the run began with.
+    """
+    if not len(corpus):
+        raise ConfigError("nothing to train on: the data holds no documents")
+    contents = ((d.name, *(s.content if isinstance(s, Text) else s.modality for s in d.segments)) for d in corpus)
+    now = {"documents": len(corpus), "digest": f"{rng.key(*(repr(content) for content in contents)):x}"}
+    recorded = run.folder / CORPUS
+    if recorded.exists() and (run.folder / "checkpoints").exists():
+        then = json.loads(recorded.read_text(encoding="utf-8"))
+        if then != now:
+            raise ConfigError(
+                f"the data has changed since {run.folder} began ({then['documents']:,} documents then, {now['documents']:,} "
+                "now, or other texts): resume with the original data, or start from its weights with --init and another --out"
+            )
+    else:
+        (run.folder / TOKENIZER).unlink(missing_ok=True)
+    recorded.write_text(json.dumps(now) + "\n", encoding="utf-8")
+
+
+def _texts(corpus: Sequence[Document]) -> list[str]:
+    """Every text of a corpus once, paraphrases included, for the tokenizer to learn from."""
+    texts: dict[str, None] = {}
+    for document in corpus:
+        for segment in document.segments:
+            if isinstance(segment, Text):
+                texts.update(dict.fromkeys(t for t in (segment.content, *segment.paraphrases) if isinstance(t, str)))
+    return list(texts)

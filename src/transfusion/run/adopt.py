@@ -1,0 +1,68 @@
+"""A run with `init`: it adopts the transformer config of the checkpoint or language model that it starts from."""
+
+import typing
+from dataclasses import fields, replace
+
+from transfusion import config
+from transfusion.config import ConfigError
+from transfusion.model.network import ModelConfig
+from transfusion.model.pretrained import OVERRIDABLE_FIELDS, SIZE_FIELDS, LanguageModel, ModalityWeights, is_language_model
+from transfusion.model_folder import read_settings
+from transfusion.nn.config import TransformerConfig
+from transfusion.run.record import Run, flat
+
+
+def adopt_init(run: Run, default: ModelConfig) -> Run:
+    """The run with the transformer config of the language model, or of the descendant of one, that `init` names; any other run
+    unchanged. `OVERRIDABLE_FIELDS` of the transformer remain the run's own.
+
+    Args:
+        default: the recipe's model: settings that differ from it were chosen by the user.
+
+    Raises:
+        ConfigError: a chosen setting contradicts the adopted config.
+        ValueError: `init` can't be read.
+    """
+    if not run.init:
+        return run
+    model = run.model
+    if is_language_model(run.init):
+        adopted = LanguageModel.open(run.init).model(
+            model, modality_weights=model.transformer.modality_weights, context_length=model.context_length
+        )
+        _check(run, default, adopted, SIZE_FIELDS)
+        return replace(run, model=adopted)
+    settings = read_settings(run.init)
+    if settings.language is None:
+        return run
+    adopted = replace(model, transformer=settings.model.transformer, tie_embeddings=settings.model.tie_embeddings)
+    chosen = {
+        name: getattr(model.transformer, name)
+        for name in OVERRIDABLE_FIELDS
+        if getattr(model.transformer, name) != getattr(default.transformer, name)
+    }
+    order = typing.get_args(ModalityWeights)
+    stored, wanted = adopted.transformer.modality_weights, chosen.get("modality_weights")
+    if wanted is not None and order.index(wanted) < order.index(stored):
+        raise ConfigError(
+            f"{run.init} has modality_weights {stored!r}, which {wanted!r} cannot hold: leave out "
+            "--model.transformer.modality-weights"
+        )
+    _check(run, default, adopted, {f.name for f in fields(TransformerConfig)} - OVERRIDABLE_FIELDS)
+    return replace(run, model=replace(adopted, transformer=replace(adopted.transformer, **chosen)))
+
+
+def _check(run: Run, default: ModelConfig, adopted: ModelConfig, names: set[str]) -> None:
+    """Raise ConfigError for a setting that equals neither the recipe's default nor the adopted value."""
+    now, usual, stored = (flat(config.to_plain(model)) for model in (run.model, default, adopted))
+    # `hidden` is given, so how it would be rounded does not matter
+    fixed = {"tie_embeddings", *(f"transformer.{name}" for name in names - {"round_hidden"})}
+    wrong = [
+        f"--model.{name} {value} (it has {stored.get(name)})"
+        for name, value in now.items()
+        if (name in fixed or ".".join(name.split(".")[:2]) in fixed) and value not in (usual.get(name), stored.get(name))
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the transformer comes from {run.init} and contradicts {', '.join(wrong)}: leave out these settings, or --init"
+        )

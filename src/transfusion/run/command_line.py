@@ -1,0 +1,192 @@
+"""The words of a command line <-> a configuration.
+
+`--section.name VALUE` sets a field, `--section.kind NAME` chooses among kinds, beside whose own settings it may stand
+(`--sampler.kind heun --sampler.num-steps 50`). `parse` reads any configuration, `parse_run` a run with its presets;
+`command_line` is the inverse.
+"""
+
+import dataclasses
+import shlex
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from transfusion import config
+from transfusion.config import ConfigError, nearest
+from transfusion.run.presets import PAPER_SIZES, PRESETS, preset, transformer
+from transfusion.run.record import Run, flat
+
+T = TypeVar("T")
+HELP = {"-h", "--help"}
+
+
+def parse_run(default: Run, arguments: Sequence[str], program: str) -> Run:
+    """A recipe's run with the preset, the size and the settings of a command line. Prints the help and exits if asked to.
+
+    Raises:
+        ConfigError: an unknown preset, size, setting or kind, or a wrong value; the message names the nearest.
+    """
+    run, rest = default, list(arguments)
+    name, rest = _take("preset", rest)
+    if name is not None:
+        run = preset(name, run)
+    size, rest = _take("size", rest)
+    if size is not None:
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, transformer=transformer(size)))
+    return parse(run, rest, program, notes=[f"  --preset {{{','.join(PRESETS)}}}", f"  --size {{{','.join(PAPER_SIZES)}}}"])
+
+
+def command_line(run: Run, default: Run) -> str:
+    """The command that makes a run: its recipe, and every setting that differs from the recipe's `default`."""
+    usual, now = flat(config.to_plain(default)), flat(config.to_plain(run))
+    # where the kind differs, all its settings are printed: those shared with the default's kind may differ in their defaults
+    other_kinds = tuple(k.removesuffix("kind") for k, v in now.items() if k.endswith(".kind") and usual.get(k) != v)
+    words = ["transfusion", "train", run.recipe]
+    for name, value in now.items():
+        if name != "out" and (name not in usual or usual[name] != value or name.startswith(other_kinds)):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def split_positional(
+    arguments: Sequence[str], missing: str, usage: str | None, *, most: int | None = None
+) -> tuple[list[str], list[str]]:
+    """The words before the first option, `most` of them at most, and the rest. A call for help prints `usage` first.
+
+    Raises:
+        ConfigError: with the message `missing`: there are none, and no help is asked for.
+    """
+    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    count = count if most is None else min(count, most)
+    if HELP & set(arguments):
+        print((usage or "").strip() + "\n")
+    elif not count:
+        raise ConfigError(missing)
+    return list(arguments[:count]), list(arguments[count:])
+
+
+def parse(default: T, arguments: Sequence[str], program: str, notes: Sequence[str] = ()) -> T:
+    """A configuration with the settings of a command line. Prints the help and exits if asked to.
+
+    Args:
+        notes: lines of help before the choices of kinds.
+
+    Raises:
+        ConfigError: an unknown setting or kind, or a wrong value; the message names the nearest.
+    """
+    import tyro
+
+    default, rest = choose_kinds(default, arguments)
+    known = [*names(default), *(f"{name}.kind" for name in _choices(default))]
+    for word in rest:
+        if word.startswith("--") and flag(word) not in (*known, "help"):
+            raise ConfigError(f"no setting {flag(word)!r}{nearest(flag(word), known)}")
+    if HELP & set(rest):
+        kinds = [f"  --{name}.kind {{{','.join(kinds)}}}" for name, kinds in _choices(default).items() if len(kinds) > 1]
+        print("\n".join(["choices:", *notes, *kinds, ""]))
+    try:
+        return tyro.cli(
+            type(default),
+            args=rest,
+            default=default,
+            prog=program,
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def flag(word: str) -> str:
+    """The setting that a word names: --trainer.log-every=5 is trainer.log_every."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def names(value: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a configuration."""
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [name for i, item in enumerate(value) for name in names(item, f"{prefix}.{i}")]
+    if not dataclasses.is_dataclass(value):
+        return [prefix]
+    fields = dataclasses.fields(value)
+    return [name for f in fields for name in names(getattr(value, f.name), f"{prefix}.{f.name}" if prefix else f.name)]
+
+
+def choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
+    """The configuration with the kinds that `--section.kind NAME` chooses, and the other words.
+
+    Raises:
+        ConfigError: an unknown choice or kind.
+    """
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not (word.startswith("--") and flag(word).endswith(".kind")):
+            rest.append(word)
+            continue
+        _, equals, tag = word.partition("=")
+        tag = tag if equals else next(words, "")
+        if not tag:
+            raise ConfigError(f"{word} needs a value")
+        name = flag(word).removesuffix(".kind")
+        choices = _choices(default)
+        if name not in choices:
+            raise ConfigError(f"no choice {name!r}{nearest(name, choices)}")
+        if tag not in choices[name]:
+            raise ConfigError(f"{name}.kind: no {tag!r}{nearest(tag, choices[name])}")
+        default = _replace_at(default, name.split("."), choices[name][tag])
+    return default, rest
+
+
+def _take(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --name, and the arguments without it."""
+    for i, word in enumerate(arguments):
+        if word.startswith("--") and flag(word) == name:
+            if "=" in word:
+                return word.partition("=")[2], arguments[:i] + arguments[i + 1 :]
+            if i + 1 == len(arguments):
+                raise ConfigError(f"--{name} needs a value")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+    return None, arguments
+
+
+def _choices(value: Any, prefix: str = "") -> dict[str, dict[str, type]]:
+    """Dotted name -> tag -> class, of every choice among kinds; of a tuple of them, each entry and the next one to append."""
+    choices: dict[str, dict[str, type]] = {}
+    for field, kind in config.hints(type(value)).items():
+        inner, name = getattr(value, field), f"{prefix}.{field}" if prefix else field
+        if kinds := config.choices(kind):
+            choices[name] = kinds
+        if isinstance(inner, tuple) and (kinds := config.choices(typing.get_args(kind)[0])):
+            choices |= {f"{name}.{i}": kinds for i in range(len(inner) + 1)}
+        if dataclasses.is_dataclass(inner):
+            choices |= _choices(inner, name)
+    return choices
+
+
+def _replace_at(value: Any, path: list[str], kind: type) -> Any:
+    """The configuration with another kind at a path; settings that were set, and that both kinds have, are kept."""
+    if isinstance(value, tuple):
+        index = int(path[0])
+        entry = _converted(value[index], kind) if index < len(value) else kind()
+        return (*value[:index], entry, *value[index + 1 :])
+    inner = getattr(value, path[0])
+    new = _replace_at(inner, path[1:], kind) if len(path) > 1 else _converted(inner, kind)
+    return dataclasses.replace(value, **{path[0]: new})
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """A configuration as another kind: defaults of the new kind, but for fields of both that are not at the old default."""
+    if type(value) is kind:
+        return value
+    before, after = config.hints(type(value)), config.hints(kind)
+    usual = {f.name: _default(f) for f in dataclasses.fields(value)}
+    shared = {name: getattr(value, name) for name in before if name in after and before[name] == after[name]}
+    try:
+        return kind(**{name: inner for name, inner in shared.items() if inner != usual[name]})
+    except ValueError as error:
+        raise ConfigError(f"{getattr(kind, 'kind', kind.__name__)}: {error}") from error
+
+
+def _default(field: dataclasses.Field) -> Any:
+    factory: Callable[[], Any] | Any = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()

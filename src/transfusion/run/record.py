@@ -1,0 +1,109 @@
+"""The record of a run: all settings of a training command. Written to `run.yaml`; its digest names what the run learns."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from transfusion import config
+from transfusion.data.loader import PackingConfig
+from transfusion.data.transforms import DocumentTransform
+from transfusion.data.vocabulary import BPE, Tokenizer
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Euler, Sampler
+from transfusion.model.lora import LoRAConfig
+from transfusion.model.network import ModelConfig
+from transfusion.train.device import Device, Dtype
+from transfusion.train.optimizer import AdamWConfig, OptimizerConfig
+from transfusion.train.trainer import CheckpointConfig, TrainerConfig
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The measurements at the end of a run.
+
+    Args:
+        images: images to generate from captions (0: none).
+        readings: held-out images to caption (0: all).
+    """
+
+    images: int = 500
+    readings: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Args:
+        recipe: name of the recipe.
+        data: path of the data, for recipes that need one.
+        out: folder of the run (default: runs/RECIPE). The same command resumes the run in it.
+        seed: random seed.
+        init: weights to start from: a run or model folder; or a language model, as a folder or OWNER/MODEL on the Hugging Face
+            hub, whose transformer and tokenizer the run adopts. `optimizer.language_lr_scale` 0 freezes a language model,
+            `model.transformer.modality_weights` adds weights for media.
+        device: auto takes cuda, else mps, else cpu.
+        dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
+        tokenizer: text <-> ids.
+        model: the network.
+        transform: how a document becomes a training example.
+        packing: shape of a batch.
+        trainer: number of steps, logging.
+        lora: low-rank adapters, saved in `adapter/` and merged in `model/`; all other weights of the transformer are frozen.
+        optimizer: optimizer and learning rate.
+        checkpoint: checkpoints.
+        sampler: sampler for media; saved as the model's default.
+        guidance: guidance scales; saved as the model's default.
+        report: measurements at the end.
+    """
+
+    recipe: str
+    data: str = ""
+    out: str = ""
+    seed: int = 0
+    init: str = ""
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    tokenizer: Tokenizer = BPE()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    transform: DocumentTransform = DocumentTransform()
+    packing: PackingConfig = PackingConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    lora: LoRAConfig = LoRAConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    sampler: Sampler = Euler()
+    guidance: Guidance = Guidance()
+    report: ReportConfig = ReportConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.out or f"runs/{self.recipe}")
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that name what the run learns: logging, output, checkpoints and report do not count."""
+        same = replace(
+            self,
+            out="",
+            report=ReportConfig(),
+            checkpoint=CheckpointConfig(),
+            trainer=replace(self.trainer, log_every=1, sample_every=0),
+        )
+        return config.digest(same)
+
+
+def flat(plain: object, prefix: str = "") -> dict[str, object]:
+    """Dotted name -> value, of a configuration in its plain form (`config.to_plain`)."""
+    if isinstance(plain, list) and plain and all(isinstance(item, dict) for item in plain):
+        plain = {str(i): item for i, item in enumerate(plain)}
+    if not isinstance(plain, dict):
+        return {prefix: plain}
+    return {k: v for key, value in plain.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def differences(old: Run, new: Run) -> str:
+    """The first settings in which two runs differ, the output folder left out."""
+    a, b = flat(config.to_plain(old)), flat(config.to_plain(new))
+    lines = [f"{k}: was {a.get(k)}, now {b.get(k)}" for k in {**a, **b} if a.get(k) != b.get(k) and k != "out"]
+    return "; ".join(lines[:4]) + ("; ..." if len(lines) > 4 else "")
