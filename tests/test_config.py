@@ -37,9 +37,9 @@ def test_every_preset_survives_yaml(run: Run) -> None:
     ("text", "message"),
     [
         ("recipe: x\ntrian: {steps: 3}", "trian: no such setting; did you mean 'trainer'"),
-        ("recipe: x\ntrain: {step: 3}", r"train\.step: no such setting; did you mean 'steps'"),
-        ("recipe: x\ntrain: {steps: many}", r"train\.steps: must be int, not 'many'"),
-        ("recipe: x\ntrain: {steps: 0}", "steps and accumulate must be at least 1"),
+        ("recipe: x\ntrainer: {step: 3}", r"trainer\.step: no such setting; did you mean 'steps'"),
+        ("recipe: x\ntrainer: {steps: many}", r"trainer\.steps: must be int, not 'many'"),
+        ("recipe: x\ntrainer: {steps: 0}", "steps and accumulate must be at least 1"),
         ("recipe: x\nsampler: {kind: eulr}", r"sampler\.kind: no 'eulr'; did you mean 'euler'"),
         ("recipe: x\ndevice: tpu", "device: no 'tpu'"),
         ("recipe: x\nmodel: {modalities: [{shape: [5, 5]}]}", "multiple of the patch"),

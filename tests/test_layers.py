@@ -16,6 +16,7 @@ LAYERS = [
     {"model_folder"},
     {"api"},
     {"train", "evaluation"},
+    {"run"},
     {"recipes"},
     {"commands"},
     {"cli"},

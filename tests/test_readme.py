@@ -49,7 +49,7 @@ def test_the_block_of_lists_runs(unchecked) -> None:
 
 def test_every_setting_shown_is_one_that_exists() -> None:
     from transfusion.recipes import find
-    from transfusion.run.command_line import choose_kinds, flag, names
+    from transfusion.run.command_line import choose_kinds, flag, names, parse
 
     shown = re.findall(r"(--[a-z][\w.-]*\.[\w.-]+)\s+(\w+)", README)
     assert len(shown) > 8
