@@ -55,8 +55,8 @@ def adopt_init(run: Run, default: ModelConfig) -> Run:
 def _check(run: Run, default: ModelConfig, adopted: ModelConfig, names: set[str]) -> None:
     """Raise ConfigError for a setting that equals neither the recipe's default nor the adopted value."""
     now, usual, stored = (flat(config.to_plain(model)) for model in (run.model, default, adopted))
-    # `hidden` is given, so how it would be rounded does not matter
-    fixed = {"tie_embeddings", *(f"transformer.{name}" for name in names - {"round_hidden"})}
+    # `mlp_width` is given, so `mlp_multiple_of` has no effect
+    fixed = {"tie_embeddings", *(f"transformer.{name}" for name in names - {"mlp_multiple_of"})}
     wrong = [
         f"--model.{name} {value} (it has {stored.get(name)})"
         for name, value in now.items()
