@@ -1,4 +1,4 @@
-.PHONY: setup quickstart test check results pin clean
+.PHONY: setup quickstart check test fast wheel results pin clean
 
 setup:        ## install everything into .venv
 	pip install -q uv && uv sync -q --all-extras
@@ -12,7 +12,13 @@ check:        ## format, lint, types
 	uv run -q --all-extras pyright
 
 test:         ## all tests
-	uv run -q --all-extras pytest
+	uv run -q --all-extras pytest -n logical --dist worksteal
+
+fast:         ## without the slow tests, for editors
+	uv run -q --all-extras pytest -n logical --dist worksteal -m "not slow"
+
+wheel:        ## dist/transfusion_kit-*.whl
+	uv build -q --wheel
 
 results:      ## tables of docs/records, in docs/results.md and README.md
 	uv run -q transfusion results docs/records --out docs/results.md --readme README.md
@@ -21,4 +27,4 @@ pin:          ## pin every dependency to today's versions, in pyproject.toml
 	pip install -q uv && python3 .ci/pin
 
 clean:
-	rm -rf runs quickstart generated .pytest_cache .ruff_cache
+	rm -rf runs quickstart generated dist .pytest_cache .ruff_cache
