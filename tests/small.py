@@ -61,7 +61,7 @@ def model(
             patcher=patcher,
             auxiliary=auxiliary,
         ),
-        drop=drop,
+        condition_dropout=drop,
         sampler=Euler(num_steps=3),
         guidance=guidance,
     )

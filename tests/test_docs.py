@@ -13,13 +13,13 @@ import pytest
 
 import transfusion
 from transfusion.commands.generate import GenerateOptions
+from transfusion.compat import Transfusion
 from transfusion.compat.constructor import LEFT_OUT, TRUNK, configure
-from transfusion.compat.training import Learns
 from transfusion.recipes import find
 from transfusion.run.command_line import choose_kinds, names
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "options.md").read_text()
+PAGE = (ROOT / "docs" / "compat.md").read_text()
 OPTIONS, DEFECTS = PAGE.split("\n# What is wrong there\n")
 
 
@@ -67,14 +67,14 @@ def exists(name: str) -> bool:
     if found := re.fullmatch(r"Transfusion\((\w+)=\)", name):
         return found[1] in inspect.signature(configure).parameters
     if found := re.fullmatch(r"model\((\w+)=\)", name):
-        return found[1] in inspect.signature(Learns.forward).parameters
+        return found[1] in inspect.signature(Transfusion.forward).parameters
     if found := re.fullmatch(r"model\.(\w+)\((\w+)=\)", name):
-        return found[2] in inspect.signature(getattr(transfusion.Transfusion, found[1])).parameters
+        return found[2] in inspect.signature(getattr(Transfusion, found[1])).parameters
     if name == "model":
         return True
     owner, _, attribute = name.partition(".")
     if owner == "model":
-        return has(transfusion.Transfusion, attribute)
+        return has(Transfusion, attribute)
     return owner in known() and (not attribute or any(has(value, attribute) for value in known()[owner]))
 
 
@@ -131,10 +131,10 @@ def test_nothing_is_left_off_the_page() -> None:
     """Every word of the constructor, of the call, of the methods that sample, and what is left out; every numbered defect."""
     for word in (*inspect.signature(configure).parameters, *LEFT_OUT):
         assert f"`{word}`" in OPTIONS or f"Transfusion({word}=)" in OPTIONS, word
-    for word in list(inspect.signature(Learns.forward).parameters)[2:]:
+    for word in list(inspect.signature(Transfusion.forward).parameters)[2:]:
         assert f"model({word}=)" in OPTIONS, word
     for method in ("sample_many", "generate_text_only", "generate_modality_only"):
-        for word in inspect.signature(getattr(transfusion.Transfusion, method)).parameters:
+        for word in inspect.signature(getattr(Transfusion, method)).parameters:
             if word not in ("self", "prompts", "prompt"):
                 assert word in OPTIONS, (method, word)
     for word in TRUNK:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
         LinearPatcherConfig as LinearPatcherConfig,
     )
     from transfusion.codec.patchers import UNetPatcherConfig as UNetPatcherConfig
-    from transfusion.compat.lists import Item as Item, print_modality_sample as print_modality_sample
-    from transfusion.compat.training import Breakdown as Breakdown, create_dataloader as create_dataloader
     from transfusion.data.document import Document as Document, Media as Media, Text as Text
     from transfusion.data.vocabulary import BPE as BPE, Bytes as Bytes, TokenizerFile as TokenizerFile, Vocabulary as Vocabulary
     from transfusion.diffusion.guidance import Guidance as Guidance
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 _MODULES = {
     "api": ("Transfusion",),
     "codec.patchers": ("CustomPatcherConfig", "LinearPatcherConfig", "UNetPatcherConfig"),
-    "compat.lists": ("Item", "print_modality_sample"),
-    "compat.training": ("Breakdown", "create_dataloader"),
     "data.document": ("Document", "Media", "Text"),
     "data.vocabulary": ("BPE", "Bytes", "TokenizerFile", "Vocabulary"),
     "diffusion.guidance": ("Guidance",),

@@ -1,25 +1,22 @@
-"""Transfusion: the model that a user holds. Vocabulary, network and engine in one, saved in one folder."""
+"""Transfusion: the model that a user holds. Config, vocabulary and network in one object, saved as one folder.
+
+Training: documents -> `batch` -> `forward` -> Losses. Generation: prompts -> requests -> `Engine` -> documents.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from transfusion import rng
-from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.custom_patcher import CustomModules
-from transfusion.compat.constructor import configure, known
-from transfusion.compat.lists import Quick
-from transfusion.compat.sampling import Samples, evaluating
-from transfusion.compat.training import Learns
-from transfusion.config import nearest
-from transfusion.data.batch import Batch
+from transfusion.data.batch import Batch, collate
 from transfusion.data.document import Document, Media, Segment, Text, document
-from transfusion.data.transforms import ConditionDropout
+from transfusion.data.tokenize import TokenSequence, tokenize_document
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
@@ -28,49 +25,32 @@ from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.state import Event, Request
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Decoders
+from transfusion.model.losses import Losses
 from transfusion.model.network import Network
 from transfusion.model.pretrained import LanguageModel, ModalityWeights
 from transfusion.model.transfer import LoadReport, init_from
 from transfusion.model_folder import TransfusionConfig, find, fit, read_settings, read_weights, write
 from transfusion.nn.ema import Averaged
+from transfusion.nn.eval_mode import eval_mode
 
-Prompt = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
+Model = TypeVar("Model", bound="Transfusion")
+Prompt: TypeAlias = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
 
 
-class Transfusion(Learns, Samples):
+class Transfusion(nn.Module):
     """One transformer that reads and writes documents of text and media.
 
-    Built in one of two ways: from config and a vocabulary, or from the words of the quick face, for documents that are
-    lists of tensors: `Transfusion(num_text_tokens=256, dim_latent=384, modality_default_shape=(4,), transformer=dict(dim=512,
-    depth=8))`.
-
     Args:
-        config: model, and sampling defaults.
-        vocabulary: tokenizer and control tokens; its modalities must be the model's.
-        modules: patchers of your own, {"image": (encoder, decoder)}; see `CustomPatcherConfig`. The config record that they
-            are there.
-        words: see `transfusion.compat.constructor.configure`.
+        config: the network, and the defaults of `generate`.
+        vocabulary: tokenizer and control tokens; its modalities must be those of `config.model`.
+        modules: patchers of your own, {"image": (encoder, decoder)}; see `CustomPatcherConfig`.
+
+    Raises:
+        ValueError: config and vocabulary name different modalities or language models.
     """
 
-    def __init__(
-        self,
-        config: TransfusionConfig | None = None,
-        vocabulary: Vocabulary | None = None,
-        *,
-        modules: CustomModules | None = None,
-        **words: Any,
-    ) -> None:
+    def __init__(self, config: TransfusionConfig, vocabulary: Vocabulary, *, modules: CustomModules | None = None) -> None:
         super().__init__()
-        coded: dict[str, Autoencoder] = {}
-        if config is None or vocabulary is None:
-            if config is not None or vocabulary is not None:
-                raise ValueError("config and vocabulary belong together: give both, or the words of the quick face")
-            known(words)
-            made = configure(**words)
-            config = TransfusionConfig(made.model, made.drop, made.sampler, made.guidance, quick=made.quick)
-            vocabulary, coded, modules = made.vocabulary, made.autoencoders, {**made.modules, **(modules or {})} or None
-        elif words:
-            raise ValueError(f"{', '.join(words)}: config say all of it; change them, or leave them and the vocabulary out")
         if vocabulary.modalities != config.model.modalities:
             raise ValueError("the vocabulary was made for other modalities than the model's")
         if vocabulary.ids != config.language:
@@ -78,45 +58,76 @@ class Transfusion(Learns, Samples):
         self.vocabulary = vocabulary
         self.network = Network(config.model, len(vocabulary), modules, language=vocabulary.num_language)
         self.config = replace(config, model=self.network.config)
-        self.autoencoders = nn.ModuleDict(coded)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.network.device
 
-    @property
-    def quick(self) -> Quick:
-        """How lists of tensors are read."""
-        return self.config.quick
+    # ---- training ---------------------------------------------------------------------------------------------------
 
-    @property
-    def drop(self) -> ConditionDropout:
-        """How often an item loses its context in training."""
-        return self.config.drop
+    def forward(
+        self, batch: Batch, *, teacher: "Transfusion | Averaged | Network | None" = None, decoders: Decoders | None = None
+    ) -> Losses:
+        """The losses of a batch, each as (sum, count).
 
-    @property
-    def sampler(self) -> Sampler:
-        """How items are drawn, if nothing else is said."""
-        return self.config.sampler
+        Args:
+            teacher: the model under averaged weights (`create_ema`), for auxiliary losses that compare with it. It runs
+                without gradient.
+            decoders: modality name -> function from latents [item, channels, *size] to what the reconstruction loss compares,
+                such as pixels.
 
-    @property
-    def guidance(self) -> Guidance:
-        """How strongly items follow what stands before them, if nothing else is said."""
-        return self.config.guidance
+        Raises:
+            ValueError: a teacher that no loss needs, or one that is missing in training; an unknown modality in `decoders`.
+        """
+        network = teacher if isinstance(teacher, Network) else getattr(teacher, "network", None)
+        if teacher is not None and not isinstance(network, Network):
+            raise ValueError("the EMA model must be a Transfusion, or what its create_ema gives")
+        if teacher is not None and not self.config.model.auxiliary.needs_ema_teacher:
+            raise ValueError(
+                "no auxiliary loss needs an EMA model: set a weight of model.auxiliary (consistency, representation), or leave "
+                "the teacher out"
+            )
+        unknown = [name for name in decoders or () if name not in self.network.patchers]
+        if unknown:
+            raise ValueError(f"decoders: no modality {unknown[0]!r}; this model has {list(self.network.patchers)}")
+        return self.network(batch, teacher=network, decoders=decoders)
 
-    def attach(self, modality: str, encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
-        """Give a modality an encoder and a decoder between raw items and latents; they are used and never trained, and not
-        saved with the model. Raises ValueError for a modality that the model does not have."""
-        self.vocabulary.modality(modality)
-        for module in (encoder, decoder):
-            if module is not None and not isinstance(module, nn.Module):
-                raise ValueError(f"an encoder or decoder is a torch.nn.Module, not {module!r}")
-        self.autoencoders[modality] = Autoencoder(encoder, decoder)
+    def tokenize(self, documents: Sequence[Document], *, seed: int, add_eos: bool = True) -> list[TokenSequence]:
+        """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item).
+
+        Args:
+            add_eos: whether each document is complete, so that its end is learned.
+
+        Raises:
+            ValueError: no documents, or what is wrong with which document.
+        """
+        sequences = []
+        for index, whole in enumerate(documents):
+            if not whole.segments:
+                raise ValueError(f"document {index} is empty: leave it out")
+            named = whole if whole.name else replace(whole, name=str(index))
+            tokenized = tokenize_document(named, self.vocabulary, self.config.model.coordinates, add_eos=add_eos)
+            if len(tokenized) > self.config.model.context_length:
+                raise ValueError(
+                    f"document {index} takes {len(tokenized)} tokens, the context has {self.config.model.context_length}"
+                )
+            try:
+                sequences.append(tokenized.load(lambda item, index=index: rng.key(seed, index, item)))
+            except ValueError as error:
+                raise ValueError(f"document {index}: {error}") from error
+        if not sequences:
+            raise ValueError("no documents: give at least one")
+        return sequences
+
+    def collate(self, sequences: Sequence[TokenSequence]) -> Batch:
+        """Sequences packed in one row without padding, on the model's device."""
+        length = sum(map(len, sequences))
+        return collate([list(sequences)], length, self.vocabulary, self.config.model.coordinates.axes).to(self.device)
 
     def batch(self, documents: Sequence[Prompt], *, seed: int = 0) -> Batch:
-        """Documents as a batch, one behind the other in one row, so that nothing is padding. Noise and times are drawn by
-        (seed, index of the document, item).
+        """Documents packed in one row without padding. The key of their noise and times is (seed, index of the document,
+        item).
 
         Raises:
             ValueError: no documents, an empty one, or what is wrong with which document and segment.
@@ -124,12 +135,12 @@ class Transfusion(Learns, Samples):
         if isinstance(documents, str | Tensor | Document | Media | Text):
             raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
         read = []
-        for index, one in enumerate(documents):
+        for index, segments in enumerate(documents):
             try:
-                read.append(document(one))
+                read.append(document(segments))
             except ValueError as error:
                 raise ValueError(f"document {index}: {error}") from error
-        return self.collate(self.entries(read, seed=seed))
+        return self.collate(self.tokenize(read, seed=seed))
 
     def loss(
         self,
@@ -139,45 +150,37 @@ class Transfusion(Learns, Samples):
         teacher: "Transfusion | Averaged | Network | None" = None,
         decoders: Decoders | None = None,
     ) -> Tensor:
-        """text loss + lambda * media loss of documents (+ auxiliary losses that are on), a scalar to call `backward` on.
+        """The `total` loss of documents, a scalar to call `backward` on.
 
-        The loss of these documents exactly as they are, with the noise that `seed` names: nothing is dropped or limited for
-        training. In a loop of your own, `model(documents)` draws anew at each call, drops text and limits noise.
+        The documents are taken exactly as they are, with the noise of `seed`: `DocumentTransform` (dropped conditions, limited
+        noise) is not applied. Give a new seed at each step of your own loop.
 
         Args:
             teacher, decoders: as in `forward`.
-        """
-        losses = self(self.batch(documents, seed=seed), teacher=teacher, decoders=decoders)
-        return losses.total(self.config.model.media_weight) * self.quick.text_weight
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        """The trunk's matrices. The optimiser that knows which of them are several in one (`MuonConfig().build(model)`)
-        finds them itself; torch.optim.Muon would take a fused projection for one matrix."""
-        return self.network.muon_parameters()
-
-    def create_ema(
-        self,
-        decay: float = 0.999,
-        *,
-        every: int = 1,
-        beta: float | None = None,
-        update_every: int | None = None,
-        **unknown: object,
-    ) -> Averaged:
-        """A copy of this model that averages its weights: call its `update()` after each step of your own loop. It generates
-        and saves as this one does, and its `network` is a teacher for losses that want one.
-
-        Args:
-            decay: share of the old average kept at an update.
-            every: calls of `update` for each one that counts.
-            beta, update_every: other libraries' words for the two.
 
         Raises:
-            ValueError: an unknown option, or one that makes no sense.
+            ValueError: as in `batch` and `forward`.
         """
-        for name in unknown:
-            raise ValueError(f"create_ema has no option {name!r}{nearest(name, ('decay', 'every'))}")
-        return Averaged(self, decay if beta is None else beta, every=every if update_every is None else update_every)
+        return self.total(self(self.batch(documents, seed=seed), teacher=teacher, decoders=decoders))
+
+    def total(self, losses: Losses) -> Tensor:
+        """text loss + media_weight * media loss (the paper's eq. 4) + auxiliary losses that are on: a scalar."""
+        return losses.total(self.config.model.media_weight)
+
+    def create_ema(self, decay: float = 0.999, *, every: int = 1) -> Averaged:
+        """A copy of this model that averages its weights: call its `update()` after each optimizer step. It generates and
+        saves as this model does, and is a teacher for losses that need one.
+
+        Args:
+            decay: share of the old average that an update keeps, in [0, 1).
+            every: number of calls of `update` for each update that is made.
+
+        Raises:
+            ValueError: a decay outside [0, 1), or `every` below 1.
+        """
+        return Averaged(self, decay, every=every)
+
+    # ---- generation -------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -198,18 +201,19 @@ class Transfusion(Learns, Samples):
         cache_slots: int = 128,
         on_event: Callable[[Event], None] | None = None,
     ) -> list[Document]:
-        """Continue documents; each comes back whole, prompt included.
+        """Continue documents; each is returned whole, prompt included.
 
         Args:
-            prompts: one prompt, or a list with one prompt an entry; None: one empty document.
-            seed: names all chance; prompt i gets a seed made from it and i.
-            seeds: one seed a prompt, instead of that.
-            force: a modality of which an item is written at once ("image": draw what the prompt says).
-            size: the forced item's size in latent elements.
-            sizes: by name of the modality, the size that all its items get; else, where sizes vary, the model writes them.
-            max_length: tokens of the whole sequence at most, prompt, slots and control tokens included.
-            max_tokens: text tokens to write; default 0 with `force`, else 128.
-            max_items: media items to write; default: as many as the model likes.
+            prompts: one prompt, or a list of prompts; None: one empty document.
+            seed: random seed; the seed of prompt i is made from it and i.
+            seeds: one seed a prompt, instead of `seed`.
+            force: name of a modality; an item of it is generated right after each prompt ("image": draw the prompt).
+            size: size of the forced item in latent elements.
+            sizes: modality name -> size of all its items; else, where sizes vary, the model writes them.
+            max_length: tokens of the whole sequence at most: prompt, slots and control tokens included.
+            max_tokens: text tokens to write at most; default 0 with `force`, else 128.
+            max_items: media items to write at most; None: no limit.
+            sampler, guidance: None: those of the model's config.
             cache_slots: sequences in the cache at once: documents, and their unconditional branches.
             on_event: called with every event (tokens, denoising steps with their estimates, items, documents).
 
@@ -220,24 +224,7 @@ class Transfusion(Learns, Samples):
             prompts = [Document(())]
         if isinstance(prompts, Document | str | Tensor) or not isinstance(prompts, Sequence):
             prompts = [prompts]
-        asked = guidance is not None
-        guidance = self.config.guidance if guidance is None else guidance
-        drop = self.config.drop
-        if max_items != 0 and guidance.text == 1.0 and drop.text + drop.both > 0 and self.config.model.modalities:
-            warnings.warn(
-                "guidance is off (text scale 1) though this model was trained for it: pictures will follow their text "
-                "less; Guidance(text=3) is a usual choice",
-                stacklevel=2,
-            )
-        for name, share in (("text", drop.text + drop.both), ("media", drop.media + drop.both)):
-            if getattr(guidance, name) != 1.0 and share == 0:
-                if asked:
-                    warnings.warn(
-                        f"guidance for {name} is left out: this model was never trained without {name} before its items "
-                        f"(transform.condition_dropout.{name})",
-                        stacklevel=2,
-                    )
-                guidance = replace(guidance, **{name: 1.0})
+        guidance = self._guidance(guidance, draws=max_items != 0)
         if seeds is not None and len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
         if seeds is None:
@@ -245,7 +232,7 @@ class Transfusion(Learns, Samples):
         requests = [
             Request(
                 document(prompt),
-                seed=one,
+                seed=prompt_seed,
                 max_tokens=(0 if force else 128) if max_tokens is None else max_tokens,
                 max_items=max_items,
                 force=force,
@@ -256,58 +243,88 @@ class Transfusion(Learns, Samples):
                 guidance=guidance,
                 decoding=decoding,
             )
-            for prompt, one in zip(prompts, seeds, strict=True)
+            for prompt, prompt_seed in zip(prompts, seeds, strict=True)
         ]
-        held = 1 + (guidance.max_branches if max_items != 0 or force else 0)
-        with evaluating(self):
-            engine = Engine(
-                self.network, self.vocabulary, cache_slots=max(held, min(cache_slots, held * len(requests))), dtype=dtype
+        with eval_mode(self):
+            return generate(self.engine(requests, cache_slots=cache_slots, dtype=dtype), requests, on_event=on_event)
+
+    def engine(
+        self,
+        requests: Sequence[Request],
+        *,
+        cache_slots: int = 128,
+        capacity: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        decode_text: bool = True,
+    ) -> Engine:
+        """An engine with as many cache slots as these requests can use together, at most `cache_slots` but enough for each.
+
+        Args:
+            capacity, dtype, decode_text: see `Engine`.
+        """
+        held = max(1 + (r.guidance.max_branches if r.max_items != 0 or r.force else 0) for r in requests)
+        cache_slots = max(held, min(cache_slots, held * len(requests)))
+        return Engine(
+            self.network, self.vocabulary, cache_slots=cache_slots, capacity=capacity, dtype=dtype, decode_text=decode_text
+        )
+
+    def _guidance(self, asked: Guidance | None, *, draws: bool) -> Guidance:
+        """The guidance that this model can follow; warns where it differs from what was asked for, or is off though trained."""
+        wanted = self.config.guidance if asked is None else asked
+        trained = self.config.guidable
+        if draws and wanted.text == 1.0 and "text" in trained and self.config.model.modalities:
+            warnings.warn(
+                "guidance is off (text scale 1) though this model was trained for it: pictures will follow their text "
+                "less; Guidance(text=3) is a usual choice",
+                stacklevel=3,
             )
-            return generate(engine, requests, on_event=on_event)
+        for name in ("text", "media"):
+            if asked is not None and getattr(asked, name) != 1.0 and name not in trained:
+                warnings.warn(
+                    f"guidance for {name} is left out: this model was never trained without {name} before its items "
+                    f"(transform.condition_dropout.{name})",
+                    stacklevel=3,
+                )
+        return self.config.trained_guidance(wanted)
+
+    # ---- weights ----------------------------------------------------------------------------------------------------
 
     def init_from(self, source: "Transfusion") -> LoadReport:
         """Start from another model's weights; see `transfusion.model.transfer.init_from`."""
         return init_from(self.network, self.vocabulary, source.network, source.vocabulary)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model folder; weights that were there stay where it fails.
+        """Write the model folder. An old model there survives a failed write.
 
         Raises:
-            ValueError: adapters stand in the trunk (`model/lora.py`).
+            ValueError: the network has LoRA adapters (`model/lora.py`).
             OSError: it can't be written.
         """
         if self.network.lora is not None:
-            raise ValueError("adapters stand in the trunk: merge them first (lora.merge), or save them alone (lora.save)")
+            raise ValueError("the network has adapters: merge them first (lora.merge), or save them alone (lora.save)")
         write(Path(folder), self.config, self.vocabulary, self.network)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", modules: CustomModules | None = None
-    ) -> "Transfusion":
+        cls: type[Model], folder: str | Path, *, device: str | torch.device = "cpu", modules: CustomModules | None = None
+    ) -> Model:
         """Read a model folder, or the model of a run folder.
 
         Args:
-            modules: patchers of your own, where the model was made with such; their weights are read from the folder.
+            modules: patchers of your own, where the model was made with some; their weights are read from the folder.
 
         Raises:
-            ValueError: no model there, another format, modules that are missing, or weights that do not fit; the message
-                names what differs.
+            ValueError: no model, another format, missing modules, or weights that do not fit; the message names what differs.
         """
         folder, config = find(folder), read_settings(folder)
         vocabulary = Vocabulary.load(folder / "tokenizer.json", config.model.modalities, config.language)
         model = cls(config, vocabulary, modules=modules)
         fit(model.network, read_weights(folder, tie_embeddings=config.model.tie_embeddings))
-        if config.quick.coded:
-            warnings.warn(
-                f"this model was made with an encoder or decoder for {', '.join(config.quick.coded)}, which are not in its "
-                "folder: give them again with model.attach(name, encoder, decoder)",
-                stacklevel=2,
-            )
         return model.to(device)
 
     @classmethod
     def from_language_model(
-        cls,
+        cls: type[Model],
         name: str | Path,
         *,
         modalities: tuple[Modality, ...] | None = None,
@@ -319,32 +336,31 @@ class Transfusion(Learns, Samples):
         seed: int = 0,
         revision: str | None = None,
         device: str | torch.device = "cpu",
-    ) -> "Transfusion":
-        """Go on from a language model of Llama, Mistral, Qwen2 or Qwen3 type: its trunk, its tokenizer, and behind its ids our
-        control tokens. On text it gives the logits that it gave.
+    ) -> Model:
+        """Start from a language model of Llama, Mistral, Qwen2 or Qwen3 type: its transformer and its tokenizer, with our
+        control tokens behind its ids. On text it computes the language model's logits.
 
         Args:
             name: a folder as Hugging Face's libraries write it, or OWNER/MODEL on their hub (extra `hf`).
             modalities: the media to learn (None: those of `config`).
-            modality_weights: "none": media run through the language model's weights; "mlp", "all": through weights of their
-                own beside these, see `TransformerConfig.modality_weights` (LMFusion, arXiv
-                2412.15188, is "all" with the language model frozen).
-            copies: whether such weights begin as copies of the text's.
-            context_length: tokens of context (None: what it can read, at most 2048).
-            config: all else: patchers, diffusion, sampling. Sizes of the trunk are the language model's.
+            modality_weights: "none": media use the language model's weights; "mlp", "all": media get weights of their own, see
+                `TransformerConfig.modality_weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
+            copies: whether such weights start as copies of the text's.
+            context_length: tokens of context (None: that of the language model, at most 2048).
+            config: patchers, diffusion and sampling; the transformer's sizes are the language model's.
             modules: patchers of your own.
-            seed: names the chance of what is new.
+            seed: random seed of the new weights.
             revision: branch, tag or commit on the hub.
 
         Raises:
-            ValueError: no such model, or one that is computed otherwise here; the message says which part.
+            ValueError: no such model, or a feature that is not supported; the message names it.
         """
-        found = LanguageModel.open(name, revision=revision)
-        model = config.model if modalities is None else replace(config.model, modalities=modalities)
-        model = found.model(model, modality_weights=modality_weights, context_length=context_length)
-        vocabulary = found.vocabulary(model.modalities)
+        source = LanguageModel.open(name, revision=revision)
+        network = config.model if modalities is None else replace(config.model, modalities=modalities)
+        network = source.model(network, modality_weights=modality_weights, context_length=context_length)
+        vocabulary = source.vocabulary(network.modalities)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key(seed, "weights"))
-            one = cls(replace(config, model=model, language=vocabulary.ids), vocabulary, modules=modules)
-            found.load(one.network, copies=copies)
-        return one.to(device)
+            model = cls(replace(config, model=network, language=vocabulary.ids), vocabulary, modules=modules)
+            source.load(model.network, copies=copies)
+        return model.to(device)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,36 +11,45 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from transfusion import config
-from transfusion.compat.lists import Quick
 from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import PretrainedVocabulary, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.model.network import ModelConfig, Network
 
-FORMAT = 1
+FORMAT = 2
+"""Rises when the names or the meaning of a field in `config.json` or of a weight change."""
 
 
 @dataclass(frozen=True)
 class TransfusionConfig:
-    """What a model folder says: the model, how it was trained to be guided, and how it is best sampled.
+    """A model without its weights: `config.json`.
 
     Args:
-        model: the network's configuration.
-        drop: how often captions were dropped in training; where text was never dropped, guidance has no meaning.
+        model: the network.
+        condition_dropout: how often training dropped the conditions of an item. Guidance needs an unconditional branch that
+            was trained: see `trained_guidance`.
         sampler, guidance: defaults of `generate`.
         language: the language model that the text ids come from, if any.
-        quick: how lists of tensors are read.
-        format: version of the folder's form.
+        format: version of the model folder.
     """
 
     model: ModelConfig = ModelConfig()
-    drop: ConditionDropout = ConditionDropout()
+    condition_dropout: ConditionDropout = ConditionDropout()
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
     language: PretrainedVocabulary | None = None
-    quick: Quick = Quick()
     format: int = FORMAT
+
+    @property
+    def guidable(self) -> tuple[str, ...]:
+        """Conditions that training dropped, of "text" and "media": guidance by these has an unconditional branch."""
+        drop = self.condition_dropout
+        return tuple(name for name in ("text", "media") if getattr(drop, name) + drop.both > 0)
+
+    def trained_guidance(self, guidance: Guidance) -> Guidance:
+        """`guidance` with scale 1 (off) for the conditions that training never dropped."""
+        return replace(guidance, **{name: 1.0 for name in ("text", "media") if name not in self.guidable})
 
 
 def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network) -> None:
@@ -63,7 +72,7 @@ def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, net
 
 
 def read_weights(folder: Path, *, tie_embeddings: bool) -> dict[str, Tensor]:
-    """The weights of a model folder; `tie_embeddings`: the head is the embedding. Raises ValueError if they can't be read."""
+    """The weights of a model folder; `tie_embeddings` where the head is the embedding. Raises ValueError if unreadable."""
     try:
         weights = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -89,8 +98,12 @@ def read_settings(folder: str | Path) -> TransfusionConfig:
         plain = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        raise ValueError(f"{file} is of another format; this version reads format {FORMAT}")
+    found = plain.get("format") if isinstance(plain, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{file} has format {found}, this version reads format {FORMAT}: train the model anew, or use the version of "
+            "transfusion that wrote it"
+        )
     return config.from_plain(TransfusionConfig, plain)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn, randn
 
-from transfusion import Document, Media, Text, Transfusion, print_modality_sample
+from transfusion import Document, Media, Text
+from transfusion.compat import Transfusion, print_modality_sample
 
 WORDS = dict(num_text_tokens=16, dim_latent=8, modality_default_shape=(4,), transformer=dict(dim=32, depth=1, dim_head=16))
 

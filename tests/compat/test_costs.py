@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn, randn
 from torch.autograd.graph import saved_tensors_hooks
 
-from transfusion import TransformerConfig, Transfusion
+from transfusion import TransformerConfig
+from transfusion.compat import Transfusion
 from transfusion.generate.engine import Engine
 from transfusion.nn.transformer import Transformer
 
@@ -175,5 +176,9 @@ def test_other_libraries_words_for_the_average() -> None:
     m = Transfusion(**WORDS)
     ema = m.create_ema(beta=0.9, update_every=5)
     assert (ema.decay, ema.every) == (0.9, 5)
-    assert m.create_ema(0.9, update_every=5).every == 5
+    assert m.create_ema(0.9, update_every=5).every == 5 and m.create_ema(beta=0.9).decay == m.create_ema(0.9).decay
+    with pytest.raises(ValueError, match="no option 'evry'; did you mean 'every'"):
+        m.create_ema(0.9, evry=5)
+    with pytest.raises(ValueError, match="no option 'momentum'; there are decay, every"):
+        m.create_ema(momentum=0.9)
     assert len(ema.sample_many([None, ids(1)], max_length=10, modality_steps=1)) == 2

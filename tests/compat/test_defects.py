@@ -11,7 +11,8 @@ import torch
 from torch import nn, randn
 
 from small import IMAGE, model, picture
-from transfusion import DDPM, Document, Engine, Euler, Guidance, Media, Request, Text, Transfusion
+from transfusion import DDPM, Document, Engine, Euler, Guidance, Media, Request, Text
+from transfusion.compat import Transfusion
 from transfusion.data.tokenize import Coordinates, tokenize_document
 from transfusion.diffusion.schedule import Cosine, Linear
 from transfusion.generate.engine import generate

@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn, randn
 
-from transfusion import Document, Media, Text, Transfusion, print_modality_sample
-from transfusion.compat.lists import Item
+from transfusion import Document, Media, Text
+from transfusion.compat import Item, Transfusion, print_modality_sample
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import DDPM
 from transfusion.diffusion.schedule import Cosine

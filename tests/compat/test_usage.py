@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn, randint, randn
 
-from transfusion import Transfusion, print_modality_sample
+from transfusion.compat import Transfusion, print_modality_sample
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn, randn
 
-from transfusion import Diffusion, Document, Media, Text, TransformerConfig, Transfusion
+from transfusion import Diffusion, Document, Media, Text, TransformerConfig
+from transfusion.compat import Transfusion
 from transfusion.diffusion.schedule import Cosine
 from transfusion.diffusion.times import Uniform
 
@@ -51,7 +52,7 @@ def test_names_and_largest_sizes() -> None:
 def test_items_of_a_fixed_shape_say_no_size() -> None:
     free, fixed = Transfusion(**WORDS), Transfusion(**WORDS, modality_fixed_shape=True)
     assert len(fixed.vocabulary) < len(free.vocabulary)
-    lengths = [len(m.entries(m.parts.documents([[ids(1), randn(4, 8)]]), seed=0)[0]) for m in (free, fixed)]
+    lengths = [len(m.tokenize(m.lists.documents([[ids(1), randn(4, 8)]]), seed=0)[0]) for m in (free, fixed)]
     assert lengths[0] == lengths[1] + 1
     with pytest.raises(ValueError, match=r"document 0, item 0: .*every item has .4,."):
         fixed([[randn(5, 8)]])
@@ -80,7 +81,7 @@ def test_min_divisor_bounds_the_weight_of_nearly_clean_items() -> None:
 
 def test_what_each_layer_gives_can_be_had() -> None:
     m = Transfusion(**WORDS).eval()
-    batch = m.collate(m.entries(m.parts.documents([[ids(1, 2), randn(4, 8)]]), seed=0))
+    batch = m.collate(m.tokenize(m.lists.documents([[ids(1, 2), randn(4, 8)]]), seed=0))
     from transfusion.nn.attention import AttentionMetadata
 
     layers: list[Tensor] = []

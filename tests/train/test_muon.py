@@ -139,7 +139,7 @@ def test_the_rest_is_adamw_to_the_bit() -> None:
         assert torch.equal(p, theirs[name]) == (id(p) not in inside), name
     names = [name for name, p in m.named_parameters() if id(p) in inside]
     assert len(names) == 2 * 4 and all(name.startswith("network.transformer.blocks") for name in names)
-    assert len(model(modality_weights="all").muon_parameters()) == 2 * len(names)  # a set for text, one for pictures
+    assert len(model(modality_weights="all").network.muon_parameters()) == 2 * len(names)  # a set for text, one for pictures
 
 
 def test_one_schedule_scales_all_groups() -> None:

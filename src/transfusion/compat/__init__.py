@@ -1,12 +1,22 @@
-"""The quick face: nested lists of tensors in, a loss or a sample out. The same model, and the same code below it.
+"""The call forms of transfusion-pytorch: nested lists of tensors in, a loss or a sample out. Nothing imports this room.
+
+    from transfusion.compat import Transfusion
+
+An entry of a list is:
 
     integer tensor          text ids, [length]
-    float tensor            an item of modality 0, [*size, channels] (or [channels, *size] where `channel_first_latent`)
+    float tensor            an item of modality 0, [*size, channels] ([channels, *size] with `channel_first_latent`)
     (index, tensor)         an item of one of several modalities
-    (..., weight)           with a weight of its loss: a number; one for each token of a text, or each element of an item;
-                            or False to leave it out altogether
-    Text, Media             as they are
+    (..., weight)           with a loss weight: a number; one for each token of a text or element of an item; False leaves the
+                            entry out
+    Text, Media             segments
 
-`parts.py` makes Documents of such lists and lists of Documents; `arguments.py` makes a configuration of the constructor's
-words; `losses.py` and `samples.py` have the methods. What lies below knows nothing of this room.
+`constructor.py` turns the constructor's arguments into a config; `lists.py` turns lists into Documents and back; `training.py`
+and `sampling.py` hold what the methods of `model.Transfusion` need.
 """
+
+from transfusion.compat.lists import Item as Item
+from transfusion.compat.lists import print_modality_sample as print_modality_sample
+from transfusion.compat.model import Transfusion as Transfusion
+from transfusion.compat.training import Breakdown as Breakdown
+from transfusion.compat.training import create_dataloader as create_dataloader

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from transfusion.codec.autoencoder import Autoencoder
-from transfusion.compat.lists import Quick
+from transfusion.compat.lists import CompatConfig
 from transfusion.config import nearest
 from transfusion.data.tokenize import Coordinates
 from transfusion.data.transforms import ConditionDropout
@@ -22,6 +22,7 @@ from transfusion.diffusion.schedule import LinearInterpolant
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import AuxiliaryLossConfig
 from transfusion.model.network import ModelConfig
+from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.config import AttentionConfig, TransformerConfig
 
 T = TypeVar("T")
@@ -32,14 +33,11 @@ CONTEXT = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Configured:
-    """What the words come to."""
+    """What the arguments configure. `modules` are the pairs of `pre_post_transformer_enc_dec`, by name of the modality."""
 
-    model: ModelConfig
+    config: TransfusionConfig
     vocabulary: Vocabulary
-    quick: Quick
-    drop: ConditionDropout
-    sampler: Sampler
-    guidance: Guidance
+    compat: CompatConfig
     autoencoders: dict[str, Autoencoder]
     modules: dict[str, tuple[nn.Module, nn.Module]]
 
@@ -182,15 +180,21 @@ def configure(
         for module in modules:
             if module is not None and not isinstance(module, nn.Module):
                 raise ValueError(f"{name} is a torch.nn.Module, or one (or None) a modality, not {module!r}")
-    coded = {n: Autoencoder(e, d) for n, e, d in zip(names, encoders, decoders, strict=True) if e is not None or d is not None}
+    autoencoders = {
+        name: Autoencoder(encoder, decoder)
+        for name, encoder, decoder in zip(names, encoders, decoders, strict=True)
+        if encoder is not None or decoder is not None
+    }
     return Configured(
-        model=model,
+        config=TransfusionConfig(
+            model,
+            condition_dropout=ConditionDropout(text=prob_uncond),
+            sampler=_sampler(diffusion),
+            guidance=Guidance(text=3.0 if prob_uncond > 0 else 1.0),
+        ),
         vocabulary=Vocabulary(Ids(num_text_tokens).build([]), model.modalities),
-        quick=Quick(first, tuple(coded), text_loss_weight),
-        drop=ConditionDropout(text=prob_uncond),
-        sampler=_sampler(diffusion),
-        guidance=Guidance(text=3.0 if prob_uncond > 0 else 1.0),
-        autoencoders=coded,
+        compat=CompatConfig(first, tuple(autoencoders), text_loss_weight),
+        autoencoders=autoencoders,
         modules={name: pair for name, pair in zip(names, pairs, strict=True) if pair is not None},
     )
 
@@ -207,7 +211,7 @@ def _sampler(diffusion: Diffusion) -> Sampler:
     return Heun(num_steps=16) if isinstance(diffusion.schedule, LinearInterpolant) else DDPM(num_steps=250, clip=4.0)
 
 
-def known(words: dict[str, Any]) -> None:
+def check_words(words: dict[str, Any]) -> None:
     """Raises ValueError for a word that `configure` does not have, naming the nearest, or one that is missing."""
     parameters = inspect.signature(configure).parameters
     for word in words:
@@ -217,7 +221,7 @@ def known(words: dict[str, Any]) -> None:
             raise ValueError(f"no argument {word!r}{nearest(word, parameters)}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in words:
-            raise ValueError(f"Transfusion needs {name}: see transfusion.quick.arguments.configure")
+            raise ValueError(f"Transfusion needs {name}: see transfusion.compat.constructor.configure")
 
 
 LEFT_OUT = {

@@ -6,45 +6,41 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.data.document import Document, Media, Segment, Text
-from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import Vocabulary
-from transfusion.diffusion.guidance import Guidance
-from transfusion.diffusion.sampler import Sampler
 from transfusion.modality import Modality
-from transfusion.model.network import Network
 
 TEXT_DTYPES = (torch.int64, torch.int32)
 
 
 class Item(NamedTuple):
-    """One item of a sample: the index of its modality, and the tensor (decoded, where its modality has a decoder)."""
+    """A media item of a sample: the index of its modality, and its tensor (decoded, where its modality has a decoder)."""
 
     modality_type: int
     tensor: Tensor
 
 
 @dataclass(frozen=True)
-class Quick:
-    """How the lists of tensors are to be read; kept in a model's folder.
+class CompatConfig:
+    """How lists of tensors are read: `compat.json` in the model folder.
 
     Args:
         channel_first: by modality, whether latents are [channels, *size] instead of [*size, channels].
-        coded: names of the modalities that had an encoder or a decoder, which are not saved with the model.
-        text_weight: factor on the whole loss (the weight of a modality's loss beside it is `ModelConfig.media_weight`).
+        autoencoded: names of the modalities that had an encoder or a decoder, which are not saved with the model.
+        text_loss_weight: factor on the whole loss (`ModelConfig.media_weight` is divided by it).
     """
 
     channel_first: tuple[bool, ...] = ()
-    coded: tuple[str, ...] = ()
-    text_weight: float = 1.0
+    autoencoded: tuple[str, ...] = ()
+    text_loss_weight: float = 1.0
 
 
 @dataclass(eq=False)
-class _Part:
-    """An entry of a list, read: a segment, or an item that is still as the user has it."""
+class _Entry:
+    """A checked entry of a list: a segment, or a raw item that is not encoded yet; neither where it is left out."""
 
     segment: Segment | None = None
     modality: int = 0
@@ -54,16 +50,16 @@ class _Part:
     where: str = ""
 
 
-class Parts:
-    """Reads and writes lists of tensors for one model.
+class Lists:
+    """Reader and writer of lists of tensors for one model.
 
     Args:
-        autoencoders: by name of the modality, where items are given raw.
-        quick: orientation of latents.
+        autoencoders: by name of the modality, where items are raw.
+        config: orientation of latents.
     """
 
-    def __init__(self, vocabulary: Vocabulary, autoencoders: Mapping[str, Autoencoder], quick: Quick) -> None:
-        self.vocabulary, self.autoencoders, self.quick = vocabulary, autoencoders, quick
+    def __init__(self, vocabulary: Vocabulary, autoencoders: Mapping[str, Autoencoder], config: CompatConfig) -> None:
+        self.vocabulary, self.autoencoders, self.config = vocabulary, autoencoders, config
 
     # ---- lists -> documents -----------------------------------------------------------------------------------------
 
@@ -82,7 +78,7 @@ class Parts:
             raise ValueError(f"a list with one entry a document is wanted, not {_what(samples)}: put it in a list")
         if not samples:
             raise ValueError("no documents: give at least one")
-        read: list[Document | list[_Part]] = []
+        read: list[Document | list[_Entry]] = []
         for index, sample in enumerate(samples):
             read.append(sample if isinstance(sample, Document) else self._sample(index, sample, prompts))
         if encode:
@@ -109,7 +105,7 @@ class Parts:
 
     def _try(self, entry: Any) -> None:
         """Raises ValueError for what is wrong with one entry of a list."""
-        part = self._part(entry)
+        part = self._entry(entry)
         if part.tensor is not None:
             self._check_raw(part)
             if self._autoencoder(part) is None:
@@ -120,7 +116,7 @@ class Parts:
                 raise ValueError(f"latents of {modality.name!r} have {modality.channels} channels, not {values.shape[0]}")
             modality.slots(tuple(values.shape[1:]))
 
-    def _sample(self, index: int, sample: Any, prompt: bool) -> list[_Part]:
+    def _sample(self, index: int, sample: Any, prompt: bool) -> list[_Entry]:
         if prompt and sample is None:
             return []
         if prompt and (isinstance(sample, Tensor | str | Text | Media) or _is_item(sample)):
@@ -134,7 +130,7 @@ class Parts:
         parts = []
         for at, entry in enumerate(sample):
             try:
-                part = self._part(entry)
+                part = self._entry(entry)
                 if part.tensor is not None:
                     self._check_raw(part)
             except ValueError as error:
@@ -144,12 +140,12 @@ class Parts:
                 parts.append(part)
         return parts
 
-    def _part(self, entry: Any) -> _Part:
+    def _entry(self, entry: Any) -> _Entry:
         if isinstance(entry, Media):
-            return _Part(entry)
+            return _Entry(entry)
         if isinstance(entry, Text):
             self.vocabulary.encode(entry.content)
-            return _Part(entry)
+            return _Entry(entry)
         modality, weight, tensor = None, None, entry
         if isinstance(entry, tuple):
             rest = list(entry)
@@ -183,50 +179,50 @@ class Parts:
             raise ValueError(f"no modality {index}: {known}")
         factor = 1.0 if weight is None or weight is True else weight
         if factor is False:
-            return _Part()
+            return _Entry()
         if isinstance(factor, list | tuple):
             factor = torch.tensor(factor)
         if isinstance(factor, Tensor):
-            return _Part(None, index, tensor, mask=factor.float())
+            return _Entry(None, index, tensor, mask=factor.float())
         if not isinstance(factor, int | float) or not math.isfinite(factor) or factor < 0:
             raise ValueError(f"the weight of an item is a number from 0 up, or False, not {factor!r}")
-        return _Part(None, index, tensor, float(factor))
+        return _Entry(None, index, tensor, float(factor))
 
-    def _text(self, tensor: Tensor, weight: Any) -> _Part:
+    def _text(self, tensor: Tensor, weight: Any) -> _Entry:
         if tensor.ndim > 1 or not tensor.numel():
             raise ValueError(f"text is a tensor of ids of one axis, at least 1 long, not of shape {tuple(tensor.shape)}")
         ids = tuple(tensor.reshape(-1).tolist())
         self.vocabulary.encode(ids)
         if weight is None or weight is True:
-            return _Part(Text(ids))
+            return _Entry(Text(ids))
         if weight is False:
-            return _Part()
+            return _Entry()
         if isinstance(weight, Tensor):
             weight = weight.tolist()
         if isinstance(weight, list | tuple):
             if len(weight) != len(ids):
                 raise ValueError(f"{len(weight)} weights for {len(ids)} tokens: give one a token")
-            return _Part(Text(ids, weight=tuple(_weight(w) for w in weight)))
-        return _Part(Text(ids, weight=_weight(weight)))
+            return _Entry(Text(ids, weight=tuple(_weight(w) for w in weight)))
+        return _Entry(Text(ids, weight=_weight(weight)))
 
     def _modality(self, index: int) -> tuple[Modality, bool]:
-        first = self.quick.channel_first
+        first = self.config.channel_first
         return self.vocabulary.modalities[index], bool(first[index]) if index < len(first) else False
 
-    def _autoencoder(self, part: _Part) -> Autoencoder | None:
+    def _autoencoder(self, part: _Entry) -> Autoencoder | None:
         found = self.autoencoders.get(self.vocabulary.modalities[part.modality].name)
         return found if found is not None and found.encoder is not None else None
 
-    def _check_raw(self, part: _Part) -> None:
+    def _check_raw(self, part: _Entry) -> None:
         assert part.tensor is not None
         if part.tensor.numel() == 0:
             raise ValueError(f"an item of shape {tuple(part.tensor.shape)} holds nothing: leave it out")
         if not torch.isfinite(part.tensor).all():
             raise ValueError("the item holds NaN or infinity: check how it was made")
 
-    def _encode(self, parts: Sequence[_Part]) -> None:
+    def _encode(self, parts: Sequence[_Entry]) -> None:
         """Raw items -> latents, those of one modality and shape together."""
-        groups: dict[tuple[int, tuple[int, ...]], list[_Part]] = {}
+        groups: dict[tuple[int, tuple[int, ...]], list[_Entry]] = {}
         for part in parts:
             if part.tensor is not None and self._autoencoder(part) is not None:
                 groups.setdefault((part.modality, tuple(part.tensor.shape)), []).append(part)
@@ -251,7 +247,7 @@ class Parts:
                 if not torch.isfinite(one).all():
                     raise ValueError(f"{part.where}: the encoder of modality {index} gives NaN or infinity for this item")
 
-    def _document(self, index: int, read: "Document | list[_Part]") -> Document:
+    def _document(self, index: int, read: "Document | list[_Entry]") -> Document:
         if isinstance(read, Document):
             return read
         segments: list[Segment] = []
@@ -287,32 +283,29 @@ class Parts:
         modality.slots(tuple(latents.shape[1:]))
         return latents
 
-    def noises(self, given: Sequence[Any], documents: Sequence[Document]) -> list[Document]:
-        """The documents, with noise given for their items: a list of tensors for each document, shaped like the latents."""
-        found = []
-        for index, (document, noise) in enumerate(zip(documents, given, strict=True)):
-            rest, segments = list(noise), []
-            for segment in document.segments:
-                if isinstance(segment, Media):
-                    if not rest:
-                        raise ValueError(f"document {index} has more items than there are noises for it: give one an item")
-                    modality = self.vocabulary.modalities.index(self.vocabulary.modality(segment.modality))
-                    one = rest.pop(0)
-                    if not isinstance(one, Tensor):
-                        raise ValueError(f"document {index}: noise is a tensor shaped like its item, not {_what(one)}")
-                    try:
-                        segment = replace(segment, noise=self.latents(one, modality))
-                    except ValueError as error:
-                        raise ValueError(f"document {index}, noise: {error}") from error
-                segments.append(segment)
-            if rest:
-                raise ValueError(f"document {index} has fewer items than there are noises for it: give one an item")
-            found.append(replace(document, segments=tuple(segments)))
-        return found
+    def with_noise(self, index: int, document: Document, noise: list[Any]) -> Document:
+        """The document, with a tensor of `noise` for each of its items, shaped like the latents in the user's orientation."""
+        segments = []
+        for segment in document.segments:
+            if isinstance(segment, Media):
+                if not noise:
+                    raise ValueError(f"document {index} has more items than there are noises for it: give one an item")
+                modality = self.vocabulary.modalities.index(self.vocabulary.modality(segment.modality))
+                tensor, *noise = noise
+                if not isinstance(tensor, Tensor):
+                    raise ValueError(f"document {index}: noise is a tensor shaped like its item, not {_what(tensor)}")
+                try:
+                    segment = replace(segment, noise=self.latents(tensor, modality))
+                except ValueError as error:
+                    raise ValueError(f"document {index}, noise: {error}") from error
+            segments.append(segment)
+        if noise:
+            raise ValueError(f"document {index} has fewer items than there are noises for it: give one an item")
+        return replace(document, segments=tuple(segments))
 
     # ---- documents -> lists -----------------------------------------------------------------------------------------
 
-    def proj_out(self, latents: Tensor, index: int) -> Tensor:
+    def oriented(self, latents: Tensor, index: int) -> Tensor:
         """Latents [channels, *size] (or with items before that) in the user's orientation."""
         modality, first = self._modality(index)
         axes = len(modality.patch)
@@ -320,7 +313,7 @@ class Parts:
 
     def decoded(self, latents: Tensor, index: int) -> Tensor:
         """Items of latents [item, channels, *size]: through the decoder, where there is one, else in the user's orientation."""
-        out = self.proj_out(latents, index)
+        out = self.oriented(latents, index)
         autoencoder = self.autoencoders.get(self.vocabulary.modalities[index].name)
         if autoencoder is None or autoencoder.decoder is None:
             return out
@@ -341,42 +334,8 @@ class Parts:
                 continue
             index = self.vocabulary.modalities.index(self.vocabulary.modality(segment.modality))
             latents = segment.tensor()
-            found.append(Item(index, self.decoded(latents[None], index)[0] if decode else self.proj_out(latents, index)))
+            found.append(Item(index, self.decoded(latents[None], index)[0] if decode else self.oriented(latents, index)))
         return found
-
-
-class Held(nn.Module):
-    """What a model has that lists of tensors are read and written with."""
-
-    network: Network
-    vocabulary: Vocabulary
-    autoencoders: nn.ModuleDict
-
-    @property
-    def quick(self) -> Quick:
-        """Orientation of latents and weight of the loss."""
-        raise NotImplementedError
-
-    @property
-    def drop(self) -> ConditionDropout:
-        """How often an item loses its context in training."""
-        raise NotImplementedError
-
-    @property
-    def sampler(self) -> Sampler:
-        """How items are drawn, if nothing else is said."""
-        raise NotImplementedError
-
-    @property
-    def guidance(self) -> Guidance:
-        """How strongly items follow what stands before them, if nothing else is said."""
-        raise NotImplementedError
-
-    @property
-    def parts(self) -> Parts:
-        """Reader and writer of lists of tensors."""
-        found = {name: one for name, one in self.autoencoders.items() if isinstance(one, Autoencoder)}
-        return Parts(self.vocabulary, found, self.quick)
 
 
 def _is_item(value: Any) -> bool:

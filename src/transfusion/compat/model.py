@@ -1,0 +1,439 @@
+"""`Transfusion` with the call forms of transfusion-pytorch: a subclass of `transfusion.Transfusion` over the same code."""
+
+import json
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from transfusion import api, rng
+from transfusion.codec.autoencoder import Autoencoder
+from transfusion.codec.custom_patcher import CustomModules
+from transfusion.compat import sampling, training
+from transfusion.compat.constructor import check_words, configure
+from transfusion.compat.lists import CompatConfig, Item, Lists
+from transfusion.config import from_plain, nearest, to_plain
+from transfusion.data.batch import Batch
+from transfusion.data.document import ANY_TIME, Document, Text
+from transfusion.data.transforms import ConditionDropout, DocumentTransform
+from transfusion.data.vocabulary import Vocabulary
+from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.sampler import Sampler
+from transfusion.generate.engine import generate
+from transfusion.generate.state import Request
+from transfusion.model.auxiliary import Decoders
+from transfusion.model.losses import Losses
+from transfusion.model.network import Network
+from transfusion.model_folder import TransfusionConfig, find
+from transfusion.nn.ema import Averaged
+from transfusion.nn.eval_mode import eval_mode
+
+DEBUG = "TRANSFUSION_DEBUG"
+FILE = "compat.json"
+"""Beside `config.json` in the model folder: the `CompatConfig`."""
+
+
+class Transfusion(api.Transfusion):
+    """A Transfusion built from transfusion-pytorch's arguments, for documents that are lists of tensors.
+
+    `Transfusion(num_text_tokens=256, dim_latent=384, modality_default_shape=(4,), transformer=dict(dim=512, depth=8))`
+
+    Args:
+        config, vocabulary, modules: as in `transfusion.Transfusion`, instead of `words`.
+        compat: how lists of tensors are read, where `config` is given.
+        words: see `transfusion.compat.constructor.configure`.
+
+    Raises:
+        ValueError: an unknown or missing argument, or arguments that do not fit each other.
+    """
+
+    fallbacks: Counter[Any]
+    """After a call that generates: items whose written size could not be used, by reason."""
+
+    def __init__(
+        self,
+        config: TransfusionConfig | None = None,
+        vocabulary: Vocabulary | None = None,
+        *,
+        modules: CustomModules | None = None,
+        compat: CompatConfig = CompatConfig(),
+        **words: Any,
+    ) -> None:
+        autoencoders: dict[str, Autoencoder] = {}
+        if config is None or vocabulary is None:
+            if config is not None or vocabulary is not None:
+                raise ValueError("config and vocabulary belong together: give both, or transfusion-pytorch's arguments")
+            check_words(words)
+            built = configure(**words)
+            config, vocabulary, compat, autoencoders = built.config, built.vocabulary, built.compat, built.autoencoders
+            modules = {**built.modules, **(modules or {})} or None
+        elif words:
+            raise ValueError(f"{', '.join(words)}: change the config, or leave config and vocabulary out")
+        super().__init__(config, vocabulary, modules=modules)
+        self.compat = compat
+        self.autoencoders = nn.ModuleDict(autoencoders)
+
+    @property
+    def lists(self) -> Lists:
+        """Reader and writer of lists of tensors."""
+        autoencoders = {name: module for name, module in self.autoencoders.items() if isinstance(module, Autoencoder)}
+        return Lists(self.vocabulary, autoencoders, self.compat)
+
+    def attach(self, modality: str, encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
+        """Give a modality an encoder and a decoder between raw items and latents. They are used, never trained, and not saved.
+
+        Raises:
+            ValueError: an unknown modality, or something that is no module.
+        """
+        self.vocabulary.modality(modality)
+        for module in (encoder, decoder):
+            if module is not None and not isinstance(module, nn.Module):
+                raise ValueError(f"an encoder or decoder is a torch.nn.Module, not {module!r}")
+        self.autoencoders[modality] = Autoencoder(encoder, decoder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model folder, and `compat.json` in it. Raises as `transfusion.Transfusion.save_pretrained`."""
+        super().save_pretrained(folder)
+        (Path(folder) / FILE).write_text(json.dumps(to_plain(self.compat), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", modules: CustomModules | None = None
+    ) -> "Transfusion":
+        """Read a model folder, written by this class or by `transfusion.Transfusion`; see there."""
+        model = super().from_pretrained(folder, device=device, modules=modules)
+        file = find(folder) / FILE
+        if file.is_file():
+            try:
+                model.compat = from_plain(CompatConfig, json.loads(file.read_text()))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"cannot read {file}: {error}") from error
+        if model.compat.autoencoded:
+            warnings.warn(
+                f"this model was made with an encoder or decoder for {', '.join(model.compat.autoencoded)}, which are not in "
+                "its folder: give them again with model.attach(name, encoder, decoder)",
+                stacklevel=2,
+            )
+        return model
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        batch: Batch | Tensor | Sequence[Any],
+        *,
+        modality_type: int | None = None,
+        times: Any = None,
+        noise: Sequence[Any] | None = None,
+        num_modalities_to_times_fn: Callable[[Tensor], Tensor] | None = None,
+        teacher: Any = None,
+        velocity_consistency_ema_model: Any = None,
+        decoders: Decoders | None = None,
+        prob_uncond: float | None = None,
+        seed: int | None = None,
+        noised: bool = False,
+        return_loss: bool = True,
+        return_breakdown: bool = False,
+        return_times: bool = False,
+        return_predictions: bool = False,
+        debug: bool | None = None,
+    ) -> Any:
+        """The `Losses` of a `Batch`; or for documents as lists of tensors the loss, a scalar, and what `return_*` adds to it.
+
+        Where several results are asked for, a tuple in the order loss, breakdown, times, predictions.
+
+        Args:
+            batch: a Batch (then only `teacher` and `decoders` are used); a list of lists of items; token ids Int[document,
+                length], to train on language alone; or latents Float[item, ...], to train one modality alone.
+            modality_type: modality of latents alone.
+            times: noise level of each item, 0 clean, 1 noise: a list of numbers for each document, a tensor [document, item],
+                or a function of the number of items. Whole numbers are steps of the diffusion's T.
+            noise: noise of each item, a list of tensors for each document.
+            num_modalities_to_times_fn: function from the numbers of items, Int[document], to times, Float[document, most
+                items], 0 clean, 1 noise (transfusion-pytorch counts the other way).
+            teacher: this model under averaged weights (`create_ema`), for auxiliary losses that compare with it;
+                `velocity_consistency_ema_model` is transfusion-pytorch's name for it.
+            decoders: modality name -> function from latents [item, channels, *size] to what the reconstruction loss compares
+                (None: the model's own decoders).
+            prob_uncond: share of items that lose the text before them (None: the model's own). Text is dropped in training mode
+                only, and not where times, noise or predictions are asked for: these belong to the documents as they are.
+            seed: random seed of noise, times and dropped text; None: drawn from torch's generator.
+            noised: the latents are noised already, to `times`: no encoder runs, and predictions are the only result.
+            return_loss: False: predictions only.
+            return_breakdown: also a `Breakdown`.
+            return_times: also the time of each item, a list for each document.
+            return_predictions: also the network's output, a list for each document, an entry for each segment: of a text the
+                logits of the token after each of its tokens, [length, ids]; of an item its prediction, shaped like the latents.
+            debug: report all input errors at once, and print the layout of each document (None: if the environment variable
+                TRANSFUSION_DEBUG is 1).
+
+        In training mode an item that a later segment conditions on gets at most half the noise (the paper's Table 8), unless
+        its time is set.
+
+        Raises:
+            ValueError: what is wrong with which item of which document, before anything is computed.
+        """
+        teacher = teacher if velocity_consistency_ema_model is None else velocity_consistency_ema_model
+        if isinstance(batch, Batch):
+            return self._losses(batch, teacher, decoders)
+        debug = os.environ.get(DEBUG, "") not in ("", "0") if debug is None else debug
+        if debug:
+            training.report_all_errors(self.lists, batch)
+        if noised and times is None and num_modalities_to_times_fn is None:
+            raise ValueError("noised latents need the times at which they stand: give times")
+        documents, add_eos = training.read(self, self.lists, batch, modality_type, encode=not noised)
+        documents = training.with_times(self, documents, times, num_modalities_to_times_fn)
+        documents = training.with_noise(self.lists, documents, noise)
+        seed = _seed(seed)
+        if self.training and not noised:
+            fixed = noise is not None or any(m.times != ANY_TIME for document in documents for m in document.media)
+            whole = fixed or return_times or return_predictions or not return_loss
+            dropout = self.config.condition_dropout if prob_uncond is None else ConditionDropout(text=prob_uncond)
+            transform = DocumentTransform(
+                image_first=0.0,
+                condition_noise_max=1.0 if fixed else 0.5,
+                condition_dropout=ConditionDropout(0.0) if whole else dropout,
+            )
+            documents = [transform(document, seed, 0, i) for i, document in enumerate(documents)]
+        sequences = self.tokenize(documents, seed=seed, add_eos=add_eos)
+        if debug:
+            training.print_layout(documents, sequences)
+        rows = self.collate(sequences)
+        results: list[Any] = []
+        if return_loss and not noised:
+            losses = self._losses(rows, teacher, decoders)
+            results.append(self.total(losses))
+            if return_breakdown:
+                results.append(training.breakdown(results[0], losses))
+        if return_times:
+            results.append(training.item_times(self, rows, sequences))
+        if return_predictions or not return_loss or noised:
+            predictions = training.predictions(self, self.lists, rows, documents, sequences, noised=noised)
+            results.append(torch.stack([p[0] for p in predictions]) if isinstance(batch, Tensor) else predictions)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def total(self, losses: Losses) -> Tensor:
+        """The loss of `transfusion.Transfusion`, times `text_loss_weight`."""
+        return super().total(losses) * self.compat.text_loss_weight
+
+    def _losses(self, batch: Batch, teacher: Any, decoders: Decoders | None) -> Losses:
+        known = isinstance(teacher, api.Transfusion | Averaged | Network)
+        if known and not self.config.model.auxiliary.needs_ema_teacher:
+            raise ValueError(
+                "no loss is on that looks to an EMA model: give Transfusion velocity_consistency_loss_weight=0.1, or auxiliary="
+            )
+        return super().forward(batch, teacher=teacher, decoders=self._decoders() if decoders is None else decoders)
+
+    def _decoders(self) -> Decoders:
+        """Functions from latents [item, channels, *size] to raw items, with gradient, by name of the modality."""
+        lists = self.lists
+        index = {m.name: i for i, m in enumerate(self.vocabulary.modalities)}
+        return {
+            name: lambda x, i=index[name], autoencoder=autoencoder: autoencoder.reconstruct(lists.oriented(x, i))
+            for name, autoencoder in lists.autoencoders.items()
+            if autoencoder.decoder is not None
+        }
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The hidden weight matrices. `MuonConfig().build(model)` finds them itself and splits fused projections;
+        torch.optim.Muon would take a fused projection for one matrix."""
+        return self.network.muon_parameters()
+
+    def parameters_without_encoder_decoder(self) -> list[nn.Parameter]:
+        """The parameters to train: all but those of encoders and decoders."""
+        return list(self.network.parameters())
+
+    def create_dataloader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
+        """A `DataLoader` over lists of items, see `training.create_dataloader`."""
+        return training.create_dataloader(dataset, **options)
+
+    def create_ema(
+        self,
+        decay: float = 0.999,
+        *,
+        every: int = 1,
+        beta: float | None = None,
+        update_every: int | None = None,
+        **unknown: object,
+    ) -> Averaged:
+        """As `transfusion.Transfusion.create_ema`.
+
+        Args:
+            beta, update_every: ema_pytorch's names for `decay` and `every`.
+
+        Raises:
+            ValueError: an unknown option, or a value out of range.
+        """
+        for name in unknown:
+            raise ValueError(f"create_ema has no option {name!r}{nearest(name, ('decay', 'every'))}")
+        return super().create_ema(decay if beta is None else beta, every=every if update_every is None else update_every)
+
+    # ---- generation -------------------------------------------------------------------------------------------------
+
+    def sample(self, prompt: Any = None, max_length: int = 2048, **options: Any) -> list[Tensor | Item]:
+        """Continue one document: a list of text ids and `Item`s. Options as in `sample_many`."""
+        return self.sample_many([prompt], max_length, **options)[0]
+
+    def sample_many(
+        self,
+        prompts: Sequence[Any],
+        max_length: int = 2048,
+        text_temperature: float = 1.0,
+        text_min_p: float = 0.1,
+        *,
+        cache_kv: bool = True,
+        fixed_modality_shape: tuple[int, ...] | None = None,
+        force_modality_at_start: int | tuple[int, tuple[int, ...]] | None = None,
+        init_modality_noise: Tensor | None = None,
+        modality_steps: int | None = None,
+        sampler: Sampler | None = None,
+        return_unprocessed_modalities: bool = False,
+        return_without_prompt: bool = False,
+        cfg_scale: float | None = None,
+        seed: int | None = None,
+    ) -> list[list[Tensor | Item]]:
+        """Continue many documents together; each comes out as it would alone.
+
+        Args:
+            prompts: one entry a document: None, a text, an item, or a list of them. Raw items go through their encoder.
+            max_length: tokens at most, prompt and slots included.
+            text_temperature, text_min_p: how text is sampled; temperature 0 takes the most likely token.
+            cache_kv: ignored: keys and values are always cached.
+            fixed_modality_shape: size of every item, whatever the model writes.
+            force_modality_at_start: index of a modality of which an item is generated at once, or (index, size).
+            init_modality_noise: initial noise of the forced item, shaped like its latents, or [slots, channels].
+            modality_steps: steps of the sampler (None: those of the model's own).
+            sampler: instead of the model's own.
+            return_unprocessed_modalities: latents instead of decoded items.
+            return_without_prompt: only what was generated.
+            cfg_scale: guidance scale for the text before an item; 1: none (None: the model's own).
+            seed: random seed; None: drawn from torch's generator.
+
+        `fallbacks` then counts, by reason, the written sizes that could not be used.
+
+        Raises:
+            ValueError: what is wrong with which prompt.
+        """
+        del cache_kv
+        sampling.check_whole("max_length, the tokens that a document may have,", max_length)
+        force, size = sampling.forced(self.vocabulary, force_modality_at_start)
+        if not self.vocabulary.num_text and force is None:
+            force = self.vocabulary.modalities[0].name
+        sizes = sampling.fixed_sizes(self.vocabulary, fixed_modality_shape, force)
+        if init_modality_noise is not None:
+            size_of_noise = size or fixed_modality_shape
+            init_modality_noise = sampling.initial_noise(self.lists, init_modality_noise, force, size_of_noise)
+        options: dict[str, Any] = {
+            "max_tokens": max_length if self.vocabulary.num_text else 0,
+            "force": force,
+            "size": size,
+            "sizes": sizes,
+            "noise": init_modality_noise,
+            "decoding": sampling.decoding(text_temperature, text_min_p),
+            "sampler": sampling.with_steps(self.config.sampler, sampler, modality_steps),
+            "guidance": sampling.guidance(self.config, cfg_scale),
+        }
+        documents = self.lists.documents(prompts, prompts=True)
+        results = []
+        for prompt, document in zip(documents, self._continue(documents, seed, max_length, options), strict=True):
+            written = document.segments[len(prompt.segments) :] if return_without_prompt else document.segments
+            results.append(self.lists.sample(Document(written), decode=not return_unprocessed_modalities))
+        return results
+
+    def generate_text_only(
+        self,
+        prompt: Int[Tensor, "document length"],
+        length: int,
+        temperature: float = 1.0,
+        min_p: float = 0.1,
+        cache_kv: bool = True,
+        seed: int | None = None,
+    ) -> Int[Tensor, "document new"]:
+        """Exactly `length` ids of text after each prompt; no control token and no end among them.
+
+        Raises:
+            ValueError: a prompt that is no Int[document, length], or a length below 1.
+        """
+        del cache_kv
+        if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
+            raise ValueError("prompt is a tensor of ids [document, length]; one text is text[None]")
+        sampling.check_whole("length, the number of ids to write,", length)
+        if not self.vocabulary.num_text:
+            raise ValueError("this model has no ids of text to write: num_text_tokens is 0")
+        tokens = prompt.shape[1] + length + 1
+        if tokens > self.config.model.context_length:
+            raise ValueError(
+                f"the prompt and {length} ids more take {tokens} tokens, the context has {self.config.model.context_length}: "
+                "ask for fewer"
+            )
+        documents = self.lists.documents([[ids] if len(ids) else None for ids in prompt], prompts=True)
+        options: dict[str, Any] = {
+            "max_tokens": length,
+            "max_items": 0,
+            "allow_eos": False,
+            "decoding": sampling.decoding(temperature, min_p),
+        }
+        written = self._continue(documents, seed, tokens + 1, options)
+        ids = [
+            [i for s in document.segments if isinstance(s, Text) for i in self.vocabulary.encode(s.content)]
+            for document in written
+        ]
+        return torch.tensor(ids, device=prompt.device)[:, prompt.shape[1] :]
+
+    def generate_modality_only(
+        self,
+        batch_size: int = 1,
+        modality_type: int | None = None,
+        fixed_modality_shape: tuple[int, ...] | None = None,
+        modality_steps: int | None = None,
+        return_unprocessed_modalities: bool = False,
+        sampler: Sampler | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Items of one modality without any condition: [item, ...], decoded where the modality has a decoder.
+
+        Raises:
+            ValueError: several modalities and no `modality_type`, or a size that the modality does not take.
+        """
+        if modality_type is None and len(self.vocabulary.modalities) > 1:
+            raise ValueError("this model has several modalities: say which with modality_type")
+        sampling.check_whole("batch_size, the number of items to draw,", batch_size)
+        index = modality_type or 0
+        force, _ = sampling.forced(self.vocabulary, index)
+        assert force is not None
+        size = None if fixed_modality_shape is None else sampling.size("fixed_modality_shape", fixed_modality_shape)
+        modality = self.vocabulary.modality(force)
+        grid = modality.slots(size or modality.shape)
+        options: dict[str, Any] = {
+            "max_tokens": 0,
+            "force": force,
+            "size": size,
+            "sampler": sampling.with_steps(self.config.sampler, sampler, modality_steps),
+            "guidance": Guidance(1.0),
+        }
+        documents = self._continue([Document(())] * batch_size, seed, math.prod(grid) + len(grid) + 3, options)
+        latents = torch.stack([document.media[0].tensor() for document in documents])
+        return self.lists.oriented(latents, index) if return_unprocessed_modalities else self.lists.decoded(latents, index)
+
+    def _continue(
+        self, prompts: Sequence[Document], seed: int | None, capacity: int, options: Mapping[str, Any]
+    ) -> list[Document]:
+        """Documents continued under the fields of `Request` in `options`; prompt i gets a seed made from `seed` and i."""
+        seed = _seed(seed)
+        requests = [Request(prompt, rng.key(seed, index), **options) for index, prompt in enumerate(prompts)]
+        with eval_mode(self):
+            engine = self.engine(requests, capacity=capacity, decode_text=False)
+            self.fallbacks = engine.fallbacks
+            return generate(engine, requests)
+
+
+def _seed(seed: int | None) -> int:
+    return int(torch.randint(1 << 62, ())) if seed is None else seed
