@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "transfusion"
 LAYERS = [
-    {"config", "modality", "rng"},
+    {"config", "files", "modality", "rng"},
     {"data", "nn", "diffusion"},
     {"codec"},
     {"model"},

@@ -1,13 +1,12 @@
 """A model folder: `config.json`, `tokenizer.json`, `model.safetensors`. No pickle."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from transfusion import config
@@ -15,6 +14,7 @@ from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import PretrainedVocabulary, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
+from transfusion.files import replacing, write_tensors, write_text
 from transfusion.model.network import ModelConfig, Network
 
 FORMAT = 2
@@ -53,22 +53,21 @@ class TransfusionConfig:
 
 
 def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network) -> None:
-    """Write a model folder; weights that were there stay where it fails. Raises OSError if it can't be written."""
+    """Write a model folder. Each file is replaced whole, the weights first: where they cannot be written, nothing changes.
+
+    Raises:
+        OSError: it can't be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_plain(settings), indent=2) + "\n")
-    vocabulary.save(folder / "tokenizer.json")
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     if settings.model.tie_embeddings:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-    places = Counter(tensor.data_ptr() for tensor in weights.values())  # modules of the user may share weights
-    weights = {name: w.clone() if places[w.data_ptr()] > 1 else w for name, w in weights.items()}
-    aside = folder / "model.safetensors.tmp"
-    try:
-        save_file(weights, aside, metadata={"format": "pt"})
-        os.replace(aside, folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(f"{folder / 'model.safetensors'} cannot be written: {error}") from error
+    uses = Counter(tensor.data_ptr() for tensor in weights.values())  # custom patchers may share weights
+    weights = {name: w.clone() if uses[w.data_ptr()] > 1 else w for name, w in weights.items()}
+    write_tensors(folder / "model.safetensors", weights)
+    with replacing(folder / "tokenizer.json") as temporary:
+        vocabulary.save(temporary)
+    write_text(folder / "config.json", json.dumps(config.to_plain(settings), indent=2) + "\n")
 
 
 def read_weights(folder: Path, *, tie_embeddings: bool) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
+from transfusion.files import write_text
 from transfusion.generate.engine import generate
 from transfusion.generate.state import Request
 from transfusion.model.auxiliary import Decoders
@@ -102,7 +103,7 @@ class Transfusion(api.Transfusion):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder, and `compat.json` in it. Raises as `transfusion.Transfusion.save_pretrained`."""
         super().save_pretrained(folder)
-        (Path(folder) / FILE).write_text(json.dumps(to_plain(self.compat), indent=2) + "\n")
+        write_text(Path(folder) / FILE, json.dumps(to_plain(self.compat), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(

@@ -8,7 +8,6 @@ the network is an ordinary one, `remove` takes it off. A fused matrix (queries, 
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from transfusion import config, rng
+from transfusion.files import write_tensors
 from transfusion.model.network import Network
 from transfusion.nn.split_embedding import SplitEmbedding
 
@@ -110,13 +110,7 @@ def save(network: Network, folder: str | Path) -> None:
     lora, folder = _given(network), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(json.dumps(config.to_plain(lora), indent=2) + "\n")
-    aside = folder / (WEIGHTS + ".tmp")
-    try:
-        save_file({name: p.detach().contiguous() for name, p in _learned(network, lora).items()}, aside)
-        os.replace(aside, folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(f"{folder / WEIGHTS} cannot be written: {error}") from error
+    write_tensors(folder / WEIGHTS, _learned(network, lora))
 
 
 def load(network: Network, folder: str | Path) -> LoRAConfig:

@@ -8,7 +8,6 @@ renamed to `.bad`, and the one before it is tried. Old folders are deleted only 
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from transfusion.files import replacing
 from transfusion.train.log import LogFn
 
 FORMAT = 1
@@ -46,27 +46,14 @@ def save(folder: Path, state: State, keep: int) -> Path:
     for leftover in folder.glob("*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     final = folder / f"step-{state.step:08d}"
-    partial = folder / f"{final.name}.tmp-{os.getpid()}"
-    partial.mkdir()
-    try:
+    with replacing(final) as partial:
+        partial.mkdir()
         for name, tensors in state.tensors.items():
             save_file({k: t.detach().contiguous() for k, t in tensors.items()}, partial / f"{name}.safetensors")
         (partial / "state.json").write_text(json.dumps({"step": state.step, **state.plain}))
-        files = {}
-        for file in sorted(partial.iterdir()):
-            _sync(file)
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(partial.iterdir())}
         manifest = {"format": FORMAT, "step": state.step, "files": files, "digest": _digest(files)}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _sync(partial / MANIFEST)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        _sync(folder)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk in its own type
-        raise error if isinstance(error, OSError | KeyboardInterrupt) else OSError(f"{final}: {error}") from error
     if problem(final) is None:
         for old in folders(folder)[keep:]:
             shutil.rmtree(old)
@@ -120,7 +107,7 @@ def latest(folder: Path, log: LogFn) -> State | None:
         bad = candidate.with_name(candidate.name + ".bad")
         log(f"checkpoint {candidate}: {damage}; renamed to {bad.name}, trying the one before")
         shutil.rmtree(bad, ignore_errors=True)
-        os.replace(candidate, bad)
+        candidate.rename(bad)
     if candidates or list(folder.glob("step-*.bad")):
         raise CheckpointError(f"no usable checkpoint is left in {folder}; restore one, or choose another --out to start over")
     return None
@@ -133,11 +120,3 @@ def _digest(files: dict[str, Any]) -> str:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

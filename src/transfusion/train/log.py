@@ -1,7 +1,6 @@
 """Output of a run: `metrics.jsonl` with a record a step, TensorBoard where it is installed, and progress on the terminal."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from transfusion.files import replacing
 
 LogFn = Callable[[str], None]
 """Takes a line for the user."""
@@ -114,9 +115,8 @@ def _truncate(file: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     if len(kept) < len(lines):
-        partial = file.with_suffix(".tmp")
-        partial.write_bytes(b"".join(kept))
-        os.replace(partial, file)
+        with replacing(file) as partial:
+            partial.write_bytes(b"".join(kept))
 
 
 def _tensorboard(folder: Path) -> Any:
