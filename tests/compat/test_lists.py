@@ -464,5 +464,5 @@ def test_weights_of_the_elements_of_an_item() -> None:
     assert torch.allclose(flow([0.5, 0, 0, 0]), one / 2)
     with pytest.raises(ValueError, match=r"document 0, item 1: a mask of shape .* must have the size of the item"):
         flow([1, 0])
-    with pytest.raises(ValueError, match="document 0, item 1: a mask holds weights from 0 up, not all 0"):
+    with pytest.raises(ValueError, match="document 0, item 1: a mask has weights of 0 or more, not all 0"):
         flow([0, 0, 0, 0])

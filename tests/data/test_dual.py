@@ -15,7 +15,7 @@ from transfusion.codec.patchers import UNetPatcherConfig
 from transfusion.data.batch import Batch, collate
 from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.loader import Loader, PackingConfig
-from transfusion.data.tokenize import Coordinates, TokenSequence, longest, tokenize_document
+from transfusion.data.tokenize import Coordinates, TokenSequence, max_length, tokenize_document
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.model.losses import Losses
 from transfusion.nn.attention import AttentionMetadata
@@ -73,7 +73,7 @@ def test_an_item_without_a_loss_stands_once_and_so_does_a_prompts() -> None:
 def test_the_length_is_known_before() -> None:
     for v in (vocabulary(IMAGE), vocabulary(FREE)):
         for one in dual_documents():
-            assert longest(one, v, {}) == len(tokenize_document(one, v, Coordinates()))
+            assert max_length(one, v, {}) == len(tokenize_document(one, v, Coordinates()))
     with pytest.raises(ValueError, match="document 0 takes 12 tokens, the context has 10"):
         model(context_length=10).batch([[two()]])
     model(context_length=10).batch([[Media(picture(1))]])
@@ -212,7 +212,7 @@ def test_rows_must_have_room_for_the_copies() -> None:
         loader(True, length=30)
     assert (
         max(
-            len(tokenize_document(DocumentTransform(1.0, dual=True).fullest(one), vocabulary(IMAGE), Coordinates()))
+            len(tokenize_document(DocumentTransform(1.0, dual=True).longest(one), vocabulary(IMAGE), Coordinates()))
             for one in corpus()
         )
         == 31

@@ -13,7 +13,7 @@ from transfusion.data.batch import Batch, Position
 from transfusion.data.document import Document, Media, MediaError, Text
 from transfusion.data.loader import Loader, PackingConfig, TooManyUnreadable, prefetch
 from transfusion.data.packing import fill, pack
-from transfusion.data.tokenize import Coordinates, longest, tokenize_document
+from transfusion.data.tokenize import Coordinates, max_length, tokenize_document
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 
 
@@ -159,8 +159,8 @@ def test_a_document_longer_than_a_row_is_named() -> None:
 def test_the_longest_wording_is_what_is_laid_out() -> None:
     v = vocabulary(IMAGE)
     for one in corpus(12):
-        assert longest(one, v, {}) == len(tokenize_document(one, v, Coordinates()))
-    assert longest(Document((Text("ab", paraphrases=("a", "abcd")), Text((1, 2)))), v, {}) == 8
+        assert max_length(one, v, {}) == len(tokenize_document(one, v, Coordinates()))
+    assert max_length(Document((Text("ab", paraphrases=("a", "abcd")), Text((1, 2)))), v, {}) == 8
 
 
 def test_an_empty_corpus_is_refused() -> None:
@@ -186,7 +186,7 @@ def test_wordings_are_drawn_anew_each_epoch() -> None:
 def test_shares_out_of_range(bad: dict) -> None:
     with pytest.raises(ValueError):
         DocumentTransform(**bad)
-    with pytest.raises(ValueError, match="drop rates"):
+    with pytest.raises(ValueError, match="condition dropout"):
         ConditionDropout(0.6, 0.3, 0.3)
 
 

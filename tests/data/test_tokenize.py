@@ -284,8 +284,8 @@ def test_ids_out_of_range_are_named() -> None:
         ([torch.zeros(1, 4, 5)], "multiple of the patch"),
         ([torch.zeros(1, 8, 8)], "every item has"),
         ([Media(torch.zeros(1, 4, 4), "sound")], "no modality 'sound'"),
-        ([object()], "part 0 is of type object"),
-        ([np.zeros((1, 4, 4))], "part 0 is of type ndarray"),
+        ([object()], "segment 0 is of type object"),
+        ([np.zeros((1, 4, 4))], "segment 0 is of type ndarray"),
     ],
 )
 def test_items_that_do_not_fit_are_named(parts: list, message: str, unchecked) -> None:
@@ -325,5 +325,5 @@ def test_tensors_that_are_neither_ids_nor_media_are_refused(part: torch.Tensor) 
 
 
 def test_text_holds_whole_numbers(unchecked) -> None:
-    with pytest.raises(ValueError, match="whole numbers"):
+    with pytest.raises(ValueError, match=r"token ids \(integers\)"):
         Text((5.5, 3))  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_weighted_documents_are_packed_as_alone() -> None:
     ("make", "message"),
     [
         (lambda: Text((1, 2), weight=(1.0,)), "1 weights for 2 token ids"),
-        (lambda: Text("ab", weight=(1.0, 2.0)), "needs content of token ids"),
+        (lambda: Text("ab", weight=(1.0, 2.0)), "need content of token ids"),
         (lambda: Text("ab", weight=-1.0), "0 .context only. or more, not -1"),
         (lambda: Text((1,), weight=(math.nan,)), "not nan"),
         (lambda: Text("ab", weight="a"), "not 'a'"),

@@ -1,4 +1,4 @@
-"""Documents: what a person writes and what the model returns, a list of text and media segments in any order."""
+"""Documents: text and media segments in any order. Users write them, and the model returns them."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CLEAN: TimeInterval = (0.0, 0.0)
 
 @runtime_checkable
 class LazyMedia(Protocol):
-    """Media that is read only when it is needed. Its size is known before."""
+    """A media item of known shape that is read when it is needed."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -25,24 +25,27 @@ class LazyMedia(Protocol):
         ...
 
     def load(self) -> Tensor:
-        """Float[channels, *size]. Raises `MediaError` where it can't be read."""
+        """Float[channels, *size]. Raises `MediaError` if it cannot be read."""
         ...
 
 
 class MediaError(ValueError):
-    """A picture (or other item) that cannot be read; the message names it and says why."""
+    """A media item cannot be read; the message names it and gives the reason."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Text, or token ids where the caller has its own tokenizer.
+    """Text, or token ids of the caller's own tokenizer.
 
     Args:
         content: a string, or ids below the tokenizer's size.
-        loss: False where its tokens are only context (a prompt, a question).
-        wordings: other ways to say the same; training draws one of them or `content`, anew each epoch.
-        weight: factor on the cross-entropy of its tokens; one number, or one a token where `content` is ids. A token of weight
-            0 is only context, as without `loss`: it does not count as a target.
+        loss: False for context without a language loss (a prompt, a question).
+        paraphrases: alternatives to `content`; each epoch trains on one of them or on `content`, drawn anew.
+        weight: loss weight of its tokens: a factor on their cross-entropy, one number, or for ids one number per token. A token
+            of weight 0 is context: it is no target.
+
+    Raises:
+        ValueError: content or weights of another form; the message says which.
     """
 
     content: str | tuple[int, ...]
@@ -51,24 +54,25 @@ class Text:
     weight: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.content, tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in self.content)
-        if not isinstance(self.content, str) and not whole:
-            raise ValueError(f"text is a string or a tuple of ids (whole numbers), not {str(self.content)[:60]}")
+        is_ids = isinstance(self.content, tuple) and all(isinstance(i, int) and not isinstance(i, bool) for i in self.content)
+        if not isinstance(self.content, str) and not is_ids:
+            raise ValueError(f"text is a string or a tuple of token ids (integers), not {str(self.content)[:60]}")
         if isinstance(self.weight, tuple):
             if isinstance(self.content, str) or self.paraphrases:
-                raise ValueError("a weight a token needs content of token ids and no wordings; a string takes one number")
+                raise ValueError("weights per token need content of token ids and no paraphrases; a string takes one number")
             if len(self.weight) != len(self.content):
                 raise ValueError(f"{len(self.weight)} weights for {len(self.content)} token ids: give one each, or one number")
-        for one in self.weight if isinstance(self.weight, tuple) else (self.weight,):
-            _check_weight(one)
+        for weight in self._weights:
+            _check_weight(weight)
 
     @property
     def has_loss(self) -> bool:
-        """Whether any token of it, in some wording, is a target."""
-        weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
-        return (
-            self.loss and any(len(content) > 0 for content in (self.content, *self.paraphrases)) and any(w > 0 for w in weights)
-        )
+        """Whether any of its tokens is a target, in any paraphrase."""
+        return self.loss and any((self.content, *self.paraphrases)) and any(w > 0 for w in self._weights)
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return self.weight if isinstance(self.weight, tuple) else (self.weight,)
 
 
 def _check_weight(weight: object) -> None:
@@ -78,20 +82,22 @@ def _check_weight(weight: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """One item of a modality.
+    """An item of a modality.
 
     Args:
         values: latents, Float[channels, *size]; or `LazyMedia`; or None for an item that is still to be generated.
         modality: name of its modality.
-        size: size in latent elements, needed only where `values` is None and sizes vary.
-        times: noise it may get in training, an interval in [0, 1] (0 clean, 1 noise); (0, 0) is clean and takes no loss.
-        weight: factor on its denoising loss; 0: context only, and then clean if `times` and `noise` say nothing else.
-        private: nothing outside the item may see it (its own begin and end tokens stay visible).
-        dual: in training the item stands twice, `BEGIN [noised, private] [clean, same coordinates] END`: the noised copy takes
-            the loss, what follows sees the clean one. In a prompt it stands once, clean.
-        noise: the noise it gets in training instead of drawn noise, shaped like its values. With `times` (t, t) its noised
-            form is given wholly.
-        mask: weights of its elements in the loss, Float[*size]; the mean is over those above 0 (None: all alike).
+        size: size in latent elements, needed only if `values` is None and sizes vary.
+        times: interval of its noise times in training (0 clean, 1 noise); (0, 0) is clean context, without a loss.
+        weight: loss weight: a factor on its denoising loss. 0: context, and clean unless `times` or `noise` is set.
+        private: nothing outside the item attends to it (its own begin and end tokens stay visible).
+        dual: train on two copies, `BEGIN [noised, private] [clean, same coordinates] END`: the noised copy takes the loss,
+            later segments see the clean one. A prompt has one clean copy.
+        noise: noise to train with instead of drawn noise, shaped like `values`.
+        mask: weights of its elements in its loss, Float[*size]; the mean is over those above 0 (None: all elements alike).
+
+    Raises:
+        ValueError: times, weight, noise or mask of another range or shape; the message says which.
     """
 
     values: Tensor | LazyMedia | None
@@ -110,9 +116,7 @@ class Media:
             raise ValueError(f"times {self.times} must be an interval inside [0, 1], where 0 is clean and 1 is noise")
         _check_weight(self.weight)
         if self.dual and self.private:
-            raise ValueError(
-                "a private item is seen by nothing that follows, so it needs no clean copy: dual or private, not both"
-            )
+            raise ValueError("nothing that follows sees a private item, so it needs no clean copy: dual or private, not both")
         if self.noise is not None:
             shape = None if self.values is None else tuple(self.values.shape)
             if shape != tuple(self.noise.shape):
@@ -124,7 +128,7 @@ class Media:
             if shape != tuple(self.mask.shape):
                 raise ValueError(f"a mask of shape {tuple(self.mask.shape)} must have the size of the item, {shape}")
             if not torch.isfinite(self.mask).all() or self.mask.min() < 0 or self.mask.max() <= 0:
-                raise ValueError("a mask holds weights from 0 up, not all 0: for an item without loss give weight 0")
+                raise ValueError("a mask has weights of 0 or more, not all 0; for an item without a loss give weight 0")
 
     @property
     def has_loss(self) -> bool:
@@ -132,15 +136,16 @@ class Media:
         return self.weight > 0 and self.times != CLEAN
 
     @property
-    def doubled(self) -> bool:
-        """Whether it stands twice in training. Without a loss there is nothing that a noised copy would be for."""
+    def has_two_copies(self) -> bool:
+        """Whether training has a noised and a clean copy of it. Without a loss it needs no noised one."""
         return self.dual and self.has_loss
 
     def tensor(self) -> Tensor:
-        """The latents, loaded if need be: Float32[channels, *size].
+        """Its latents, loaded if need be: Float32[channels, *size].
 
         Raises:
-            MediaError: they cannot be read, or hold NaN or infinity.
+            MediaError: they cannot be read, or have NaN or infinity.
+            ValueError: it has no values yet, or they are not floating point.
         """
         values = self.values
         if values is None:
@@ -150,7 +155,7 @@ class Media:
         if not values.is_floating_point():
             raise ValueError(f"media values must be floating point, not {values.dtype}; scale pictures to [-1, 1] first")
         if not torch.isfinite(values).all():
-            raise MediaError("media values hold NaN or infinity; check how this item was made")
+            raise MediaError("media values have NaN or infinity; check how this item was made")
         return values.float()
 
 
@@ -162,9 +167,9 @@ class Document:
     """Segments in reading order.
 
     Args:
-        segments: `Text` and `Media`; a list of strings and tensors is taken too, see `document`.
-        language_loss: False where none of its tokens are learned (the unconditional branch).
-        name: where it came from, for messages.
+        segments: `Text` and `Media`; the function `document` makes them of strings and tensors.
+        language_loss: False if none of its tokens takes a loss (the unconditional branch).
+        name: its source, for messages.
     """
 
     segments: tuple[Segment, ...]
@@ -182,48 +187,51 @@ class Document:
         return tuple(s for s in self.segments if isinstance(s, Media))
 
 
-def document(parts: "Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]") -> Document:
-    """A Document from what is at hand: a string, a float tensor (an image), a segment, or a list of them.
+def document(content: "Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]") -> Document:
+    """A document of a string, a float tensor (an image), an int tensor (token ids), a segment, or a list of them.
 
     Raises:
-        ValueError: something that is none of these; the message says which part.
+        ValueError: any other content; the message names its segment.
     """
-    if isinstance(parts, Document):
-        return parts
-    if isinstance(parts, str | Tensor | Text | Media):
-        parts = [parts]
+    if isinstance(content, Document):
+        return content
+    if isinstance(content, str | Tensor | Text | Media):
+        content = [content]
     segments: list[Segment] = []
-    for index, part in enumerate(parts):
-        if isinstance(part, Text | Media):
-            segments.append(part)
-        elif isinstance(part, str):
-            segments.append(Text(part))
-        elif isinstance(part, Tensor):
-            if not part.is_floating_point() and (part.ndim != 1 or part.dtype in (torch.bool, torch.uint8)):
+    for index, segment in enumerate(content):
+        if isinstance(segment, Text | Media):
+            segments.append(segment)
+        elif isinstance(segment, str):
+            segments.append(Text(segment))
+        elif isinstance(segment, Tensor):
+            if not segment.is_floating_point() and (segment.ndim != 1 or segment.dtype in (torch.bool, torch.uint8)):
                 raise ValueError(
-                    f"part {index} is a {part.dtype} tensor of shape {tuple(part.shape)}: token ids are int64 (or int32) of "
-                    "one axis; media are floating point, pictures scaled to [-1, 1]"
+                    f"segment {index} is a {segment.dtype} tensor of shape {tuple(segment.shape)}: token ids are int64 (or "
+                    "int32) of one axis; media are floating point, images scaled to [-1, 1]"
                 )
-            segments.append(Media(part) if part.is_floating_point() else Text(tuple(part.tolist())))
+            segments.append(Media(segment) if segment.is_floating_point() else Text(tuple(segment.tolist())))
         else:
             raise ValueError(
-                f"part {index} is of type {type(part).__name__}; a document holds strings, tensors, Text and Media"
+                f"segment {index} is of type {type(segment).__name__}; a document has strings, tensors, Text and Media"
             )
     return Document(tuple(segments))
 
 
 def unconditional(document: Document, target: int, *, text: bool = True, media: bool = False) -> Document:
-    """The unconditional branch for one item, in training (caption drop) and in sampling (guidance) alike.
+    """The unconditional branch of an item, for condition dropout in training and for guidance in sampling.
 
-    What is left: the document's frame and the item itself. Gone are the text before it (`text`), the media before it
-    (`media`), and all that follows it. Nothing in it takes a language loss.
+    It drops the text before the item (`text`), the media before it (`media`), and all segments after it. It takes no language
+    loss.
 
     Args:
         document: the whole document.
         target: index of the item among the document's segments.
+
+    Raises:
+        ValueError: the target is text.
     """
     item = document.segments[target]
     if not isinstance(item, Media):
-        raise ValueError(f"segment {target} is text; the unconditional branch belongs to a media item")
+        raise ValueError(f"segment {target} is text; give the index of a media item")
     kept = [s for s in document.segments[:target] if not (text if isinstance(s, Text) else media)]
     return replace(document, segments=(*kept, item), language_loss=False)

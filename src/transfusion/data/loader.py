@@ -1,7 +1,8 @@
-"""Loader: a corpus -> an endless stream of packed batches, each with the position after it.
+"""A corpus -> an endless stream of packed batches, each with the position after it.
 
-An epoch is a keyed permutation of the corpus, cut into windows; a window is composed, laid out and packed when the stream
-reaches it. What a row holds is a pure function of (seed, epoch, window); a rank takes its share of the rows of each step.
+An epoch is a keyed permutation of the corpus, cut into windows. A window is transformed, tokenised and packed when the stream
+reaches it. Its rows are a pure function of (seed, epoch, window), so a run resumes from a position, and each rank takes its
+share of the rows of a step.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -12,9 +13,10 @@ from typing import TypeVar
 
 from transfusion import rng
 from transfusion.data.batch import Batch, Position, collate
+from transfusion.data.corpus import MAX_UNREADABLE
 from transfusion.data.document import Document, MediaError
 from transfusion.data.packing import pack
-from transfusion.data.tokenize import Coordinates, TokenSequence, longest, tokenize_document
+from transfusion.data.tokenize import Coordinates, TokenSequence, max_length, tokenize_document
 from transfusion.data.transforms import DocumentTransform
 from transfusion.data.vocabulary import Vocabulary
 
@@ -26,9 +28,12 @@ class PackingConfig:
     """Shape of a batch.
 
     Args:
-        row_length: tokens of a row; a document must fit in one.
+        row_length: tokens of a row; every document must fit in a row.
         rows: rows of a step, over all processes.
         window: documents that are packed together.
+
+    Raises:
+        ValueError: a number below 1.
     """
 
     row_length: int = 256
@@ -41,25 +46,28 @@ class PackingConfig:
 
 
 def prefetch(stream: Iterator[T]) -> Generator[T, None, None]:
-    """An endless stream whose next element is made, in a thread of its own, while the present one is used."""
+    """An endless stream whose next element is made in a thread while the current one is used."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, stream)
+        future = pool.submit(next, stream)
         while True:
-            present = coming.result()
-            coming = pool.submit(next, stream)
-            yield present
+            current = future.result()
+            future = pool.submit(next, stream)
+            yield current
 
 
 class TooManyUnreadable(ValueError):
-    """More than 5 % of the documents seen so far could not be read."""
+    """More than 5 % of the documents read so far cannot be read."""
 
 
 class Loader:
     """Packed batches of a corpus.
 
     Args:
-        rank, world: this process among how many; `packing.rows` must be a multiple of world * parts.
-        parts: batches that one step is cut into (accumulation).
+        rank, world: index of this process, and how many there are; `packing.rows` must be a multiple of world * parts.
+        parts: batches of a step (gradient accumulation).
+
+    Raises:
+        ValueError: the corpus is empty, the rows cannot be divided, or a document does not fit in a row.
     """
 
     def __init__(
@@ -76,7 +84,7 @@ class Loader:
         parts: int = 1,
     ) -> None:
         if not len(corpus):
-            raise ValueError("the corpus is empty: there is nothing to train on")
+            raise ValueError("the corpus is empty: training needs documents")
         if packing.rows % (world * parts):
             raise ValueError(f"rows ({packing.rows}) must be a multiple of processes ({world}) times accumulation ({parts})")
         self.corpus, self.transform, self.packing = corpus, transform, packing
@@ -89,9 +97,9 @@ class Loader:
         self._window = lru_cache(maxsize=2)(self._build)
 
     def _check_lengths(self) -> None:
-        known: dict[object, int] = {}
+        cache: dict[object, int] = {}
         for sample, document in enumerate(self.corpus):
-            length = longest(self.transform.fullest(document), self.vocabulary, known)
+            length = max_length(self.transform.longest(document), self.vocabulary, cache)
             if length > self.packing.row_length:
                 raise ValueError(
                     f"document {document.name or sample} takes {length} tokens, a row has {self.packing.row_length}: raise "
@@ -99,7 +107,7 @@ class Loader:
                 )
 
     def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, TokenSequence], ...]]:
-        """Rows of a window: (sample, its sequence) each."""
+        """The rows of a window; each is a tuple of (sample, sequence)."""
         order = rng.generator(rng.key(self.seed, epoch, "order")).permutation(len(self.corpus))
         samples = [int(i) for i in order[window * self.packing.window : (window + 1) * self.packing.window]]
         tokenized = [
@@ -120,10 +128,10 @@ class Loader:
                 position = Position(position.epoch + 1)
 
     def batches(self, position: Position = Position()) -> Iterator[tuple[Batch, ...]]:
-        """Steps from a position on: each a tuple of `parts` batches, the last with the position after the step.
+        """Steps from a position on: each a tuple of `parts` batches, whose `state` is the position after the step.
 
         Raises:
-            TooManyUnreadable: more than 5 % of the documents seen could not be read (up to 3 pass until all were seen).
+            TooManyUnreadable: more than 5 % of the documents read so far cannot be read (3 may fail in the first epoch).
         """
         stream = self._rows(position)
         share = self.packing.rows // (self.world * self.parts)
@@ -143,15 +151,15 @@ class Loader:
                     loaded = tokenized.load(lambda item, epoch=epoch, sample=sample: rng.key(self.seed, epoch, sample, item))
                     packed[-1].append(loaded if loaded.name else replace(loaded, name=str(sample)))
                 except MediaError as error:
-                    named = self.corpus[sample].name or f"document {sample}"
-                    line = str(error) if named in str(error) else f"{named}: {error}"
+                    name = self.corpus[sample].name or f"document {sample}"
+                    line = str(error) if name in str(error) else f"{name}: {error}"
                     if sample not in self.failed:
                         self.failed[sample] = line
                         unreadable.append(line)
-        most = 0.05 * len(self._seen)
-        if len(self.failed) > most and (len(self.failed) > 3 or len(self._seen) == len(self.corpus)):
+        limit = MAX_UNREADABLE * len(self._seen)
+        if len(self.failed) > limit and (len(self.failed) > 3 or len(self._seen) == len(self.corpus)):
             raise TooManyUnreadable(
-                f"{len(self.failed)} of {len(self._seen)} documents could not be read, the last: "
+                f"{len(self.failed)} of {len(self._seen)} documents cannot be read, the last: "
                 f"{list(self.failed.values())[-1]}; mend or remove them"
             )
         batch = collate(packed, self.packing.row_length, self.vocabulary, self.coordinates.axes)

@@ -1,6 +1,6 @@
-"""Pictures <-> tensors. A picture is decoded only when it is needed, under limits, from an allow-list of formats.
+"""Files and pixels <-> tensors. Files are decoded when they are loaded, under limits, from an allow-list of formats.
 
-Pixels become Float32[channels, height, width] in [-1, 1]; `to_image` goes back.
+Images become Float32[channels, height, width] in [-1, 1]; `to_image` is the inverse.
 """
 
 import io
@@ -18,18 +18,18 @@ from transfusion.data.document import MediaError
 from transfusion.modality import IMAGE_CHANNELS, Modality, is_image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-"""Formats that are opened; Pillow knows 70, and most of their decoders' flaws lie in the others."""
+"""Image formats that are opened; Pillow has 70, and most flaws of its decoders are in the others."""
 MAX_PIXELS = 4096 * 4096
-"""Pictures with more pixels are refused before they are decoded."""
+"""Images with more pixels are refused before they are decoded."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture of any size becomes an item of one size: shrink or enlarge its shorter side, cut the centre.
+    """Resize and centre-crop an image of any size to one size and number of channels.
 
     Args:
         size: (height, width).
-        channels: 1 (grey) or 3 (colour); transparency is laid on white.
+        channels: 1 (grey) or 3 (RGB); transparency is blended with white.
     """
 
     size: tuple[int, int]
@@ -68,7 +68,7 @@ def from_bytes(pixels: np.ndarray) -> Tensor:
 
 
 def to_image(values: Tensor) -> Image.Image:
-    """Float[1 or 3, height, width], cut to [-1, 1] -> a picture."""
+    """Float[1 or 3, height, width], clamped to [-1, 1] -> an image. Raises ValueError for any other shape."""
     if not is_image(values.shape):
         raise ValueError(f"an image is (1 or 3, height, width), not {tuple(values.shape)}")
     pixels = ((values.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -76,10 +76,10 @@ def to_image(values: Tensor) -> Image.Image:
 
 
 def open_picture(source: Path | bytes, name: str) -> Image.Image:
-    """Open a picture's header, under the limits; pixels are not decoded yet.
+    """Open an image's header, under the limits; pixels are not decoded yet.
 
     Raises:
-        MediaError: missing, empty, of another format, or too large; the message names it.
+        MediaError: it is missing, empty, too large or of another format; the message names it.
     """
     try:
         with warnings.catch_warnings():
@@ -88,7 +88,7 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
     except FileNotFoundError as error:
         raise MediaError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
-        raise MediaError(f"{name}: not a picture in {', '.join(FORMATS)}") from error
+        raise MediaError(f"{name}: not an image in {', '.join(FORMATS)}") from error
     except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"{name}: {error}") from error
     if image.width * image.height > MAX_PIXELS:
@@ -98,17 +98,17 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
 
 
 def check_picture(source: Path | bytes, name: str) -> None:
-    """Look at a picture's header only. Raises MediaError, see `open_picture`."""
+    """Check an image's header alone. Raises MediaError, see `open_picture`."""
     open_picture(source, name).close()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in a file or in memory, decoded when it is loaded.
+    """An encoded image in a file or in memory, decoded when it is loaded.
 
     Args:
         source: path or encoded bytes.
-        fit: how it becomes an item.
+        fit: its size and channels as an item.
         name: for messages.
     """
 
@@ -123,7 +123,7 @@ class Picture:
 
     def load(self) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]. Raises MediaError, naming it, if it cannot be decoded."""
-        name = self.name or (str(self.source) if isinstance(self.source, Path) else "picture")
+        name = self.name or (str(self.source) if isinstance(self.source, Path) else "image")
         try:
             with open_picture(self.source, name) as image:
                 return self.fit(image)
@@ -135,10 +135,10 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """A picture that is already decoded: uint8 [height, width] or [height, width, channels].
+    """A decoded image: uint8 [height, width] or [height, width, channels].
 
     Args:
-        fit: how it becomes an item (None: as it is).
+        fit: its size and channels as an item (None: its own).
     """
 
     pixels: np.ndarray

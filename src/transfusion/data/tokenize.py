@@ -1,14 +1,14 @@
-"""Document -> sequence: tokens, targets, coordinates and spans of one document, before it is packed.
+"""Document -> TokenSequence: tokens, targets, rotary coordinates and media spans, before packing.
 
     BOS  text ...  [SIZE axis0 .. axisN]  BEGIN  slot slot .. slot  END  text ...  EOS
-                    where sizes vary             one span of media
+                    if sizes vary                media span
 
-An item with a dual copy has two spans, the noised copy (private) and the clean one, both at the same coordinates:
+A dual item has two spans, a noised copy (private) and a clean one, at the same coordinates:
 
     BEGIN  noised slot .. noised slot  clean slot .. clean slot  END
 
-Targets are the next token, except that nothing is learned at a BEGIN input or under slots (so END is never predicted: the
-decoder writes it), in a text that is context only, and in a document without language loss.
+Targets are the next token. There is no target at BEGIN and under slots (so END is never predicted: the decoder writes it), in
+text that is only context, and in a document without language loss.
 """
 
 from collections.abc import Callable
@@ -23,18 +23,17 @@ from transfusion.data.document import CLEAN, Document, Media, Text
 from transfusion.data.vocabulary import Vocabulary
 
 IGNORE = -100
-"""Target where no language loss is taken."""
+"""The target of a token without language loss."""
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Where tokens stand in rotary space. Text carries the same coordinate on every axis, so rows of text are 1-D RoPE.
+    """Rotary coordinates of tokens. Text has the same coordinate on every axis, so rows of text are 1-D RoPE.
 
     Args:
-        order: "grid": a slot stands at (start + its offset) on each axis of its grid, and the sequence goes on after the
-            item's largest extent. "raster" (the paper's): slots count on in reading order, as if they were text.
-            "shared": all slots of an item stand at one coordinate, as one token would; where they stand in the item only the
-            patcher or `model.axial` can say.
+        order: "grid": a slot is at (start + its offset) on each axis of its grid, and the sequence continues after the item's
+            largest extent. "raster" (the paper): slots are numbered in reading order, like text. "shared": all slots of an
+            item share one position; only the patcher or axial embeddings tell them apart.
         axes: rotary axes; at least as many as the grid with most axes.
     """
 
@@ -47,15 +46,21 @@ class Coordinates:
         if self.axes < 1:
             raise ValueError(f"axes must be at least 1, not {self.axes}")
 
-    def place(self, start: float, grid: tuple[int, ...]) -> tuple[np.ndarray, float]:
-        """Coordinates of an item's slots, [slots, axes], and the coordinate at which the sequence goes on."""
+    def place(self, start: float, grid: tuple[int, ...]) -> tuple[Float[np.ndarray, "slots axes"], float]:
+        """Coordinates of an item's slots, and the coordinate at which the sequence continues.
+
+        Raises:
+            ValueError: the order is "grid" and the grid has more axes than the rotary embedding.
+        """
         count = int(np.prod(grid, dtype=int))
         if self.order == "raster":
             return np.repeat(start + np.arange(count, dtype=np.float32)[:, None], self.axes, axis=1), start + count
         if self.order == "shared":
             return np.full((count, self.axes), start, dtype=np.float32), start + 1
         if len(grid) > self.axes:
-            raise ValueError(f"a grid of {len(grid)} axes needs as many rotary axes, this model has {self.axes}: set axes")
+            raise ValueError(
+                f"a grid of {len(grid)} axes needs as many rotary axes, there are {self.axes}: raise coordinates.axes"
+            )
         offsets = np.zeros((count, self.axes), dtype=np.float32)
         for axis, index in enumerate(np.indices(grid)):
             offsets[:, axis] = index.reshape(-1)
@@ -134,78 +139,75 @@ class TokenSequence:
 def tokenize_document(
     document: Document, vocabulary: Vocabulary, coordinates: Coordinates, *, add_eos: bool = True
 ) -> TokenSequence:
-    """The sequence of a document.
+    """Tokenise a document; its media are loaded later (`TokenSequence.load`).
 
     Args:
-        closed: False for a prompt: no EOS, no END after a last item that is still to be generated, and no dual copies.
+        add_eos: False for a prompt: no EOS, no END after a last item that is still to be generated, and no dual copies.
 
     Raises:
-        ValueError: an empty text, an unknown modality, ids out of range, or an item whose size its modality forbids;
-            the message names document and segment.
+        ValueError: an unknown modality, ids out of range, or an item whose size its modality forbids; the message names
+            document and segment.
     """
     tokens: list[int] = [vocabulary.bos]
-    learned: list[float] = [0.0]
+    weights: list[float] = [0.0]  # loss weight of each token as a target
     spans: list[int] = [-1]
     private: list[bool] = [False]
-    pieces: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
     items: list[MediaSpan] = []
-    position, flat = 0.0, 0  # `flat`: tokens since the last item, whose coordinates are still to be written
+    position, num_placed = 0.0, 0  # the next coordinate; how many tokens have theirs
     num_media = 0
 
-    def write(ids: list[int], learn: float | tuple[float, ...]) -> None:
+    def append(ids: list[int], weight: float | tuple[float, ...], span: int = -1, is_private: bool = False) -> None:
         tokens.extend(ids)
-        learned.extend(learn if isinstance(learn, tuple) else [learn] * len(ids))
-        spans.extend([-1] * len(ids))
-        private.extend([False] * len(ids))
+        weights.extend(weight if isinstance(weight, tuple) else [weight] * len(ids))
+        spans.extend([span] * len(ids))
+        private.extend([is_private] * len(ids))
 
-    def flush() -> None:
-        nonlocal position, flat
-        count = len(tokens) - flat
-        pieces.append(np.repeat(position + np.arange(count, dtype=np.float32)[:, None], coordinates.axes, axis=1))
-        position, flat = position + count, len(tokens)
+    def place_text() -> None:
+        nonlocal position, num_placed
+        count = len(tokens) - num_placed
+        positions.append(np.repeat(position + np.arange(count, dtype=np.float32)[:, None], coordinates.axes, axis=1))
+        position, num_placed = position + count, len(tokens)
 
     last = len(document.segments) - 1
     for index, segment in enumerate(document.segments):
         try:
             if isinstance(segment, Text):
-                write(vocabulary.encode(segment.content), segment.weight if segment.loss else 0.0)
+                append(vocabulary.encode(segment.content), segment.weight if segment.loss else 0.0)
                 continue
             modality = vocabulary.modality(segment.modality)
             grid = modality.slots(_size(segment, modality.channels, modality.shape))
-            write(vocabulary.frame(modality, grid), 1.0)
-            flush()
+            append(vocabulary.frame(modality, grid), 1.0)
+            place_text()
             count = int(np.prod(grid, dtype=int))
-            where, position = coordinates.place(position, grid)
+            slots, position = coordinates.place(position, grid)
             for media, copy in _copies(segment, add_eos):
-                pieces.append(where)
+                positions.append(slots)
                 items.append(MediaSpan(media, vocabulary.modalities.index(modality), grid, len(tokens), num_media, copy))
-                tokens.extend([vocabulary.pad] * count)
-                learned.extend([0.0] * count)
-                spans.extend([len(items) - 1] * count)
-                private.extend([media.private] * count)
+                append([vocabulary.pad] * count, 0.0, len(items) - 1, media.private)
             num_media += 1
-            flat = len(tokens)
+            num_placed = len(tokens)
             if add_eos or index < last or segment.values is not None:
-                write([vocabulary.end(modality.name)], 0.0)
+                append([vocabulary.end(modality.name)], 0.0)
         except ValueError as error:
             raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
     if add_eos:
-        write([vocabulary.eos], 1.0)
-    flush()
+        append([vocabulary.eos], 1.0)
+    place_text()
 
     ids = np.array(tokens, dtype=np.int64)
     targets = np.full(len(ids), IGNORE, dtype=np.int64)
     target_weights = None
     if document.language_loss:
-        factors = np.array(learned, dtype=np.float32)
-        keep = factors > 0
-        targets[:-1][keep[1:]] = ids[1:][keep[1:]]
-        if not (factors[keep] == 1).all():
-            target_weights = np.append(factors[1:], np.float32(0))
+        loss_weights = np.array(weights, dtype=np.float32)
+        has_loss = loss_weights > 0
+        targets[:-1][has_loss[1:]] = ids[1:][has_loss[1:]]
+        if not (loss_weights[has_loss] == 1).all():
+            target_weights = np.append(loss_weights[1:], np.float32(0))
     return TokenSequence(
         tokens=ids,
         targets=targets,
-        positions=np.concatenate(pieces),
+        positions=np.concatenate(positions),
         spans=np.array(spans, dtype=np.int64),
         private=np.array(private, dtype=bool),
         items=tuple(items),
@@ -216,34 +218,34 @@ def tokenize_document(
 
 
 def _copies(media: Media, add_eos: bool) -> tuple[tuple[Media, Literal["", "noised", "clean"]], ...]:
-    """The copies in which an item stands in a sequence, and what each is called."""
-    if not (media.doubled and add_eos):
+    """The copies of an item in a sequence, each with its name."""
+    if not (media.has_two_copies and add_eos):
         return ((media, ""),)
     clean = replace(media, times=CLEAN, weight=0.0, noise=None)
     return (replace(media, dual=False, private=True), "noised"), (clean, "clean")
 
 
-def longest(document: Document, vocabulary: Vocabulary, known: dict[object, int]) -> int:
-    """Tokens that a document takes in the longest of its wordings. `known` keeps what texts and sizes took, between calls.
+def max_length(document: Document, vocabulary: Vocabulary, cache: dict[object, int]) -> int:
+    """Tokens of a document with the longest of its paraphrases. `cache` keeps the lengths of texts between calls.
 
     Raises:
-        ValueError: what `tokenize_document` would say of it.
+        ValueError: as `tokenize_document`.
     """
 
-    def text(content: str | tuple[int, ...]) -> int:
-        if content not in known:
-            known[content] = len(vocabulary.encode(content))
-        return known[content]
+    def length(content: str | tuple[int, ...]) -> int:
+        if content not in cache:
+            cache[content] = len(vocabulary.encode(content))
+        return cache[content]
 
     total = 2  # BOS, EOS
     for index, segment in enumerate(document.segments):
         try:
             if isinstance(segment, Text):
-                total += max(text(content) for content in (segment.content, *segment.paraphrases))
+                total += max(length(content) for content in (segment.content, *segment.paraphrases))
                 continue
             modality = vocabulary.modality(segment.modality)
             grid = modality.slots(_size(segment, modality.channels, modality.shape))
-            slots = int(np.prod(grid, dtype=int)) * (2 if segment.doubled else 1)
+            slots = int(np.prod(grid, dtype=int)) * (2 if segment.has_two_copies else 1)
             total += slots + 2 + (len(grid) if modality.varies else 0)
         except ValueError as error:
             raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
