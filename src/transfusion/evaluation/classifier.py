@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from transfusion import rng
@@ -60,6 +59,8 @@ class SmallClassifier:
     space: ClassVar[str] = "pixels"
 
     def __init__(self, pictures: Tensor, labels: Tensor) -> None:
+        from sklearn.svm import SVC
+
         self._shape = tuple(pictures.shape[1:])
         self._machine = SVC(gamma="scale", C=10).fit(pictures.flatten(1).numpy(), labels.numpy())
         self.digest = digest.of_tensors({"pictures": pictures, "labels": labels}, repr(self._machine.get_params()))
