@@ -103,7 +103,7 @@ def test_answers_that_were_there_stay_when_new_ones_fail(tmp_path: Path, monkeyp
     with pytest.raises(SystemExit) as ended:
         main(["generate", "m", "--prompt", "too long " * 20, "--out", "answers"])
     assert ended.value.code == 1 and "context" in capfd.readouterr().err
-    assert Path("answers/outputs.jsonl").read_text() == kept and not list(Path("answers").glob("*.tmp"))
+    assert Path("answers/outputs.jsonl").read_text() == kept and not list(Path("answers").glob("*.tmp*"))
     command("generate m --prompts answers/outputs.jsonl --out answers --mode text --max-tokens 1")
     assert len(Path("answers/outputs.jsonl").read_text().splitlines()) == 1
 

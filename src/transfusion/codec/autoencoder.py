@@ -1,10 +1,9 @@
 """Autoencoders: raw items (pixels, samples) <-> latents, by two modules that are used and never trained."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
+
+from transfusion.nn.eval_mode import eval_mode
 
 
 class Autoencoder(nn.Module):
@@ -30,7 +29,7 @@ class Autoencoder(nn.Module):
         """Latents of raw items of one shape, without gradient."""
         if self.encoder is None:
             return items
-        with _resting(self.encoder):
+        with eval_mode(self.encoder):
             return self.encoder(items)
 
     @torch.no_grad()
@@ -42,17 +41,5 @@ class Autoencoder(nn.Module):
         """The same as `decode`, with a gradient for the latents (for a reconstruction loss)."""
         if self.decoder is None:
             return latents
-        with _resting(self.decoder):
+        with eval_mode(self.decoder):
             return self.decoder(latents)
-
-
-@contextmanager
-def _resting(module: nn.Module) -> Iterator[None]:
-    """In eval mode, and back to the mode that each part was in: the modules may be in use elsewhere."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

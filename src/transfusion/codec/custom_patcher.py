@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from transfusion.codec.patcher import REMEDY, Patcher, TimeEmbedding, check_features, sizes
 from transfusion.modality import Modality
+from transfusion.nn.eval_mode import eval_mode
 
 CustomModules: TypeAlias = Mapping[str, tuple[nn.Module, nn.Module]]
 """Name of a modality -> (way in, way out)."""
@@ -121,15 +122,9 @@ class CustomPatcher(Patcher):
         size, rng = sizes(self.modality)[0], torch.Generator().manual_seed(0)
         latents = torch.randn(2, self.modality.channels, *size, generator=rng).to(like)
         t, grid = torch.tensor([0.2, 0.7], device=like.device), self.modality.slots(size)
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            with torch.no_grad():
-                self.eval()
-                both, again = self._both_ways(latents, t, grid), self._both_ways(latents, t, grid)
-                alone = [self._both_ways(latents[i : i + 1], t[i : i + 1], grid) for i in range(2)]
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with torch.no_grad(), eval_mode(self):
+            both, again = self._both_ways(latents, t, grid), self._both_ways(latents, t, grid)
+            alone = [self._both_ways(latents[i : i + 1], t[i : i + 1], grid) for i in range(2)]
         for name, one, same, *items in zip(("encoder", "decoder"), both, again, *alone, strict=True):
             if torch.equal(one, same) and _differ(one, torch.cat(items)):
                 raise ValueError(

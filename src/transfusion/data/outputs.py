@@ -4,7 +4,6 @@ An image becomes a PNG, which holds its values to 8 bits; any other item an arra
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from transfusion.data.document import Document, Text
 from transfusion.data.media import to_image
+from transfusion.files import replacing
 from transfusion.modality import is_image
 
 OUTPUTS = "outputs.jsonl"
@@ -28,17 +28,11 @@ def write_documents(documents: Iterable[Document], folder: Path) -> list[Documen
         ValueError: an item has no values.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{OUTPUTS}.tmp"
     written = []
-    try:
-        with partial.open("w", encoding="utf-8") as lines:
-            for index, document in enumerate(documents):
-                lines.write(json.dumps(write_document(document, folder, f"{index:05d}"), ensure_ascii=False) + "\n")
-                written.append(document)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, folder / OUTPUTS)
+    with replacing(folder / OUTPUTS) as partial, partial.open("w", encoding="utf-8") as lines:
+        for index, document in enumerate(documents):
+            lines.write(json.dumps(write_document(document, folder, f"{index:05d}"), ensure_ascii=False) + "\n")
+            written.append(document)
     return written
 
 

@@ -15,6 +15,7 @@ from transfusion.data.document import Document, Text
 from transfusion.evaluation.record import Metric, Proportion
 from transfusion.evaluation.suite import EvalContext, SuiteResult, mean, record
 from transfusion.nn.attention import AttentionMetadata
+from transfusion.nn.eval_mode import eval_mode
 
 TOKENS = 8192
 """Tokens of a pass, unless a document has more."""
@@ -129,12 +130,10 @@ def nats(
         closed: whether the end of the document counts as one; one answer for all, or one each.
     """
     ends = [add_eos] * len(documents) if isinstance(add_eos, bool) else list(add_eos)
-    training = model.training
-    model.eval()
     found: list[tuple[float, int]] = []
     group: list[Document] = []
     length = 0
-    try:
+    with eval_mode(model):
         for i, one in enumerate(documents):
             group.append(one)
             length += sum(len(model.vocabulary.encode(str(s.content))) for s in one.segments if isinstance(s, Text)) + 2
@@ -142,8 +141,6 @@ def nats(
                 found += _nats(model, model.batch(group), ends[len(found) : i + 1], how)
                 how.progress(i + 1, len(documents))
                 group, length = [], 0
-    finally:
-        model.train(training)
     return found
 
 

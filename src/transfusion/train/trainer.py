@@ -20,6 +20,7 @@ from transfusion.data.loader import Loader, prefetch
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.losses import Losses
 from transfusion.nn.ema import EMA
+from transfusion.nn.eval_mode import eval_mode
 from transfusion.nn.moe import balancing
 from transfusion.train import checkpoint
 from transfusion.train.device import tune_malloc
@@ -230,11 +231,9 @@ class Trainer:
             checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
         due = [hook for every, hook in self.hooks if every and self.step % every == 0 and not last]
         if due:
-            with self.ema.swapped():
-                self.model.eval()
+            with self.ema.swapped(), eval_mode(self.model):
                 for hook in due:
                     hook(self.step)
-                self.model.train()
 
     def average(self) -> None:
         """Replace the model's weights with their average."""
