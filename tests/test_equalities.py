@@ -22,6 +22,7 @@ from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, Sampler
 from transfusion.generate.engine import Engine, generate
 from transfusion.generate.logits import Sample
+from transfusion.generate.runner import Chunk, ModelRunner
 from transfusion.generate.state import Done, Request
 from transfusion.model.losses import Losses
 from transfusion.model.network import Network
@@ -176,31 +177,25 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
             media, _ = m.network.noise(batch)
             place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
             full, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
-            engine = Engine(m.network, m.vocabulary, cache_slots=3, dtype=dtype)
-            engine._cache.take()
-            row, at, tokenized = engine._cache.take(), 0, entry
+            runner = ModelRunner(m.network, m.vocabulary, cache_slots=3, capacity=m.network.config.context_length, dtype=dtype)
+            runner.cache.take()
+            row, at, tokenized = runner.cache.take(), 0, entry
             pieces = []
             while at < len(tokenized):
                 span = tokenized.spans[at]
                 end = at + 1
                 while span >= 0 and end < len(tokenized) and tokenized.spans[end] == span:
                     end += 1
-                items = tuple(
-                    (item.modality, item.grid, item.latents, 0.0, item.start - at)
-                    for item in tokenized.items
-                    if at <= item.start < end
+                whole = Chunk.prefix(row, tokenized, end)
+                chunk = Chunk(
+                    row,
+                    whole.tokens[at:],
+                    whole.positions[at:],
+                    whole.spans[at:],
+                    tokenized.private[at:end],
+                    tuple(replace(item, start=item.start - at) for item in whole.items if item.start >= at),
                 )
-                piece = engine._prefix(row, tokenized, len(tokenized))
-                piece = replace(
-                    piece,
-                    tokens=tokenized.tokens[at:end],
-                    positions=torch.from_numpy(tokenized.positions[at:end]),
-                    spans=tokenized.spans[at:end],
-                    private=tokenized.private[at:end],
-                    media=items,
-                )
-                h, _, _ = engine._run([piece], commit=True)
-                pieces.append(h[0])
+                pieces.append(runner.extend([chunk])[0])
                 at = end
         # the cached pass gives each piece's last hidden state
         ends = [
@@ -306,7 +301,7 @@ def test_cancelling_leaves_the_others_alone() -> None:
     engine.cancel(ids[2])
     done = {e.id: e.document for e in engine.run() if isinstance(e, Done)}
     assert set(done) == {ids[1], ids[3], ids[4]}
-    assert engine._cache.num_free == 9
+    assert engine.runner.cache.num_free == 9
     for index in (1, 3, 4):
         (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [requests()[index]])
         same(alone, done[ids[index]], 1e-9)
@@ -317,13 +312,13 @@ def test_the_prefix_is_read_and_not_overwritten_while_denoising() -> None:
     engine = Engine(m.network, m.vocabulary, cache_slots=2)
     engine.add(Request(Document((Text("hello"),)), force="image", max_tokens=0, sampler=Euler(6)))
     engine.step()
-    (row,) = engine._rows.values()
-    length = engine._cache.lengths[row.row]
-    before = [k[row.row, :, :length].clone() for k in engine._cache.keys]
+    (doc,) = engine._active.values()
+    length = engine.runner.cache.lengths[doc.cache_slot]
+    before = [k[doc.cache_slot, :, :length].clone() for k in engine.runner.cache.keys]
     engine.step()
     engine.step()
-    assert engine._cache.lengths[row.row] == length
-    assert all(torch.equal(a, k[row.row, :, :length]) for a, k in zip(before, engine._cache.keys, strict=True))
+    assert engine.runner.cache.lengths[doc.cache_slot] == length
+    assert all(torch.equal(a, k[doc.cache_slot, :, :length]) for a, k in zip(before, engine.runner.cache.keys, strict=True))
 
 
 @pytest.mark.parametrize("diffusion", [PAPER])

@@ -130,7 +130,7 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "noise without force": (lambda m: m.sample(init_modality_noise=randn(4, 8)), "give force_modality_at_start"),
     "noise of another size": (
         lambda m: m.sample(force_modality_at_start=0, init_modality_noise=randn(3, 8)),
-        "noise to start from",
+        "initial noise has shape",
     ),
     "a prompt of one axis": (lambda m: m.generate_text_only(ids(1, 2), 4), r"\[document, length\]"),
     "a prompt of floats": (lambda m: m.generate_text_only(randn(1, 2), 4), r"\[document, length\]"),

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from transfusion import TransformerConfig
 from transfusion.compat import Transfusion
-from transfusion.generate.engine import Engine
+from transfusion.generate.runner import ModelRunner
 from transfusion.nn.transformer import Transformer
 
 
@@ -120,13 +120,13 @@ def test_the_head_sees_targets_alone_and_a_patcher_runs_once() -> None:
 
 def test_keys_and_values_are_written_in_place(monkeypatch) -> None:
     places: set[tuple[int, ...]] = set()
-    whole = Engine._run
+    whole = ModelRunner._forward
 
     def watched(self, *args, **options):
-        places.add(tuple(t.data_ptr() for t in (*self._cache.keys, *self._cache.values)))
+        places.add(tuple(t.data_ptr() for t in (*self.cache.keys, *self.cache.values)))
         return whole(self, *args, **options)
 
-    monkeypatch.setattr(Engine, "_run", watched)
+    monkeypatch.setattr(ModelRunner, "_forward", watched)
     m = Transfusion(**WORDS)
     m.sample_many([None, ids(1, 2)], force_modality_at_start=0, max_length=40, modality_steps=3)
     assert len(places) == 1

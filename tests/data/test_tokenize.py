@@ -132,16 +132,18 @@ def test_training_and_sampling_have_one_unconditional_branch() -> None:
     tokenized = tokenize_document(trained, m.vocabulary, Coordinates())
     engine = Engine(m.network, m.vocabulary, cache_slots=2)
     seen: dict[str, object] = {}
-    original = engine._run
+    extend, denoise = engine.runner.extend, engine.runner.denoise
 
-    def watched(pieces, *, commit):
-        if commit and engine._rows and any(p.row in next(iter(engine._rows.values())).spare for p in pieces):
-            seen["prefix"] = pieces[-1]
-        if not commit:
-            seen["slots"] = pieces[-1]
-        return original(pieces, commit=commit)
+    def extended(chunks):
+        if any(c.cache_slot in doc.guidance_slots for c in chunks for doc in engine._active.values()):
+            seen["prefix"] = chunks[-1]
+        return extend(chunks)
 
-    engine._run = watched  # type: ignore[method-assign]
+    def denoised(chunks):
+        seen["slots"] = chunks[-1]
+        return denoise(chunks)
+
+    engine.runner.extend, engine.runner.denoise = extended, denoised  # type: ignore[method-assign]
     engine.add(Request(Document((Text("a cat"),)), force="image", max_tokens=0, sampler=Euler(2), guidance=Guidance(3.0)))
     engine.step()
     prefix, slots = seen["prefix"], seen["slots"]

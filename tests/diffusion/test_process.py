@@ -133,7 +133,7 @@ def test_kinds_are_what_their_papers_say() -> None:
 @pytest.mark.parametrize(("a", "b"), [(a, b) for a, b in itertools.product(KINDS, KINDS) if a != b])
 def test_the_loss_weight_turns_errors_of_one_kind_into_another(schedule, a: Prediction, b: Prediction) -> None:
     if a == "eps" and schedule == LinearInterpolant():
-        with pytest.raises(ValueError, match="no signal is left at t = 1"):
+        with pytest.raises(ValueError, match="no signal left at t = 1"):
             Diffusion(schedule=schedule, prediction=a, loss=b)
         return
     d = Diffusion(schedule=schedule, prediction=a, loss=b, min_divisor=1e-9)

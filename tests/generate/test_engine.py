@@ -97,7 +97,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_any_work() -> None:
     m = model(context_length=32)
     with pytest.raises(ValueError, match="take 41 tokens, the context has 32"):
         m.generate("x" * 40, max_items=0)
-    with pytest.raises(ValueError, match="item to be drawn take 33 tokens"):
+    with pytest.raises(ValueError, match="forced item take 33 tokens"):
         m.generate("x" * 26, force="image")
     m.generate("x" * 25, force="image")
 
@@ -109,7 +109,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_any_work() -> None:
         (Request(Document(()), force="video"), "no modality 'video'"),
         (Request(Document(()), force="image", size=(6, 6)), "every item has"),
         (Request(Document((Media(torch.zeros(1, 4, 4), "sound"),))), "no modality 'sound'"),
-        (Request(Document(()), guidance=Guidance(3.0, 2.0)), "cache rows"),
+        (Request(Document(()), guidance=Guidance(3.0, 2.0)), "cache slots"),
     ],
 )
 def test_requests_that_cannot_be_met(request_: Request, message: str) -> None:
@@ -138,10 +138,10 @@ def test_the_noise_of_a_picture_does_not_depend_on_the_text_before_it() -> None:
         engine = Engine(m.network, m.vocabulary, cache_slots=2)
         engine.add(Request(Document((Text(prompt),)), seed=seed, force="image", max_tokens=0, noise=noise, sampler=Euler(3)))
         engine._admit()
-        engine._run_pending([])
-        (row,) = engine._rows.values()
-        assert row.span is not None
-        return row.span.latents
+        engine._commit_pending()
+        (doc,) = engine._active.values()
+        assert doc.item is not None
+        return doc.item.latents
 
     with torch.no_grad():
         assert torch.equal(start("a", 1), start("a much longer prompt", 1))
@@ -155,10 +155,10 @@ def test_a_bad_request_is_refused_before_it_is_among_others() -> None:
     engine.add(Request(Document((Text("a"),)), force="image", max_tokens=0, sampler=Euler(2)))
     with pytest.raises(ValueError, match="NaN"):
         engine.add(Request(Document((Media(torch.full((1, 4, 4), float("nan"))),)), max_items=0))
-    with pytest.raises(ValueError, match=r"noise to start from has shape \(1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"initial noise has shape \(1, 2, 2\)"):
         engine.add(Request(Document((Text("a"),)), force="image", noise=torch.zeros(1, 2, 2)))
     assert sum(isinstance(e, Done) for e in engine.run()) == 1 and not engine.busy
-    assert engine._cache.num_free == 4
+    assert engine.runner.cache.num_free == 4
 
 
 def test_guidance_that_the_model_was_not_trained_for_is_said_to_be_left_out() -> None:

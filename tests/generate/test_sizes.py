@@ -121,9 +121,9 @@ def test_what_cannot_be_read_is_the_default_as_if_it_had_been_written(broken: st
     assert [e.token for e in events if isinstance(e, Token)] == [e.token for e in expected if isinstance(e, Token)]
     assert [e.fallback for e in items(events)] == ["malformed"] and [e.fallback for e in items(expected)] == [None]
     assert engine.fallbacks == {"malformed": 1} and not other.fallbacks
-    assert engine._cache.lengths == other._cache.lengths
-    length = engine._cache.lengths[0]  # the document's own row; its branch has the next
-    for mine, theirs in zip(engine._cache.keys, other._cache.keys, strict=True):
+    assert engine.runner.cache.lengths == other.runner.cache.lengths
+    length = engine.runner.cache.lengths[0]  # the document's own row; its branch has the next
+    for mine, theirs in zip(engine.runner.cache.keys, other.runner.cache.keys, strict=True):
         assert (mine[0, :, :length] - theirs[0, :, :length]).abs().max() < 1e-9
     assert length > 5
 
@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_the_default_too() -> None:
         engine, events = run(m, request(m, written, max_length=13))
         done = finished(events)
         assert done.reason == "context" and not done.document.media and not items(events)
-        assert engine.fallbacks.total() == 1 and engine._cache.num_free == 3
+        assert engine.fallbacks.total() == 1 and engine.runner.cache.num_free == 3
         assert [s.content for s in done.document.segments] == ["a cat"]  # type: ignore[union-attr]
     _, events = run(m, request(m, "0:1 1:1 begin", max_length=13))  # a smaller one fits where the default would not
     assert items(events)[0].media.tensor().shape == (1, 2, 2)
@@ -210,7 +210,7 @@ def test_a_sequence_is_never_longer_than_asked_for() -> None:
     assert drawn > 5
     (document,) = m.generate("ab", max_length=5, max_items=0, decoding=Sample(3.0), guidance=Guidance(1.0))
     assert len(m.vocabulary.encode(document.text)) <= 4 * 3  # ids that are no UTF-8 come back as 3 bytes
-    with pytest.raises(ValueError, match="take 6 tokens, the longest sequence asked for is 5"):
+    with pytest.raises(ValueError, match="take 6 tokens, max_length is 5"):
         m.generate("a cat", max_length=5)
 
 

@@ -1,8 +1,9 @@
-"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), for text and for earlier pictures, within an interval.
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598), for text and earlier media, within an interval of times.
 
-With both scales (Brooks et al. 2022, arXiv 2211.09800, eq. 3):
+With a scale for each (Brooks et al. 2022, arXiv 2211.09800, eq. 3), f the prediction and - a dropped condition:
 
     guided = f(-, -) + media * (f(-, media) - f(-, -)) + text * (f(text, media) - f(-, media))
+           = text * f(text, media) + (media - text) * f(-, media) + (1 - media) * f(-, -)
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GuidanceBranch:
-    """One unconditional branch: what it drops, and its weight in the sum."""
+    """A prediction in the guided sum: the conditions that it drops, and its weight."""
 
     drop_text: bool
     drop_media: bool
@@ -20,13 +21,15 @@ class GuidanceBranch:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly generation follows its context.
+    """How strongly generated items follow their context.
 
     Args:
         text: scale for text; 1: no guidance.
-        media: scale for earlier pictures; 1: no guidance.
-        low: guide only at times from here ...
-        high: ... to here (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+        media: scale for earlier media; 1: no guidance.
+        low, high: guide only at times in [low, high] (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+
+    Raises:
+        ValueError: a scale that is not finite, or an interval outside [0, 1].
     """
 
     text: float = 3.0
@@ -42,31 +45,18 @@ class Guidance:
 
     @property
     def max_branches(self) -> int:
-        """Unconditional branches that an item may need at most."""
-        if self.media == 1.0:
-            return int(self.text != 1.0)
-        return 1 if self.text == self.media else 2
+        """Most unconditional branches that an item needs."""
+        return int(self.text != self.media) + int(self.media != 1.0)
 
-    def branches(self, *, has_text: bool, has_media: bool) -> tuple[float, tuple[GuidanceBranch, ...]]:
-        """Weight of the conditional branch, and the unconditional ones that are needed beside it.
+    def branches(self, *, has_text: bool, has_media: bool) -> tuple[GuidanceBranch, ...]:
+        """The branches of an item with or without text and media before it: the conditional one, then those that drop.
 
-        Args:
-            has_text: whether text stands before the item.
-            has_media: whether media stand before it.
+        A condition that is absent cannot be dropped, so its term of the sum vanishes.
         """
-        text = self.text if has_text else 1.0
         media = self.media if has_media else 1.0
-        found: list[GuidanceBranch] = []
-        if media == 1.0:
-            if text != 1.0:
-                found.append(GuidanceBranch(True, False, 1.0 - text))
-            return text, tuple(found)
-        if not has_text:
-            return media, (GuidanceBranch(False, True, 1.0 - media),)
-        if media != text:
-            found.append(GuidanceBranch(True, False, media - text))
-        found.append(GuidanceBranch(True, True, 1.0 - media))
-        return text, tuple(found)
+        text = self.text if has_text else media
+        dropped = (GuidanceBranch(True, False, media - text), GuidanceBranch(has_text, True, 1.0 - media))
+        return GuidanceBranch(False, False, text), *(branch for branch in dropped if branch.weight != 0.0)
 
     def active(self, t: float) -> bool:
         """Whether to guide at time t."""

@@ -1,7 +1,7 @@
-"""Distributions of the time at which an item is trained: each the quantile function that a uniform number is put through.
+"""Distributions of training times, each by its quantile function: t = quantile(u) for a uniform u.
 
-`shift` moves times towards noise by t' = shift t / (1 + (shift - 1) t), as a sampler's shift does (Esser et al. 2024, arXiv
-2403.03206, eq. 23): longer latents need more noise to lose as much.
+`shift` moves times towards noise, in training as in sampling: larger latents need more noise to lose as much (Esser et al.
+2024, arXiv 2403.03206, eq. 23).
 """
 
 import math
@@ -18,15 +18,15 @@ from transfusion import rng
 
 @runtime_checkable
 class TimeDistribution(Protocol):
-    """Any distribution of times, made in Python. A model that is to be saved takes `Tabulated.of` it instead."""
+    """Any distribution of times, in Python. A model that is saved needs one of `Times`: `Tabulated.of(quantile)`."""
 
     def quantile(self, u: float) -> float:
-        """Time in [0, 1] of a uniform number u in [0, 1); it never falls as u grows."""
+        """Time in [0, 1] for u in [0, 1); it does not fall as u grows."""
         ...
 
 
 def shifted(t: float, shift: float) -> float:
-    """shift t / (1 + (shift - 1) t): 0 and 1 stay, above 1 all between moves towards 1."""
+    """shift t / (1 + (shift - 1) t): fixes 0 and 1, and moves times between towards 1 if shift > 1 (Esser et al., eq. 23)."""
     return t if shift == 1.0 else shift * t / (1 + (shift - 1) * t)
 
 
@@ -40,8 +40,8 @@ class Uniform:
     """Uniform times.
 
     Args:
-        num_steps: T: times are 1/T, 2/T .. 1, the steps of DDPM (Ho et al. 2020). 0: any time in [0, 1].
-        shift: above 1: more noise.
+        num_steps: T; times are 1/T, 2/T .. 1, the steps of DDPM (Ho et al. 2020). 0: any time in [0, 1].
+        shift: above 1: more noise, see `shifted`.
     """
 
     kind: ClassVar[str] = "uniform"
@@ -54,7 +54,7 @@ class Uniform:
             raise ValueError(f"num_steps must be 0 (any time) or more, not {self.num_steps}")
 
     def quantile(self, u: float) -> float:
-        """Time of a uniform number u in [0, 1)."""
+        """Time for u in [0, 1)."""
         return shifted(u if self.num_steps == 0 else (int(u * self.num_steps) + 1) / self.num_steps, self.shift)
 
 
@@ -64,8 +64,8 @@ class LogitNormal:
 
     Args:
         mean: above 0: more noise. JiT's -0.8 (arXiv 2511.13720, where t = 1 is data) is +0.8 here.
-        std: spread.
-        shift: above 1: more noise. Here it is the same as a mean higher by log(shift).
+        std: standard deviation of logit(t).
+        shift: above 1: more noise; equal to adding log(shift) to the mean.
     """
 
     kind: ClassVar[str] = "logit_normal"
@@ -79,17 +79,17 @@ class LogitNormal:
             raise ValueError(f"mean must be finite, std must be positive and finite, not {self.mean} and {self.std}")
 
     def quantile(self, u: float) -> float:
-        """Time of a uniform number u in [0, 1)."""
+        """Time for u in [0, 1)."""
         z = NormalDist(self.mean, self.std).inv_cdf(min(max(u, 1e-9), 1 - 1e-9))
         return shifted(1 / (1 + math.exp(-z)), self.shift)
 
 
 @dataclass(frozen=True)
 class Tabulated:
-    """Any distribution, by a table of its quantiles at equal steps of u, linear between them: it can be saved with a model.
+    """Any distribution, by its quantiles at equal steps of u, interpolated linearly; saved with a model.
 
     Args:
-        quantiles: times at u = 0, 1/n .. 1, never falling, in [0, 1].
+        quantiles: times in [0, 1] at u = 0, 1/n .. 1, in non-decreasing order.
     """
 
     kind: ClassVar[str] = "tabulated"
@@ -102,21 +102,24 @@ class Tabulated:
 
     @classmethod
     def of(cls, quantile: Callable[[float], float], steps: int = 256) -> "Tabulated":
-        """The table of a quantile function; it is asked at 0, 1 / steps .. just below 1."""
+        """The table of a quantile function, evaluated at u = 0, 1 / steps .. just below 1."""
         return cls(tuple(quantile(min(i / steps, 1 - 1e-9)) for i in range(steps + 1)))
 
     def quantile(self, u: float) -> float:
-        """Time of a uniform number u in [0, 1)."""
-        at = u * (len(self.quantiles) - 1)
-        low = min(int(at), len(self.quantiles) - 2)
-        return self.quantiles[low] + (at - low) * (self.quantiles[low + 1] - self.quantiles[low])
+        """Time for u in [0, 1)."""
+        place = u * (len(self.quantiles) - 1)
+        low = min(int(place), len(self.quantiles) - 2)
+        return self.quantiles[low] + (place - low) * (self.quantiles[low + 1] - self.quantiles[low])
 
 
 Times: TypeAlias = Uniform | LogitNormal | Tabulated
 
 
 def sample_times(times: TimeDistribution, keys: list[int], intervals: Tensor) -> Tensor:
-    """A time for each item, Float32[item]: item i's depends on keys[i] alone, and lies in its interval (low, high)."""
+    """A time for each item, Float32[item], inside its interval (low, high) of `intervals` [item, 2].
+
+    The time of item i depends on keys[i] alone.
+    """
     u = torch.tensor([times.quantile(rng.uniform(key, "time")) for key in keys])
     low, high = intervals.to("cpu", torch.float32).unbind(-1)
     return low + (high - low) * u

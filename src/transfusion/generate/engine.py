@@ -1,17 +1,24 @@
-"""The engine: a batch of unfinished documents, moved on one step at a time.
+"""The engine: a batch of unfinished documents that advance together, one step at a time.
 
     add(request) -> id      step() -> events      cancel(id)
 
-A step lets new documents in (their prompts are run into the cache), writes one token in every document that is at text,
-and takes one denoising step in every item that is being drawn. All passes are one kind: some cache rows each take a piece
-of sequence, behind their prefix; a pass that commits makes it part of the prefix. Denoising passes do not commit: they
-read the prefix and write over the same slots, until the clean latents pass once, with END, and are committed.
+A step takes every document through the states that it can:
+
+    queued --admit--> text --choose a token--> pending --commit--> text
+                                                  |
+                                               (BEGIN) --> item --denoise--> item ... --commit, END--> text --EOS--> done
+
+Documents are admitted when cache slots are free, text takes one token a step, an item takes one denoising step. All passes run
+chunks behind cached prefixes (`ModelRunner`). A document depends on its own request alone: its random numbers are keyed by its
+seed, its attention ends at its cache slot.
 """
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,24 +28,34 @@ from transfusion import rng
 from transfusion.data.document import Document, Media, Text, unconditional
 from transfusion.data.tokenize import TokenSequence, tokenize_document
 from transfusion.data.vocabulary import SpecialToken, Vocabulary
-from transfusion.diffusion.sampler import init_noise
-from transfusion.generate.logits import only
-from transfusion.generate.runner import Chunk, ModelRunner
-from transfusion.generate.sizes import PendingItem, SizeError, SizeParser
-from transfusion.generate.state import CachedBranch, Denoising, Done, Event, ItemDone, Request, Row, Span, Token
+from transfusion.diffusion.sampler import Sampler, init_noise
+from transfusion.generate.runner import Chunk, ChunkItem, ModelRunner
+from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length
+from transfusion.generate.state import (
+    ActiveDocument,
+    ActiveItem,
+    CachedBranch,
+    Denoising,
+    Done,
+    Event,
+    ItemDone,
+    QueuedRequest,
+    Request,
+    Token,
+)
 from transfusion.model.network import Network
 
 
-class Engine(ModelRunner):
-    """Generates with a network.
+class Engine:
+    """Generates documents with a network.
 
-    `fallbacks` counts, by reason, the items that got their modality's own size because what was written could not be used.
+    `fallbacks` counts, by reason, the items whose written size could not be used and that got their modality's default.
 
     Args:
-        cache_slots: sequences in the cache. A document holds one, and one for each unconditional branch of its guidance.
-        capacity: tokens of context a document may have at most.
-        dtype: bf16 runs a copy of the network with its matrices in bf16, under autocast; fp32 and fp64 run it as it is.
-        decode_text: whether documents come back with their text as strings; else what was written stays ids.
+        cache_slots: sequences in the cache. A document holds `Request.cache_slots` of them.
+        capacity: tokens that a document may have (None: the network's context length).
+        dtype: bf16 runs a copy of the network with bf16 matrices under autocast; fp32 and fp64 run the network itself.
+        decode_text: whether the text that was written is returned as strings; else as ids.
     """
 
     def __init__(
@@ -51,76 +68,49 @@ class Engine(ModelRunner):
         dtype: torch.dtype = torch.float32,
         decode_text: bool = True,
     ) -> None:
-        capacity = min(capacity or network.config.context_length, network.config.context_length)
-        super().__init__(network, vocabulary, cache_slots=cache_slots, capacity=capacity, dtype=dtype)
-        self.decode_text, self._num_slots = decode_text, cache_slots
+        self.capacity = min(capacity or network.config.context_length, network.config.context_length)
+        self.runner = ModelRunner(network, vocabulary, cache_slots=cache_slots, capacity=self.capacity, dtype=dtype)
+        self.vocabulary, self.coordinates, self.diffusion = vocabulary, network.config.coordinates, network.config.diffusion
+        self.cache_slots, self.decode_text = cache_slots, decode_text
         self.fallbacks: Counter[SizeError] = Counter()
-        self._waiting: deque[tuple[int, Request, TokenSequence]] = deque()
-        self._rows: dict[int, Row] = {}
-        self._next_id = 0
+        self._queue: dict[int, QueuedRequest] = {}
+        self._active: dict[int, ActiveDocument] = {}
+        self._last_id = 0
 
     @property
     def busy(self) -> bool:
         """Whether any document is unfinished."""
-        return bool(self._waiting or self._rows)
+        return bool(self._queue or self._active)
 
     def add(self, request: Request) -> int:
-        """Queue a document; events carry the id that comes back.
+        """Queue a document; its events carry the id that is returned.
 
         Raises:
-            ValueError: an item of the prompt (or noise to start from) that does not fit its modality, a prompt longer than
-                the context (or its own `max_length`), an unknown modality, a size that its modality forbids, or a request that
-                needs more cache rows than there are.
+            ValueError: a prompt item, a size or initial noise that does not fit its modality, an unknown modality, a prompt
+                longer than the context (or `max_length`), or a request that needs more cache slots than there are.
         """
-        tokenized = tokenize_document(request.document, self.vocabulary, self.coordinates, add_eos=False)
-        if any(item.media.values is None for item in tokenized.items):
-            raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
-        for item in tokenized.items:
-            item.media.tensor()  # whatever is wrong with it shows here, before it is among others
-        for name in request.sizes:
-            request.grid(self.vocabulary.modality(name))
-        needed, limit = len(tokenized), self._limit(request)
-        if request.force is not None:
-            modality = self.vocabulary.modality(request.force)
-            grid = request.forced(modality)
-            shape = (modality.channels, *modality.shape_of(grid))
-            if request.noise is not None and tuple(request.noise.shape) != shape:
-                raise ValueError(f"the noise to start from has shape {tuple(request.noise.shape)}, the item has {shape}")
-            needed += len(self.vocabulary.frame(modality, grid)) + math.prod(grid) + 1
-        if needed > limit:
-            raise ValueError(
-                f"the prompt{' and the item to be drawn' if request.force else ''} take {needed} tokens, the "
-                f"{'context has' if limit == self.capacity else 'longest sequence asked for is'} {limit}: shorten the prompt"
-            )
-        if self._held(request) > self._num_slots:
-            raise ValueError(f"this request needs {self._held(request)} cache rows, the engine has {self._num_slots}")
-        self._next_id += 1
-        self._waiting.append((self._next_id, request, tokenized))
-        return self._next_id
+        prompt = self._check(request)
+        self._last_id += 1
+        self._queue[self._last_id] = QueuedRequest(request, prompt)
+        return self._last_id
 
     def cancel(self, id: int) -> None:
-        """Forget a document; its rows are free at once. Raises KeyError for an id that is not in work."""
-        for queued in self._waiting:
-            if queued[0] == id:
-                self._waiting.remove(queued)
-                return
-        self._release(self._rows.pop(id))
+        """Drop a document and free its cache slots. Raises KeyError for an id that is not in work."""
+        if self._queue.pop(id, None) is None:
+            self._release(self._active.pop(id))
 
     def document(self, id: int) -> Document:
         """A document as far as it is written."""
-        for waiting, request, _ in self._waiting:
-            if waiting == id:
-                return request.document
-        return self._readable(self._rows[id].document())
+        return self._queue[id].request.document if id in self._queue else self._decoded(self._active[id].document())
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """Move every document on: a token, or a denoising step."""
+        """Advance every document by a token or a denoising step."""
         events: list[Event] = []
-        with torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self.runner.autocast():
             self._admit()
-            self._write_tokens(events)
-            self._run_pending(events)
+            self._choose_tokens(events)
+            self._commit_pending()
             self._denoise(events)
         return events
 
@@ -129,257 +119,272 @@ class Engine(ModelRunner):
         while self.busy:
             yield from self.step()
 
-    def _logits(self, rows: Sequence[Row], h: Tensor) -> None:
-        for row, logits in zip(rows, self.network.head(h).float().cpu(), strict=True):
-            row.logits = logits
+    # ---- requests: queued -> active -> done -------------------------------------------------------------------------
 
-    # ---- rows -------------------------------------------------------------------------------------------------------
+    def _check(self, request: Request) -> TokenSequence:
+        """The prompt of a request as tokens; see `add` for what is refused."""
+        prompt = tokenize_document(request.document, self.vocabulary, self.coordinates, add_eos=False)
+        if any(item.media.values is None for item in prompt.items):
+            raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
+        for item in prompt.items:
+            item.media.tensor()  # raises for bad values now, before it can stop a step of other documents
+        for name in request.sizes:
+            request.fixed_grid(self.vocabulary.modality(name))
+        length, limit = len(prompt), self._max_length(request)
+        if request.force is not None:
+            modality = self.vocabulary.modality(request.force)
+            grid = request.forced_grid(modality)
+            shape = (modality.channels, *modality.shape_of(grid))
+            if request.noise is not None and tuple(request.noise.shape) != shape:
+                raise ValueError(f"the initial noise has shape {tuple(request.noise.shape)}, the item has {shape}")
+            length += item_length(modality, grid)
+        if length > limit:
+            raise ValueError(
+                f"the prompt{' and the forced item' if request.force else ''} take {length} tokens, "
+                f"{'the context has' if limit == self.capacity else 'max_length is'} {limit}: shorten the prompt"
+            )
+        if request.cache_slots > self.cache_slots:
+            raise ValueError(f"this request needs {request.cache_slots} cache slots, the engine has {self.cache_slots}")
+        return prompt
 
-    def _held(self, request: Request) -> int:
-        branches = 0 if request.max_items == 0 and request.force is None else request.guidance.max_branches
-        return 1 + branches
-
-    def _admit(self) -> None:
-        pieces, rows = [], []
-        while self._waiting and self._held(self._waiting[0][1]) <= self._cache.num_free:
-            id, request, tokenized = self._waiting.popleft()
-            row = Row(id, request, self._cache.take(), [self._cache.take() for _ in range(self._held(request) - 1)])
-            row.position, row.num_spans = tokenized.position, len(tokenized.items)
-            self._rows[id] = row
-            pieces.append(self._prefix(row.row, tokenized, len(tokenized)))
-            rows.append(row)
-        if not rows:
-            return
-        h, _, _ = self._run(pieces, commit=True)
-        self._logits(rows, h)
-        for row in rows:
-            if row.request.force is not None:
-                modality = self.vocabulary.modality(row.request.force)
-                row.logits, row.pending_item = None, PendingItem(modality, row.request.forced(modality))
-                row.pending = self.vocabulary.frame(modality, row.pending_item.grid)
-
-    def _release(self, row: Row) -> None:
-        for held in (row.row, *row.spare):
-            self._cache.give_back(held)
-
-    def _finish(self, row: Row, reason: str, events: list[Event]) -> None:
-        self._release(self._rows.pop(row.id))
-        events.append(Done(row.id, self._readable(row.document()), reason))  # type: ignore[arg-type]
-
-    def _readable(self, document: Document) -> Document:
-        if not self.decode_text:
-            return document
-
-        def readable(content: str | tuple[int, ...]) -> str:
-            return content if isinstance(content, str) else self.vocabulary.decode(content)
-
-        segments = (replace(s, content=readable(s.content)) if isinstance(s, Text) else s for s in document.segments)
-        return replace(document, segments=tuple(segments))
-
-    # ---- text -------------------------------------------------------------------------------------------------------
-
-    def _write_tokens(self, events: list[Event]) -> None:
-        ready: list[Row] = []
-        for row in [r for r in self._rows.values() if r.logits is not None]:
-            if row.size_parser is None and row.num_tokens >= row.request.max_tokens:
-                self._finish(row, "tokens", events)
-            elif self._room(row) < 1:
-                self._finish(row, "context", events)
-            else:
-                ready.append(row)
-        for decoding in dict.fromkeys(row.request.decoding for row in ready):
-            rows = [row for row in ready if row.request.decoding == decoding]
-            logits = torch.stack([row.logits for row in rows if row.logits is not None])
-            legal = torch.stack([row.legal(self.vocabulary, self._room(row)) for row in rows])
-            u = torch.tensor([rng.uniform(row.request.seed, "token", row.num_draws) for row in rows])
-            for row, token in zip(rows, decoding.choose(only(logits, legal), u).tolist(), strict=True):
-                self._accept(row, token, events)
-
-    def _limit(self, request: Request) -> int:
+    def _max_length(self, request: Request) -> int:
         return self.capacity if request.max_length is None else min(request.max_length, self.capacity)
 
-    def _room(self, row: Row) -> int:
-        return self._limit(row.request) - self._cache.lengths[row.row]
+    def _admit(self) -> None:
+        """Prefill queued prompts while cache slots are free; a forced item becomes pending."""
+        cache, chunks, admitted = self.runner.cache, [], []
+        for id, queued in list(islice(self._queue.items(), cache.num_free)):  # each takes a slot or more
+            request, prompt = queued.request, queued.prompt
+            if request.cache_slots > cache.num_free:
+                break
+            del self._queue[id]
+            slot, *guidance_slots = [cache.take() for _ in range(request.cache_slots)]
+            self._active[id] = ActiveDocument(id, request, slot, guidance_slots, prompt.position, len(prompt.items))
+            admitted.append(self._active[id])
+            chunks.append(Chunk.prefix(slot, prompt, len(prompt)))
+        self._extend(admitted, chunks)
+        for doc in admitted:
+            if doc.request.force is not None:
+                modality = self.vocabulary.modality(doc.request.force)
+                doc.logits, doc.pending_item = None, PendingItem(modality, doc.request.forced_grid(modality))
+                doc.pending = self.vocabulary.frame(modality, doc.pending_item.grid)
 
-    def _accept(self, row: Row, token: int, events: list[Event]) -> None:
-        row.logits, row.num_draws = None, row.num_draws + 1
+    def _extend(self, docs: Sequence[ActiveDocument], chunks: Sequence[Chunk]) -> None:
+        """Append a chunk to each document; its next token's logits come from the chunk's last token."""
+        if not docs:
+            return
+        for doc, logits in zip(docs, self.runner.logits(self.runner.extend(chunks)), strict=True):
+            doc.logits = logits
+
+    def _release(self, doc: ActiveDocument) -> None:
+        for cache_slot in (doc.cache_slot, *doc.guidance_slots):
+            self.runner.cache.give_back(cache_slot)
+
+    def _finish(self, doc: ActiveDocument, reason: str, events: list[Event]) -> None:
+        self._release(self._active.pop(doc.id))
+        events.append(Done(doc.id, self._decoded(doc.document()), reason))  # type: ignore[arg-type]
+
+    def _decoded(self, document: Document) -> Document:
+        """The document with its text as strings, if `decode_text`."""
+        if not self.decode_text:
+            return document
+        segments = (
+            replace(s, content=self.vocabulary.decode(s.content))
+            if isinstance(s, Text) and not isinstance(s.content, str)
+            else s
+            for s in document.segments
+        )
+        return replace(document, segments=tuple(segments))
+
+    # ---- text: logits -> pending tokens -> cache --------------------------------------------------------------------
+
+    def _choose_tokens(self, events: list[Event]) -> None:
+        """Choose the next token of every document at text; finish those that have reached a limit."""
+        ready: list[ActiveDocument] = []
+        for doc in [doc for doc in self._active.values() if doc.logits is not None]:
+            if doc.size_parser is None and doc.num_tokens >= doc.request.max_tokens:
+                self._finish(doc, "tokens", events)
+            elif self._remaining(doc) < 1:
+                self._finish(doc, "context", events)
+            else:
+                ready.append(doc)
+        for decoding in dict.fromkeys(doc.request.decoding for doc in ready):
+            docs = [doc for doc in ready if doc.request.decoding == decoding]
+            logits = torch.stack([doc.logits for doc in docs if doc.logits is not None])
+            allowed = torch.stack([doc.allowed_tokens(self.vocabulary, self._remaining(doc)) for doc in docs])
+            u = torch.tensor([rng.uniform(doc.request.seed, "token", doc.num_draws) for doc in docs])
+            for doc, token in zip(docs, decoding.choose(logits.masked_fill(~allowed, -math.inf), u).tolist(), strict=True):
+                self._accept_token(doc, token, events)
+
+    def _remaining(self, doc: ActiveDocument) -> int:
+        """Tokens that the document may still take."""
+        return self._max_length(doc.request) - self.runner.cache.lengths[doc.cache_slot]
+
+    def _accept_token(self, doc: ActiveDocument, token: int, events: list[Event]) -> None:
+        doc.logits, doc.num_draws = None, doc.num_draws + 1
         control = self.vocabulary.control(token)
-        if row.size_parser is None and (control is None or control.role == "eos"):
-            events.append(Token(row.id, token))
-            if control is not None:
-                self._finish(row, "end", events)
-                return
-            row.text.append(token)
-            row.num_tokens += 1
-            row.pending = [token]
-        else:
-            self._size(row, token, control, events)
+        if doc.size_parser is not None or (control is not None and control.role != "eos"):
+            self._accept_size_token(doc, token, control, events)
+            return
+        events.append(Token(doc.id, token))
+        if control is not None:
+            self._finish(doc, "end", events)
+            return
+        doc.text.append(token)
+        doc.num_tokens += 1
+        doc.pending = [token]
 
-    def _size(self, row: Row, token: int, control: SpecialToken | None, events: list[Event]) -> None:
-        """Take a token that opens an item or belongs to its size; when the size is known, open it."""
-        size_parser = row.size_parser
-        if size_parser is None:
+    def _accept_size_token(self, doc: ActiveDocument, token: int, control: SpecialToken | None, events: list[Event]) -> None:
+        """Parse a token that opens an item or belongs to its size; once the size is complete, the item is pending."""
+        parser = doc.size_parser
+        if parser is None:
             assert control is not None
             modality = self.vocabulary.modality(control.modality)
-            size_parser = SizeParser(modality, self._cache.lengths[row.row], row.position, row.num_draws - 1)
-        modality, wished = size_parser.modality, row.request.grid(size_parser.modality)
-        said = "complete" if wished is not None else size_parser.read(control)
-        if said == "more":
-            row.size_parser, row.pending = size_parser, [token]
+            parser = SizeParser(modality, self.runner.cache.lengths[doc.cache_slot], doc.position, doc.num_draws - 1)
+        modality, fixed_grid = parser.modality, doc.request.fixed_grid(parser.modality)
+        status = "complete" if fixed_grid is not None else parser.parse(control)
+        if status == "more":
+            doc.size_parser, doc.pending = parser, [token]
             return
-        grid = wished or tuple(size_parser.grid)
-        wrong: SizeError | None = "malformed" if said == "malformed" else None
-        if wrong is None and not self._fits(row, size_parser, grid):
-            wrong = "too large"
-        if wrong is not None:
+        grid = tuple(parser.grid) if fixed_grid is None else fixed_grid
+        error: SizeError | None = "malformed" if status == "malformed" else None
+        if error is None and not self._fits(doc, parser, grid):
+            error = "too large"
+        if error is not None:
             grid = modality.slots(modality.shape)
-            self.fallbacks[wrong] += 1
-        row.size_parser, frame = None, self.vocabulary.frame(modality, grid)
-        if wrong is None and wished is None:
-            row.pending = [token]  # the sizes are in the cache
-        else:  # as if these sizes had been written: in the cache, and in what chance is counted by
-            self._cache.shorten(row.row, size_parser.length)
-            row.position, row.num_draws, row.pending = size_parser.position, size_parser.num_draws + len(frame), frame
-        if not self._fits(row, size_parser, grid):
-            self._finish(row, "context", events)
+            self.fallbacks[error] += 1
+        doc.size_parser, frame = None, self.vocabulary.frame(modality, grid)
+        if error is None and fixed_grid is None:
+            doc.pending = [token]  # BEGIN; the sizes are in the cache
+        else:  # roll back cache, position and RNG counter, then write this size's tokens
+            self.runner.cache.shorten(doc.cache_slot, parser.length)
+            doc.position, doc.num_draws, doc.pending = parser.position, parser.num_draws + len(frame), frame
+        if not self._fits(doc, parser, grid):
+            self._finish(doc, "context", events)
             return
-        events.extend(Token(row.id, one) for one in frame)
-        row.pending_item = PendingItem(modality, grid, wrong)
+        events.extend(Token(doc.id, frame_token) for frame_token in frame)
+        doc.pending_item = PendingItem(modality, grid, error)
 
-    def _fits(self, row: Row, size_parser: SizeParser, grid: tuple[int, ...]) -> bool:
-        taken = len(self.vocabulary.frame(size_parser.modality, grid)) + math.prod(grid) + 1
-        return size_parser.length + taken <= self._limit(row.request)
+    def _fits(self, doc: ActiveDocument, parser: SizeParser, grid: tuple[int, ...]) -> bool:
+        return parser.length + item_length(parser.modality, grid) <= self._max_length(doc.request)
 
-    def _run_pending(self, events: list[Event]) -> None:
-        rows = [row for row in self._rows.values() if row.pending]
-        if not rows:
-            return
-        pieces = []
-        for row in rows:
-            count = len(row.pending)
-            positions = row.position + torch.arange(count, dtype=torch.float32)[:, None].expand(count, self.coordinates.axes)
-            pieces.append(Chunk(row.row, np.array(row.pending), positions, np.full(count, -1)))
-            row.position += count
-            row.pending = []
-        h, _, _ = self._run(pieces, commit=True)
-        self._logits(rows, h)
-        self._open([row for row in rows if row.pending_item is not None])
-
-    # ---- media ------------------------------------------------------------------------------------------------------
-
-    def _open(self, rows: Sequence[Row]) -> None:
-        """Begin items: their noise, and the prefixes of their unconditional branches."""
-        prefixes: list[Chunk] = []
-        for row in rows:
-            assert row.pending_item is not None
-            pending_item, row.pending_item, row.logits = row.pending_item, None, None
-            modality, grid = pending_item.modality, pending_item.grid
-            index = self.vocabulary.modalities.index(modality)
-            where, after = self.coordinates.place(row.position, grid)
-            shape = (modality.channels, *modality.shape_of(grid))
-            before = row.document()
-            item = Media(None, modality.name, modality.shape_of(grid) if modality.varies else None)
-            whole = replace(before, segments=(*before.segments, item))
-            has_text = any(isinstance(s, Text) and len(s.content) for s in before.segments)
-            weight, others = row.request.guidance.branches(has_text=has_text, has_media=bool(before.media))
-            branches = [CachedBranch(row.row, weight, torch.from_numpy(where), row.num_spans)]
-            for spare, other in zip(row.spare, others, strict=False):
-                without = unconditional(whole, len(whole.segments) - 1, text=other.drop_text, media=other.drop_media)
-                tokenized = tokenize_document(without, self.vocabulary, self.coordinates, add_eos=False)
-                first = tokenized.items[-1].start
-                self._cache.lengths[spare] = 0
-                prefixes.append(self._prefix(spare, tokenized, first))
-                branches.append(
-                    CachedBranch(spare, other.weight, torch.from_numpy(tokenized.positions[first:]), len(tokenized.items) - 1)
-                )
-            noise = row.request.noise
-            if noise is None or row.request.force is None or row.num_items:
-                noise = rng.normal([rng.key(row.request.seed, "item", row.num_items, "noise")], shape)[0]
-            latents = init_noise(self.network.config.diffusion.schedule, noise.to(self._exact))
-            row.span = Span(index, grid, latents, branches, after, fallback=pending_item.fallback)
+    def _commit_pending(self) -> None:
+        """Append pending tokens to the cache; items whose BEGIN is among them start."""
+        docs, chunks = [doc for doc in self._active.values() if doc.pending], []
+        for doc in docs:
+            count = len(doc.pending)
+            steps = torch.arange(count, dtype=torch.float32)[:, None].expand(count, self.coordinates.axes)
+            chunks.append(Chunk(doc.cache_slot, np.array(doc.pending), doc.position + steps, np.full(count, -1)))
+            doc.position, doc.pending = doc.position + count, []
+        self._extend(docs, chunks)
+        prefixes = [prefix for doc in docs if doc.pending_item is not None for prefix in self._start_item(doc)]
         if prefixes:
-            self._run(prefixes, commit=True)
+            self.runner.extend(prefixes)
+
+    # ---- items: pending -> denoised -> cache ------------------------------------------------------------------------
+
+    def _start_item(self, doc: ActiveDocument) -> list[Chunk]:
+        """Start a document's pending item from noise; returns the prefixes of its unconditional branches."""
+        pending, doc.pending_item, doc.logits = doc.pending_item, None, None
+        assert pending is not None
+        modality, grid = pending.modality, pending.grid
+        positions, next_position = self.coordinates.place(doc.position, grid)
+        context = doc.document()
+        target = Media(None, modality.name, modality.shape_of(grid) if modality.varies else None)
+        whole = replace(context, segments=(*context.segments, target))
+        conditional, *dropped = doc.request.guidance.branches(
+            has_text=any(isinstance(s, Text) and len(s.content) for s in context.segments), has_media=bool(context.media)
+        )
+        branches = [CachedBranch(doc.cache_slot, conditional.weight, torch.from_numpy(positions), doc.num_spans)]
+        prefixes = []
+        for cache_slot, branch in zip(doc.guidance_slots, dropped, strict=False):
+            document = unconditional(whole, len(context.segments), text=branch.drop_text, media=branch.drop_media)
+            sequence = tokenize_document(document, self.vocabulary, self.coordinates, add_eos=False)
+            start = sequence.items[-1].start
+            self.runner.cache.lengths[cache_slot] = 0
+            prefixes.append(Chunk.prefix(cache_slot, sequence, start))
+            item_positions = torch.from_numpy(sequence.positions[start:])
+            branches.append(CachedBranch(cache_slot, branch.weight, item_positions, len(sequence.items) - 1))
+        noise = doc.request.noise
+        if noise is None or doc.request.force is None or doc.num_items:  # given noise is the forced item's alone
+            noise = rng.normal([doc.item_key("noise")], (modality.channels, *modality.shape_of(grid)))[0]
+        latents = init_noise(self.diffusion.schedule, noise.to(self.runner.latent_dtype))
+        index = self.vocabulary.modalities.index(modality)
+        doc.item = ActiveItem(doc, index, grid, latents, branches, next_position, pending.fallback)
+        return prefixes
 
     def _denoise(self, events: list[Event]) -> None:
-        groups: dict[object, list[tuple[Row, Span]]] = {}
-        for row in self._rows.values():
-            if row.span is not None:
-                groups.setdefault((row.span.modality, row.span.grid, row.request.sampler), []).append((row, row.span))
-        finished: list[tuple[Row, Span]] = []
-        for group in groups.values():
-            sampler = group[0][0].request.sampler
-            times = sampler.times()
-            device = self.network.device
-            x = torch.stack([span.latents for _, span in group]).to(device)
-            t = torch.tensor([times[span.step] for _, span in group], device=device, dtype=x.dtype)
-            s = torch.tensor([times[span.step + 1] for _, span in group], device=device, dtype=x.dtype)
+        """One denoising step for every item, in groups of one modality, grid and sampler; finished items are committed."""
+        groups: dict[tuple[int, tuple[int, ...], Sampler], list[ActiveItem]] = {}
+        for doc in self._active.values():
+            if doc.item is not None:
+                groups.setdefault((doc.item.modality, doc.item.grid, doc.request.sampler), []).append(doc.item)
+        for (_, _, sampler), items in groups.items():
+            self._denoise_group(sampler, items, events)
+        finished = [item for (_, _, sampler), items in groups.items() for item in items if item.step == sampler.num_steps]
+        self._commit_items(finished, events)
 
-            def predict(x: Tensor, t: Tensor, group: list[tuple[Row, Span]] = group) -> tuple[Tensor, Tensor]:
-                return self._predict(group, x, t)
+    def _denoise_group(self, sampler: Sampler, items: Sequence[ActiveItem], events: list[Event]) -> None:
+        times, device = sampler.times(), self.runner.network.device
+        x = torch.stack([item.latents for item in items]).to(device)
+        t = torch.tensor([times[item.step] for item in items], device=device, dtype=x.dtype)
+        s = torch.tensor([times[item.step + 1] for item in items], device=device, dtype=x.dtype)
 
-            def draw(group: list[tuple[Row, Span]] = group, like: Tensor = x) -> Tensor:
-                keys = [rng.key(row.request.seed, "item", row.num_items, "step", span.step) for row, span in group]
-                return rng.normal(keys, tuple(like.shape[1:])).to(like)
+        def noise() -> Tensor:
+            return rng.normal([item.document.item_key("step", item.step) for item in items], tuple(x.shape[1:])).to(x)
 
-            moved, estimate = sampler.step(self.network.config.diffusion.schedule, predict, draw, x, t, s)
-            for (row, span), latents, clean in zip(group, moved, estimate, strict=True):
-                span.latents, span.step = latents, span.step + 1
-                events.append(Denoising(row.id, span.step, sampler.num_steps, clean))
-                if span.step == sampler.num_steps:
-                    finished.append((row, span))
-        if finished:
-            self._close(finished, events)
+        x_s, estimates = sampler.step(self.diffusion.schedule, partial(self._predict, items), noise, x, t, s)
+        for item, latents, estimate in zip(items, x_s, estimates, strict=True):
+            item.latents, item.step = latents, item.step + 1
+            events.append(Denoising(item.document.id, item.step, sampler.num_steps, estimate))
 
-    def _predict(self, group: Sequence[tuple[Row, Span]], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0, eps) of a group's items, guided."""
-        pieces: list[Chunk] = []
-        shares: list[tuple[int, float]] = []
-        for i, ((row, span), latents, time) in enumerate(zip(group, x, t.tolist(), strict=True)):
-            count = math.prod(span.grid)
-            guided = row.request.guidance.active(time)
-            for branch in span.branches if guided else span.branches[:1]:
-                tokens, spans = np.full(count, self.vocabulary.pad), np.full(count, branch.span)
-                media = ((span.modality, span.grid, latents, time, 0),)
-                pieces.append(Chunk(branch.row, tokens, branch.positions, spans, None, media))
-                shares.append((i, branch.weight if guided else 1.0))
-        _, (predicted,), _ = self._run(pieces, commit=False)
-        index = torch.tensor([i for i, _ in shares], device=x.device)
-        weight = torch.tensor([w for _, w in shares], device=x.device, dtype=x.dtype)
-        total = torch.zeros_like(x).index_add(0, index, predicted.to(x.dtype) * weight.reshape(-1, *[1] * (x.ndim - 1)))
-        diffusion = self.network.config.diffusion
-        return diffusion.to_x0_eps(diffusion.prediction, total, x, t)
+    def _predict(self, items: Sequence[ActiveItem], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x0, eps) of items at x [item, channels, *size] and t [item], guided."""
+        chunks: list[Chunk] = []
+        owners, weights = [], []
+        for i, (item, latents, time) in enumerate(zip(items, x, t.tolist(), strict=True)):
+            tokens = np.full(math.prod(item.grid), self.vocabulary.pad)
+            guided = item.document.request.guidance.active(time)
+            for branch in item.branches if guided else item.branches[:1]:
+                media = (ChunkItem(item.modality, item.grid, latents, time, 0),)
+                spans = np.full(len(tokens), branch.span)
+                chunks.append(Chunk(branch.cache_slot, tokens, branch.positions, spans, items=media))
+                owners.append(i)
+                weights.append(branch.weight if guided else 1.0)
+        predictions = self.runner.denoise(chunks).to(x.dtype)
+        weight = torch.tensor(weights, device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        guided_sum = torch.zeros_like(x).index_add(0, torch.tensor(owners, device=x.device), predictions * weight)
+        return self.diffusion.to_x0_eps(self.diffusion.prediction, guided_sum, x, t)
 
-    def _close(self, finished: Sequence[tuple[Row, Span]], events: list[Event]) -> None:
-        """Commit clean latents and END in one pass; a document that is complete is only reported."""
-        pieces, rows = [], []
-        for row, span in finished:
-            modality = self.network.config.modalities[span.modality]
-            media = Media(span.latents.cpu(), modality.name)
-            row.close_text()
-            row.segments.append(media)
-            row.span, row.num_items = None, row.num_items + 1
-            events.append(ItemDone(row.id, media, span.fallback))
-            if row.num_tokens >= row.request.max_tokens:
-                self._finish(row, "tokens", events)
+    def _commit_items(self, items: Sequence[ActiveItem], events: list[Event]) -> None:
+        """Append clean latents and END to the cache in one pass, except where the document is complete with its item."""
+        docs, chunks = [], []
+        for item in items:
+            doc, modality = item.document, self.vocabulary.modalities[item.modality]
+            media = Media(item.latents.cpu(), modality.name)
+            doc.close_text()
+            doc.segments.append(media)
+            doc.item, doc.num_items = None, doc.num_items + 1
+            events.append(ItemDone(doc.id, media, item.fallback))
+            if doc.num_tokens >= doc.request.max_tokens:
+                self._finish(doc, "tokens", events)
                 continue
-            count, branch = math.prod(span.grid), span.branches[0]
+            count, branch = math.prod(item.grid), item.branches[0]
             tokens = np.append(np.full(count, self.vocabulary.pad), self.vocabulary.end(modality.name))
-            end = torch.full((1, self.coordinates.axes), span.position)
+            end = torch.full((1, self.coordinates.axes), item.next_position)
             spans = np.append(np.full(count, branch.span), -1)
-            clean = ((span.modality, span.grid, span.latents, 0.0, 0),)
-            pieces.append(Chunk(row.row, tokens, torch.cat([branch.positions, end]), spans, None, clean))
-            row.position, row.num_spans = span.position + 1, row.num_spans + 1
-            rows.append(row)
-        if rows:
-            h, _, _ = self._run(pieces, commit=True)
-            self._logits(rows, h)
+            clean = ChunkItem(item.modality, item.grid, item.latents, 0.0, 0)
+            chunks.append(Chunk(doc.cache_slot, tokens, torch.cat([branch.positions, end]), spans, items=(clean,)))
+            doc.position, doc.num_spans = item.next_position + 1, doc.num_spans + 1
+            docs.append(doc)
+        self._extend(docs, chunks)
 
 
 def generate(engine: Engine, requests: Sequence[Request], *, on_event: Callable[[Event], None] | None = None) -> list[Document]:
-    """Documents of requests, in their order. `on_event` is called with every event.
+    """The finished documents of requests, in their order. `on_event` is called with every event.
 
     Raises:
-        ValueError: see `Engine.add`; the message says which request.
+        ValueError: see `Engine.add`; the message names the request.
     """
     ids = []
     for index, request in enumerate(requests):
@@ -388,10 +393,10 @@ def generate(engine: Engine, requests: Sequence[Request], *, on_event: Callable[
         except ValueError as error:
             where = "" if str(error).startswith("document ") or len(requests) == 1 else f"prompt {index}: "
             raise ValueError(f"{where}{error}") from error
-    done: dict[int, Document] = {}
+    documents: dict[int, Document] = {}
     for event in engine.run():
         if isinstance(event, Done):
-            done[event.id] = event.document
+            documents[event.id] = event.document
         if on_event is not None:
             on_event(event)
-    return [done[id] for id in ids]
+    return [documents[id] for id in ids]

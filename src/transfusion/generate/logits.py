@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -56,8 +56,3 @@ class Sample:
 
 
 Decoding: TypeAlias = Greedy | Sample
-
-
-def only(logits: Float[Tensor, "row id"], legal: Bool[Tensor, "row id"]) -> Float[Tensor, "row id"]:
-    """Logits with illegal ids out of reach."""
-    return logits.masked_fill(~legal, float("-inf"))

@@ -1,110 +1,156 @@
-"""Passes over a cache: some of its rows each take a piece of sequence, behind what they hold.
+"""The model runner: a network, its KV cache, and one forward pass over some of the cache's slots.
 
-A pass that commits makes the piece part of the row's prefix; one that does not reads the prefix and leaves it as it was.
+Each cache slot of a pass takes a chunk of sequence behind the prefix that it holds. `extend` appends the chunks to the
+prefixes. `denoise` reads the prefixes and leaves them as they are, so every denoising step writes over the same columns.
 """
 
 import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.data.tokenize import Coordinates, TokenSequence
+from transfusion.data.tokenize import TokenSequence
 from transfusion.data.vocabulary import Vocabulary
-from transfusion.model.network import Network, NoisedGroup
+from transfusion.model.network import Network
+from transfusion.model.noised import NoisedGroup
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkItem:
+    """A media item in a chunk: latents Float[channels, *size] at a time, in the chunk's slots from `start` on."""
+
+    modality: int
+    grid: tuple[int, ...]
+    latents: Tensor
+    time: float
+    start: int
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """What one cache row takes in one pass."""
+    """Consecutive tokens that one cache slot takes in one pass.
 
-    row: int
+    Args:
+        cache_slot: index of the cache slot.
+        tokens: vocabulary ids, Int[length]; PAD under media slots.
+        positions: rotary coordinates, Float[length, axes].
+        spans: media span of each token, Int[length]; -1 for text.
+        private: tokens that only their own span attends to, Bool[length]; None: no token.
+        items: media items whose slots lie in the chunk.
+    """
+
+    cache_slot: int
     tokens: np.ndarray
     positions: Tensor
     spans: np.ndarray
     private: np.ndarray | None = None
-    media: tuple[tuple[int, tuple[int, ...], Tensor, float, int], ...] = ()
-    """(modality, grid, latents, time, first slot) each"""
+    items: tuple[ChunkItem, ...] = ()
+
+    @classmethod
+    def prefix(cls, cache_slot: int, sequence: TokenSequence, end: int) -> "Chunk":
+        """The first `end` tokens of a sequence, its media clean."""
+        items = tuple(
+            ChunkItem(span.modality, span.grid, span.media.tensor(), 0.0, span.start)
+            for span in sequence.items
+            if span.start < end
+        )
+        positions = torch.from_numpy(sequence.positions[:end])
+        return cls(cache_slot, sequence.tokens[:end], positions, sequence.spans[:end], sequence.private[:end], items)
 
 
 class ModelRunner:
-    """A network, and a cache of unfinished sequences that it runs pieces into.
+    """Runs a network over a KV cache of unfinished sequences.
 
     Args:
         cache_slots: sequences that the cache holds.
-        capacity: tokens that a row may hold at most.
-        dtype: bf16 runs a copy of the network with its matrices in bf16, under autocast; fp32 and fp64 run it as it is.
+        capacity: tokens that each of them may hold.
+        dtype: bf16 runs a copy of the network with bf16 matrices under autocast; fp32 and fp64 run the network itself.
     """
 
     def __init__(
         self, network: Network, vocabulary: Vocabulary, *, cache_slots: int, capacity: int, dtype: torch.dtype
     ) -> None:
-        self.network, self.vocabulary = _in_bf16(network) if dtype == torch.bfloat16 else network, vocabulary
-        self.capacity, self.dtype = capacity, dtype
+        self.network, self.vocabulary, self.dtype = _in_bf16(network) if dtype == torch.bfloat16 else network, vocabulary, dtype
         weights = next(network.parameters()).dtype
-        self._exact = torch.promote_types(weights, torch.float32)  # of latents: they are never rounded to half precision
-        self._cache = network.cache(cache_slots, capacity, dtype if dtype == torch.bfloat16 else weights)
+        self.latent_dtype = torch.promote_types(weights, torch.float32)  # latents are never rounded to half precision
+        self.cache = network.cache(cache_slots, capacity, dtype if dtype == torch.bfloat16 else weights)
 
-    @property
-    def coordinates(self) -> Coordinates:
-        """The model's."""
-        return self.network.config.coordinates
+    def autocast(self) -> torch.autocast:
+        """The context of all passes."""
+        return torch.autocast(self.network.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def _run(self, pieces: Sequence[Chunk], *, commit: bool) -> tuple[Tensor, list[Tensor], list[list[int]]]:
-        """One pass. Back come the hidden state of each piece's last token, and where media stood: each group's
-        predictions, and the pieces that the group's items belong to, in order."""
-        counts = [len(piece.tokens) for piece in pieces]
-        width, device = max(counts), self.network.device
-        tokens = np.full((len(pieces), width), self.vocabulary.pad)
-        spans = np.full((len(pieces), width), -1)
-        private = np.zeros((len(pieces), width), dtype=bool)
-        positions = torch.zeros(len(pieces), width, self.coordinates.axes)
-        groups: dict[tuple[int, tuple[int, ...]], list[tuple[Tensor, float, int, int]]] = {}
-        for i, piece in enumerate(pieces):
-            tokens[i, : counts[i]], spans[i, : counts[i]] = piece.tokens, piece.spans
-            positions[i, : counts[i]] = piece.positions
-            if piece.private is not None:
-                private[i, : counts[i]] = piece.private
-            for modality, grid, latents, time, first in piece.media:
-                groups.setdefault((modality, grid), []).append((latents, time, i * width + first, i))
+    def extend(self, chunks: Sequence[Chunk]) -> Float[Tensor, "chunk width"]:
+        """Append chunks to the prefixes of their cache slots; returns the hidden state of each chunk's last token."""
+        h = self._forward(chunks).h
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        self.cache.commit([chunk.cache_slot for chunk in chunks], lengths)
+        width = max(lengths)
+        return h[torch.tensor([i * width + length - 1 for i, length in enumerate(lengths)], device=h.device)]
+
+    def denoise(self, chunks: Sequence[Chunk]) -> Float[Tensor, "chunk channels ..."]:
+        """The network's prediction for each chunk's item, with the prefixes left as they are.
+
+        Every chunk holds one item, all of one modality and grid.
+        """
+        forward = self._forward(chunks)
+        (predictions,) = self.network.predict(forward.h, forward.media, forward.skips)
+        return predictions
+
+    def logits(self, h: Float[Tensor, "chunk width"]) -> Float[Tensor, "chunk id"]:
+        """Next-token logits of hidden states, Float32 on the CPU."""
+        return self.network.head(h).float().cpu()
+
+    def _forward(self, chunks: Sequence[Chunk]) -> "_Forward":
+        """One pass over chunks padded to one width, their items grouped by modality and grid."""
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        width, device = max(lengths), self.network.device
+        tokens = np.full((len(chunks), width), self.vocabulary.pad)
+        spans = np.full((len(chunks), width), -1)
+        private = np.zeros((len(chunks), width), dtype=bool)
+        positions = torch.zeros(len(chunks), width, self.network.config.coordinates.axes)
+        groups: dict[tuple[int, tuple[int, ...]], list[tuple[int, ChunkItem]]] = {}
+        for i, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
+            tokens[i, :length], spans[i, :length], positions[i, :length] = chunk.tokens, chunk.spans, chunk.positions
+            if chunk.private is not None:
+                private[i, :length] = chunk.private
+            for item in chunk.items:
+                groups.setdefault((item.modality, item.grid), []).append((i * width + item.start, item))
         media = []
         for (modality, grid), items in groups.items():
-            first = torch.tensor([item[2] for item in items], device=device)
-            media.append(
-                NoisedGroup(
-                    modality,
-                    grid,
-                    torch.stack([item[0] for item in items]).to(device),
-                    torch.tensor([item[1] for item in items], device=device),
-                    first[:, None] + torch.arange(math.prod(grid), device=device),
-                )
-            )
-        rows = [piece.row for piece in pieces]
+            latents = torch.stack([item.latents for _, item in items]).to(device)
+            times = torch.tensor([item.time for _, item in items], device=device)
+            first = torch.tensor([start for start, _ in items], device=device)
+            slots = first[:, None] + torch.arange(math.prod(grid), device=device)
+            media.append(NoisedGroup(modality, grid, latents, times, slots))
         positions = positions.to(device)
-        stand = torch.from_numpy(spans).to(device), torch.from_numpy(private).to(device)
-        window = self._cache.window(rows, counts, *stand, positions)
-        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions, media, window=window)
-        owners = [[item[3] for item in items] for items in groups.values()]
-        if commit:
-            self._cache.commit(rows, counts)
-            last = torch.tensor([i * width + count - 1 for i, count in enumerate(counts)], device=device)
-            return h[last], [], owners
-        return h[:0], self.network.predict(h, media, skips), owners
-
-    def _prefix(self, row: int, tokenized: TokenSequence, end: int) -> Chunk:
-        """The first `end` tokens of a sequence, its media clean."""
-        media = tuple(
-            (item.modality, item.grid, item.media.tensor(), 0.0, item.start) for item in tokenized.items if item.start < end
+        window = self.cache.window(
+            [chunk.cache_slot for chunk in chunks],
+            lengths,
+            torch.from_numpy(spans).to(device),
+            torch.from_numpy(private).to(device),
+            positions,
         )
-        positions = torch.from_numpy(tokenized.positions[:end])
-        return Chunk(row, tokenized.tokens[:end], positions, tokenized.spans[:end], tokenized.private[:end], media)
+        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions, media, window=window)
+        return _Forward(h, media, skips)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forward:
+    """A pass: hidden states, flat over (chunk, length); media groups, and what their patchers keep for decoding."""
+
+    h: Float[Tensor, "chunk_length width"]
+    media: list[NoisedGroup]
+    skips: list[Any]
 
 
 def _in_bf16(network: Network) -> Network:
-    """A copy with the trunk's matrices and the head in bf16: the numbers that autocast would make of them at every step."""
+    """A copy whose transformer matrices and head are bf16: the values that autocast would round them to at every step."""
     copied = copy.deepcopy(network)
     for module in (*copied.transformer.modules(), copied.head):
         if isinstance(module, nn.Linear) and module.weight is not copied.embed.weight:

@@ -1,12 +1,13 @@
-"""The size of an item, as the model writes it: a token an axis, then BEGIN.
+"""Sizes that the model writes: one token an axis, then BEGIN.
 
     text --SIZE axis 0--> .. --SIZE axis n--> --BEGIN--> media
 
-Nothing is masked here: what the model writes is read. What cannot be used (a token that is no size of the next axis, BEGIN too
-early, a size that the context has no room for) falls to the modality's own size, and is counted. The tokens that were wrong
-leave no trace: they are taken out of the cache, and the default's are written in their place.
+No token is masked while a size is written. A size that cannot be used (a token that is not the next axis' size, an early BEGIN,
+more slots than the context has left) is replaced by the modality's default and counted. The engine then removes the written
+tokens from the cache and writes the default's in their place.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -14,17 +15,18 @@ from transfusion.data.vocabulary import SpecialToken, Vocabulary
 from transfusion.modality import Modality
 
 SizeError: TypeAlias = Literal["malformed", "too large"]
-"""Why a written size is not used: it cannot be read, or the context has no room for it."""
+"""Why a written size is not used: it cannot be parsed, or the context has too few tokens left for it."""
 
 
 @dataclass(eq=False)
 class SizeParser:
-    """An item whose size is being written.
+    """Parses the size of an item, token by token.
 
     Args:
-        modality: of the item.
-        length, position, num_draws: of the row before its first size token; what is taken back, is taken back to here.
-        grid: what was read so far, in slots.
+        modality: the item's modality.
+        length, position, num_draws: cache length, position and number of draws of the document before its first size token;
+            where it returns if the size is not used.
+        grid: the sizes parsed so far, in slots.
     """
 
     modality: Modality
@@ -33,7 +35,7 @@ class SizeParser:
     num_draws: int
     grid: list[int] = field(default_factory=list)
 
-    def read(self, control: SpecialToken | None) -> Literal["more", "complete", "malformed"]:
+    def parse(self, control: SpecialToken | None) -> Literal["more", "complete", "malformed"]:
         """Take the next token (None: a text token)."""
         if control is None or control.modality != self.modality.name:
             return "malformed"
@@ -48,15 +50,26 @@ class SizeParser:
 
 @dataclass(frozen=True)
 class PendingItem:
-    """An item that begins with the next pass: its grid, and why that is not the one that was written, if it is not."""
+    """An item whose denoising starts after the next pass.
+
+    Args:
+        modality: its modality.
+        grid: its slots, one number an axis.
+        fallback: why `grid` is the modality's default and not the written size; None if it is the written (or fixed) size.
+    """
 
     modality: Modality
     grid: tuple[int, ...]
     fallback: SizeError | None = None
 
 
-def openers(vocabulary: Vocabulary, modality: Modality) -> list[int]:
-    """Ids by which the model begins an item: BEGIN, and its sizes where they vary."""
+def item_length(modality: Modality, grid: tuple[int, ...]) -> int:
+    """Tokens of an item: its sizes, where they vary, BEGIN, its slots and END."""
+    return len(grid) * modality.varies + 1 + math.prod(grid) + 1
+
+
+def opening_tokens(vocabulary: Vocabulary, modality: Modality) -> list[int]:
+    """Ids with which the model may open an item: BEGIN, and all its sizes where they vary."""
     ids = [vocabulary.begin(modality.name)]
     if modality.varies:
         for axis, largest in enumerate(modality.extents):

@@ -1,41 +1,45 @@
-"""One unfinished document: what was asked, what is written, and which token may come next.
+"""Requests, events, and the state of one unfinished document between steps of the engine.
 
-text --SIZE--> sizes --..--> BEGIN --> media (denoise, all slots together) --> END --> text --EOS--> done
+text --SIZE--> sizes --..--> BEGIN --> media (denoised, all slots together) --> END --> text --EOS--> done
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transfusion import rng
 from transfusion.data.document import Document, Media, Segment, Text
+from transfusion.data.tokenize import TokenSequence
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.logits import Decoding, Greedy
-from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, openers
+from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length, opening_tokens
 from transfusion.modality import Modality
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What to write.
+    """A document to continue, and how.
 
     Args:
-        document: the prompt; it is continued.
-        seed: all chance of this document.
+        document: the prompt.
+        seed: random seed of this document.
         max_tokens: text tokens to write at most.
-        max_items: media items to write at most (None: as many as fit).
-        allow_eos: whether the model may end the document; if not, it goes on to `max_tokens` or to the end of the context.
-        force: name of a modality of which an item is written at once, before any text.
-        size: the forced item's size in latent elements (None: what `sizes` says, or its modality's own).
-        sizes: by name of the modality, the size that all its items get, whatever the model would write.
-        max_length: tokens of the whole sequence at most: prompt, text, slots and control tokens (None: the context's).
-        noise: what the forced item starts from, Float[channels, *size] (None: drawn by the seed).
-        decoding, sampler, guidance: how.
+        max_items: media items to write at most; None: no limit.
+        allow_eos: whether the model may end the document; if not, it ends at `max_tokens` or `max_length`.
+        force: name of a modality; one item of it is generated right after the prompt.
+        size: the forced item's size in latent elements (None: `sizes`, or the modality's default).
+        sizes: modality name -> size of all its items, instead of sizes that the model writes.
+        max_length: tokens of the whole sequence at most: prompt, text, slots and control tokens (None: the engine's capacity).
+        noise: initial noise of the forced item, Float[channels, *size] (None: drawn from the seed).
+        decoding: how text tokens are chosen.
+        sampler: how items are denoised.
+        guidance: classifier-free guidance of the items.
     """
 
     document: Document
@@ -52,20 +56,26 @@ class Request:
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
 
-    def grid(self, modality: Modality) -> tuple[int, ...] | None:
-        """The slots that every item of a modality must take; None where the model chooses."""
+    @property
+    def cache_slots(self) -> int:
+        """Cache slots that the document holds: its own, and one for each unconditional branch of its items."""
+        writes_items = self.force is not None or self.max_items != 0
+        return 1 + (self.guidance.max_branches if writes_items else 0)
+
+    def fixed_grid(self, modality: Modality) -> tuple[int, ...] | None:
+        """The grid of all items of a modality; None where the model writes their sizes."""
         if modality.name in self.sizes:
             return modality.slots(self.sizes[modality.name])
         return None if modality.varies else modality.slots(modality.shape)
 
-    def forced(self, modality: Modality) -> tuple[int, ...]:
-        """The slots of the forced item."""
+    def forced_grid(self, modality: Modality) -> tuple[int, ...]:
+        """The grid of the forced item."""
         return modality.slots(self.size or self.sizes.get(modality.name) or modality.shape)
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token was written. Those of an item's size are told when the size is complete, as they stand in the sequence."""
+    """A token was written. The tokens of an item's size come together, once the size is complete."""
 
     id: int
     token: int
@@ -73,7 +83,7 @@ class Token:
 
 @dataclass(frozen=True, eq=False)
 class Denoising:
-    """An item moved a step; `estimate` is what its clean latents look like now."""
+    """An item took a denoising step; `estimate` is the current estimate of its clean latents, Float[channels, *size]."""
 
     id: int
     step: int
@@ -83,7 +93,7 @@ class Denoising:
 
 @dataclass(frozen=True, eq=False)
 class ItemDone:
-    """An item is finished. `fallback`: why it has its modality's own size and not the one that was written, if so."""
+    """An item is finished. `fallback`: why it has its modality's default size and not the written one, if so."""
 
     id: int
     media: Media
@@ -92,7 +102,7 @@ class ItemDone:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """A document is finished: by its own end, at its limit of tokens, or because the context is full."""
+    """A document is finished: EOS, `max_tokens`, or no room in the context (or `max_length`)."""
 
     id: int
     document: Document
@@ -102,51 +112,85 @@ class Done:
 Event: TypeAlias = Token | Denoising | ItemDone | Done
 
 
-@dataclass(eq=False)
-class CachedBranch:
-    """A row of the cache that an item is denoised in: its weight in the guided sum, and where its slots stand."""
+@dataclass(frozen=True, eq=False)
+class QueuedRequest:
+    """A request that waits for free cache slots, and its prompt as tokens."""
 
-    row: int
+    request: Request
+    prompt: TokenSequence
+
+
+@dataclass(frozen=True, eq=False)
+class CachedBranch:
+    """A branch of guidance: the cached prefix that an item is denoised behind, and the weight of its prediction.
+
+    Args:
+        positions, span: rotary coordinates, Float[slots, axes], and span index of the item behind this prefix.
+    """
+
+    cache_slot: int
     weight: float
     positions: Tensor
     span: int
 
 
 @dataclass(eq=False)
-class Span:
-    """An item being denoised. The first branch is the document itself."""
+class ActiveItem:
+    """An item being denoised.
 
+    Args:
+        document: the document that it belongs to.
+        modality, grid: index of its modality, and its slots, one number an axis.
+        latents: x at the current time, Float[channels, *size].
+        branches: the document itself, then the unconditional branches.
+        next_position: rotary coordinate of the token after the item.
+        fallback: see `ItemDone`.
+        step: denoising steps taken.
+    """
+
+    document: "ActiveDocument"
     modality: int
     grid: tuple[int, ...]
     latents: Tensor
     branches: list[CachedBranch]
-    position: float
-    """Coordinate after the item."""
-    step: int = 0
+    next_position: float
     fallback: SizeError | None = None
+    step: int = 0
 
 
 @dataclass(eq=False)
-class Row:
-    """One unfinished document in the engine."""
+class ActiveDocument:
+    """An unfinished document that holds cache slots. Between steps either `logits` (it is at text) or `item` is set.
+
+    Args:
+        cache_slot, guidance_slots: cache slots of its tokens, and those reserved for unconditional branches.
+        position: rotary coordinate of the next token.
+        num_spans: media spans in the cache; the span index of the next item.
+        num_tokens: text tokens written.
+        num_draws, num_items: tokens chosen (control tokens too) and items written; they count the random draws of each.
+        segments, text: finished segments after the prompt, and the ids of the text segment being written.
+        size_parser: the size being written, if any.
+        logits: of the next token.
+        pending, pending_item: tokens chosen but not yet in the cache, and the item that starts behind them, if any.
+        item: the item being denoised.
+    """
 
     id: int
     request: Request
-    row: int
-    spare: list[int]
-    """Cache rows held for unconditional branches."""
-    position: float = 0.0
-    num_spans: int = 0
+    cache_slot: int
+    guidance_slots: list[int]
+    position: float
+    num_spans: int
     num_tokens: int = 0
     num_draws: int = 0
     num_items: int = 0
     segments: list[Segment] = field(default_factory=list)
     text: list[int] = field(default_factory=list)
     size_parser: SizeParser | None = None
+    logits: Float[Tensor, " id"] | None = None
     pending: list[int] = field(default_factory=list)
-    logits: Tensor | None = None
     pending_item: PendingItem | None = None
-    span: Span | None = None
+    item: ActiveItem | None = None
 
     def close_text(self) -> None:
         """Make the ids written so far a segment."""
@@ -155,25 +199,28 @@ class Row:
             self.text = []
 
     def document(self) -> Document:
-        """Prompt and what is written; text still as ids."""
+        """The prompt and everything written so far; written text is ids."""
         self.close_text()
-        return Document((*self.request.document.segments, *self.segments), name=self.request.document.name)
+        prompt = self.request.document
+        return Document((*prompt.segments, *self.segments), name=prompt.name)
 
-    def may_begin(self, modality: Modality, room: int) -> bool:
-        """Whether an item's smallest form still fits, and one more is wanted."""
-        limit, grid = self.request.max_items, self.request.grid(modality)
-        slots = 1 if grid is None else math.prod(grid)
-        frame = len(modality.patch) * modality.varies + 2
-        return room >= slots + frame and (limit is None or self.num_items < limit)
+    def item_key(self, *purpose: rng.KeyPart) -> int:
+        """Random key of the current item."""
+        return rng.key(self.request.seed, "item", self.num_items, *purpose)
 
-    def legal(self, vocabulary: Vocabulary, room: int) -> Tensor:
-        """Bool[id]: ids that may come next, with `room` tokens of context left. Where a size is being written, all: whatever
-        comes is read."""
+    def can_open(self, modality: Modality, remaining: int) -> bool:
+        """Whether another item is wanted, and its smallest (or fixed) grid fits into the `remaining` tokens."""
+        limit, grid = self.request.max_items, self.request.fixed_grid(modality)
+        smallest = (1,) * len(modality.patch) if grid is None else grid
+        return remaining >= item_length(modality, smallest) and (limit is None or self.num_items < limit)
+
+    def allowed_tokens(self, vocabulary: Vocabulary, remaining: int) -> Bool[Tensor, " id"]:
+        """Ids that may come next, with `remaining` tokens of context; all of them while a size is written."""
         if self.size_parser is not None:
             return torch.ones(len(vocabulary), dtype=torch.bool)
-        legal = vocabulary.writable.clone()
-        legal[list(vocabulary.ends)] = self.request.allow_eos
+        allowed = vocabulary.writable.clone()
+        allowed[list(vocabulary.ends)] = self.request.allow_eos
         for modality in vocabulary.modalities:
-            if self.may_begin(modality, room):
-                legal[openers(vocabulary, modality)] = True
-        return legal
+            if self.can_open(modality, remaining):
+                allowed[opening_tokens(vocabulary, modality)] = True
+        return allowed
