@@ -262,7 +262,7 @@ class Transfusion(nn.Module):
         Args:
             capacity, dtype, decode_text: see `Engine`.
         """
-        held = max(1 + (r.guidance.max_branches if r.max_items != 0 or r.force else 0) for r in requests)
+        held = max(request.cache_slots for request in requests)
         cache_slots = max(held, min(cache_slots, held * len(requests)))
         return Engine(
             self.network, self.vocabulary, cache_slots=cache_slots, capacity=capacity, dtype=dtype, decode_text=decode_text
