@@ -14,13 +14,13 @@ import pytest
 import transfusion
 from transfusion.commands.generate import GenerateOptions
 from transfusion.compat import Transfusion
-from transfusion.compat.constructor import LEFT_OUT, TRUNK, configure
+from transfusion.compat.constructor import LEFT_OUT, TRANSFORMER_OPTIONS, configure
 from transfusion.recipes import find
 from transfusion.run.command_line import choose_kinds, names
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "compat.md").read_text()
-OPTIONS, DEFECTS = PAGE.split("\n# What is wrong there\n")
+OPTIONS, DEFECTS = PAGE.split("\n# Defects of both libraries\n")
 
 
 def rows(text: str) -> list[list[str]]:
@@ -63,7 +63,7 @@ def exists(name: str) -> bool:
         fields = {
             f.name for kind in known()["TransformerConfig"] + known()["AttentionConfig"] for f in dataclasses.fields(kind)
         }
-        return found[1] in {*TRUNK, *fields, "dim", "dim_head", "heads", "attn_kwargs", "ff_kwargs"}
+        return found[1] in {*TRANSFORMER_OPTIONS, *fields, "dim", "dim_head", "heads", "attn_kwargs", "ff_kwargs"}
     if found := re.fullmatch(r"Transfusion\((\w+)=\)", name):
         return found[1] in inspect.signature(configure).parameters
     if found := re.fullmatch(r"model\((\w+)=\)", name):
@@ -101,7 +101,15 @@ def test_every_name_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["Trunk.dpeth", "Trnk", "Transfusion(dim=)", "model(time=)", "model.sampel", "transformer=dict(x=)"]
+    "wrong",
+    [
+        "TransformerConfig.dpeth",
+        "TransformerConfg",
+        "Transfusion(dim=)",
+        "model(time=)",
+        "model.sampel",
+        "transformer=dict(x=)",
+    ],
 )
 def test_names_that_are_none_are_found(wrong: str) -> None:
     assert not exists(wrong)
@@ -137,7 +145,7 @@ def test_nothing_is_left_off_the_page() -> None:
         for word in inspect.signature(getattr(Transfusion, method)).parameters:
             if word not in ("self", "prompts", "prompt"):
                 assert word in OPTIONS, (method, word)
-    for word in TRUNK:
+    for word in TRANSFORMER_OPTIONS:
         assert f"transformer=dict({word}=)" in OPTIONS, word
     first = [cells[0] for cells in rows(DEFECTS)]
     for kind, count in (("sampling", 14), ("losses", 10), ("performance", 9), ("torch", 12)):

@@ -97,7 +97,7 @@ def configure(
     Raises:
         ValueError: words that do not fit each other.
     """
-    width_and_trunk = transformer if isinstance(transformer, TransformerConfig) else trunk(transformer)
+    width_and_trunk = transformer if isinstance(transformer, TransformerConfig) else transformer_config(transformer)
     if not isinstance(num_text_tokens, int) or isinstance(num_text_tokens, bool) or num_text_tokens < 0:
         raise ValueError(f"num_text_tokens is a number from 0 up, not {num_text_tokens!r}")
     channels = _tuple(width_and_trunk.width if dim_latent is None else dim_latent)
@@ -236,7 +236,7 @@ LEFT_OUT = {
 """Arguments of transfusion-pytorch that have no place here, and what to do instead."""
 
 
-def trunk(words: dict[str, Any]) -> TransformerConfig:
+def transformer_config(words: dict[str, Any]) -> TransformerConfig:
     """The trunk of a dict: transfusion-pytorch's names, or any field of `TransformerConfig`.
 
     Raises:
@@ -264,8 +264,8 @@ def trunk(words: dict[str, Any]) -> TransformerConfig:
     options: dict[str, Any] = {"width": width, "head_dim": size, "num_heads": given.pop("heads", max(1, width // size))}
     looks: dict[str, Any] = {}
     for name, value in given.items():
-        if name in TRUNK:
-            found = TRUNK[name](value, width)
+        if name in TRANSFORMER_OPTIONS:
+            found = TRANSFORMER_OPTIONS[name](value, width)
             looks |= {key: v for key, v in found.items() if key in heads}
             options |= {key: v for key, v in found.items() if key not in heads}
         elif name in own:
@@ -273,7 +273,7 @@ def trunk(words: dict[str, Any]) -> TransformerConfig:
         elif name in heads:
             looks[name] = value
         else:
-            raise ValueError(f"transformer: no option {name!r}{nearest(name, [*TRUNK, *sorted(own | heads)])}")
+            raise ValueError(f"transformer: no option {name!r}{nearest(name, [*TRANSFORMER_OPTIONS, *sorted(own | heads)])}")
     if looks:
         options["attention"] = replace(options.get("attention", AttentionConfig()), **looks)
     return TransformerConfig(**options)
@@ -291,7 +291,7 @@ def _hidden(factor: float, width: int) -> dict[str, Any]:
     return {"mlp_width": max(1, -(-int(width * factor * 2 / 3) // 32)) * 32}
 
 
-TRUNK: dict[str, Callable[[Any, int], dict[str, Any]]] = {
+TRANSFORMER_OPTIONS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "ff_expansion_factor": _hidden,
     "kv_heads": lambda v, _: {"num_kv_heads": v},
     "qk_rmsnorm": lambda v, _: {"qk_norm": v},
