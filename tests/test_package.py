@@ -60,6 +60,7 @@ def test_importing_the_package_imports_no_library() -> None:
     assert {name.partition(".")[0] for name in loaded} <= {*sys.stdlib_module_names, "transfusion"}
 
 
+@pytest.mark.slow
 def test_public_names_cost_little_more_than_torch() -> None:
     """Optional and heavy packages are imported where they are needed, not with the public names."""
     loaded = fresh(
