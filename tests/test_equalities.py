@@ -65,7 +65,7 @@ def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, 
     place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     outs = {}
     with torch.no_grad():
-        media, _ = m.network.noise(batch)
+        media = m.network.add_noise(batch)
         for form in ("dense", "sdpa", "document", "flex"):
             h, _ = with_form(m, form).hidden(batch.tokens, batch.positions, media, metadata=place)
             outs[form] = h[(batch.documents >= 0).flatten()]
@@ -153,7 +153,7 @@ def test_neighbours_change_nothing_at_all() -> None:
         states = []
         for row in ([a, b], [a, c], [c, a], [b, a]):
             batch = rows(m, [row], 160)
-            media, _ = m.network.noise(batch)
+            media = m.network.add_noise(batch)
             h, _ = m.network.hidden(
                 batch.tokens,
                 batch.positions,
@@ -174,7 +174,7 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
         (entry,) = entries(m, [clean])
         batch = rows(m, [[entry]], len(entry))
         with torch.no_grad():
-            media, _ = m.network.noise(batch)
+            media = m.network.add_noise(batch)
             place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
             full, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
             runner = ModelRunner(m.network, m.vocabulary, cache_slots=3, capacity=m.network.config.context_length, dtype=dtype)

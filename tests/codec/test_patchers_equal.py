@@ -135,7 +135,7 @@ def test_drawing_is_denoising_whole_documents(made) -> None:
             (entry,) = test_equalities.entries(m, [Document((*segments, Media(x, times=(now, now))))])
             batch = test_equalities.rows(m, [[entry]], len(entry))
             with torch.no_grad():
-                (noised,), _ = m.network.noise(batch)
+                (noised,) = m.network.add_noise(batch)
                 noised.latents.copy_(x)
                 place = test_equalities.AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
                 h, skips = m.network.hidden(batch.tokens, batch.positions, [noised], metadata=place)

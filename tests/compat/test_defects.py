@@ -225,7 +225,9 @@ def test_clean_data_is_predicted_where_the_latents_are(alone: bool) -> None:
 def test_representations_are_compared_under_one_noise_and_dropout_is_left_alone() -> None:
     """Latents alone are taken too; the encoder's own dropout stays what it was, and is off; parameters() is a module's."""
     encoder = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3))
-    m = spread(Transfusion(**WORDS, auxiliary=AuxiliaryLossConfig(representation=1.0, masked=0.0), modality_encoder=encoder))
+    m = spread(
+        Transfusion(**WORDS, auxiliary=AuxiliaryLossConfig(representation=1.0, mask_ratio=0.0), modality_encoder=encoder)
+    )
     ema = m.create_ema()
     for batch in (randn(3, 4, 8), [[ids(1, 2), randn(4, 8)]]):
         parts = m(batch, teacher=ema, return_breakdown=True, seed=1)[1]

@@ -85,7 +85,7 @@ def test_what_each_layer_gives_can_be_had() -> None:
     from transfusion.nn.attention import AttentionMetadata
 
     layers: list[Tensor] = []
-    media, _ = m.network.noise(batch)
+    media = m.network.add_noise(batch)
     place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     h, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place, layers=layers)
     assert len(layers) == 2 and all(x.shape == (1, len(h), 32) for x in layers)

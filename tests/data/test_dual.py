@@ -158,7 +158,7 @@ def test_packed_is_alone_and_forms_of_attention_agree(coordinates: Coordinates, 
     with torch.no_grad():
         together = m(packed)
         alone = [m(rows(m, [[one]], len(one))) for one in found]
-        media, _ = m.network.noise(packed)
+        media = m.network.add_noise(packed)
         place = AttentionMetadata.of_rows(packed.documents, packed.spans, packed.private)
         for form in ("dense", "sdpa", "document", "flex"):
             m.network.config = replace(m.network.config, attention_backend=form)  # type: ignore[arg-type]

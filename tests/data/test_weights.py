@@ -17,7 +17,7 @@ from transfusion.nn.attention import AttentionMetadata
 def targets(m: Transfusion, batch: Batch) -> torch.Tensor:
     """Nats of every target, in the order of `loss_index`."""
     with torch.no_grad():
-        media, _ = m.network.noise(batch)
+        media = m.network.add_noise(batch)
         place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
         h, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
         return F.cross_entropy(m.network.head(h[batch.loss_index]), batch.targets.flatten()[batch.loss_index], reduction="none")
@@ -106,23 +106,26 @@ def test_given_noise_and_time_are_what_the_item_gets() -> None:
     m = model(double=True)
     noise = picture(30)
     batch = m.batch([["a", Media(picture(1), times=(0.25, 0.25), noise=noise), Media(picture(2))]])
-    (group,), (media,), (eps,) = batch.media, *m.network.noise(batch)
+    (group,), (media,) = batch.media, m.network.add_noise(batch)
+    eps = media.noise
+    assert eps is not None
     assert group.noises is not None and group.noises[1] is None
     assert torch.equal(eps[0], noise) and media.times[0] == 0.25
     assert torch.allclose(media.latents[0], 0.75 * picture(1) + 0.25 * noise)
     plain = m.batch([["a", Media(picture(1)), Media(picture(2))]])
     assert plain.media[0].noises is None
-    assert torch.equal(m.network.noise(plain)[1][0][1], eps[1])  # the other's is drawn by its key, as ever
+    (other,) = m.network.add_noise(plain)
+    assert other.noise is not None and torch.equal(other.noise[1], eps[1])  # the other's is drawn by its key, as ever
 
 
 def test_given_noise_belongs_to_the_noised_copy_and_to_its_grid() -> None:
     m = model(FREE, double=True)
     item = Media(picture(1, 1, 8, 2), times=(0.5, 0.5), noise=picture(3, 1, 8, 2), dual=True)
     batch = m.batch([[Media(picture(2)), item, "x"]])
-    noised, noises = m.network.noise(batch)
-    by_grid = {group.grid: (group, n, e) for group, n, e in zip(batch.media, noised, noises, strict=True)}
-    group, mixed, eps = by_grid[(4, 1)]
-    assert torch.equal(eps[0], picture(3, 1, 8, 2)) and mixed.times.tolist() == [0.5, 0.0]
+    noised = m.network.add_noise(batch)
+    by_grid = {group.grid: (group, n) for group, n in zip(batch.media, noised, strict=True)}
+    group, mixed = by_grid[(4, 1)]
+    assert mixed.noise is not None and torch.equal(mixed.noise[0], picture(3, 1, 8, 2)) and mixed.times.tolist() == [0.5, 0.0]
     assert torch.equal(mixed.latents[1], group.values[1]) and by_grid[(2, 2)][0].noises is None
 
 

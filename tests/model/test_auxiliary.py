@@ -18,12 +18,11 @@ from transfusion.data.tokenize import TokenSequence, tokenize_document
 from transfusion.diffusion.process import PAPER, Diffusion, Prediction
 from transfusion.diffusion.schedule import Cosine, LinearBetas, LinearInterpolant
 from transfusion.model import auxiliary
-from transfusion.model.auxiliary import AuxiliaryLossConfig, Passed, masked
+from transfusion.model.auxiliary import AuxiliaryLossConfig, ForwardPass, draw_mask
 from transfusion.model.losses import Losses, Mean
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.moe import MoEConfig
 from transfusion.recipes import digits
-from transfusion.run.command_line import parse
 
 ALL = AuxiliaryLossConfig(consistency=0.5, reconstruction=0.3, representation=0.2)
 COMBINATIONS = [
@@ -139,8 +138,8 @@ def test_training_without_a_teacher_is_refused_and_measuring_is_not() -> None:
         ({"reconstruction": float("nan")}, "reconstruction is a weight"),
         ({"delta": 1.0}, "delta is a difference of times"),
         ({"student_depth": 0.8}, "the teacher's no less"),
-        ({"teacher_depth": 1.1}, "shares of the trunk"),
-        ({"unseen": 1.0}, "unseen is a share"),
+        ({"teacher_depth": 1.1}, "fractions of the depth"),
+        ({"mask_ratio": 1.0}, "mask_ratio is a fraction"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(bad: dict, message: str) -> None:
@@ -150,8 +149,8 @@ def test_settings_that_cannot_be_are_refused(bad: dict, message: str) -> None:
 
 def test_settings_survive_configuration_and_command_line() -> None:
     line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.mask_ratio", "0.5"]
-    run = parse(digits.run(), line, "transfusion train digits")
-    assert run.model.auxiliary == AuxiliaryLossConfig(consistency=0.1, masked=0.5) and run.model.auxiliary.needs_ema_teacher
+    run = settings(digits.run(), line, "transfusion train digits")
+    assert run.model.auxiliary == AuxiliaryLossConfig(consistency=0.1, mask_ratio=0.5) and run.model.auxiliary.needs_ema_teacher
     assert config.from_plain(AuxiliaryLossConfig, config.to_plain(ALL)) == ALL and not AuxiliaryLossConfig().active
 
 
@@ -169,20 +168,21 @@ def test_consistency_is_zero_against_itself_and_not_otherwise(diffusion: Diffusi
     assert 1e-6 < value < float("inf")
 
 
-def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[Passed, Tensor]:
+def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[ForwardPass, Tensor]:
     """A batch of pictures at given times whose predictions are right, or `off`; and their values."""
     m = model(double=True, diffusion=diffusion)
     docs = [[Media(picture(i), times=(t, t), noise=picture(i + 50))] for i, t in enumerate(at.tolist())]
     batch = m.batch(docs)
     batch = replace(batch, media=tuple(replace(g, loss_weights=torch.ones_like(g.loss_weights)) for g in batch.media))
-    media, noises = m.network.noise(batch)
-    (group,), (noisy,), (eps,) = batch.media, media, noises
-    values, eps = group.values.double(), eps.double()
-    noisy = replace(noisy, times=noisy.times.double(), latents=diffusion.add_noise(values, eps, noisy.times.double()))
+    (group,), (noisy,) = batch.media, m.network.add_noise(batch)
+    assert noisy.noise is not None
+    values, eps = group.values.double(), noisy.noise.double()
+    t = noisy.times.double()
+    noisy = replace(noisy, times=t, latents=diffusion.add_noise(values, eps, t), noise=eps)
     batch = replace(batch, media=(replace(group, values=values),))
     prediction = diffusion.target(diffusion.prediction, values, eps, noisy.times) + off
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
-    return Passed(batch, metadata, [noisy], [eps], [prediction]), values
+    return ForwardPass(batch, metadata, [noisy], [prediction]), values
 
 
 class Right:
@@ -204,14 +204,16 @@ def test_who_is_right_is_consistent_at_every_time(diffusion: Diffusion) -> None:
     """On the straight path, where the velocity is one along the way. The teacher sees the same noise, nearer to the data."""
     at = torch.tensor([0.0, 0.005, 0.04, 0.5, 0.99, 1.0])
     passed, values = made(diffusion, at)
-    teacher = Right(diffusion, values, passed.noises[0])
-    mean = auxiliary.consistency(0.02, diffusion, passed, teacher)
+    (noised,) = passed.media
+    assert noised.noise is not None
+    teacher = Right(diffusion, values, noised.noise)
+    mean = auxiliary.consistency_loss(0.02, diffusion, passed, teacher)
     assert mean.count == 6 and mean.sum < 1e-12
-    s = (passed.media[0].times - 0.02).clamp_min(0)
+    s = (noised.times - 0.02).clamp_min(0)
     assert torch.equal(teacher.shown.times, s)
-    assert torch.equal(teacher.shown.latents, diffusion.add_noise(values, passed.noises[0], s))
+    assert torch.equal(teacher.shown.latents, diffusion.add_noise(values, noised.noise, s))
     wrong, _ = made(diffusion, at, off=0.1)
-    assert 1e-3 < auxiliary.consistency(0.02, diffusion, wrong, teacher).sum < 6 * (0.1 / 0.05) ** 2 + 1e-6
+    assert 1e-3 < auxiliary.consistency_loss(0.02, diffusion, wrong, teacher).sum < 6 * (0.1 / 0.05) ** 2 + 1e-6
 
 
 # ---- reconstruction -----------------------------------------------------------------------------------------------------
@@ -223,18 +225,18 @@ def test_a_right_prediction_reconstructs_at_every_time(diffusion: Diffusion, dec
     decoder = Decoder().double() if decoded else None
     at = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0])
     right, _ = made(diffusion, at)
-    mean = auxiliary.reconstruction(diffusion, right, [decoder])
+    mean = auxiliary.reconstruction_loss(diffusion, right, [decoder])
     assert mean.count == 5 and mean.sum < 1e-12
     wrong, _ = made(diffusion, at, off=0.1)
-    assert 1e-5 < auxiliary.reconstruction(diffusion, wrong, [decoder]).sum < 100
+    assert 1e-5 < auxiliary.reconstruction_loss(diffusion, wrong, [decoder]).sum < 100
 
 
 def test_the_error_is_that_of_decoded_pictures() -> None:
     diffusion, decoder = Diffusion(), Decoder().double()
     passed, values = made(diffusion, torch.tensor([0.3, 0.7]), off=0.2)
     expected = (decoder(values + 0.2) - decoder(values)).square().flatten(1).mean(1).sum()
-    assert torch.allclose(auxiliary.reconstruction(diffusion, passed, [decoder]).sum, expected)
-    latents = auxiliary.reconstruction(diffusion, passed, [None]).sum
+    assert torch.allclose(auxiliary.reconstruction_loss(diffusion, passed, [decoder]).sum, expected)
+    latents = auxiliary.reconstruction_loss(diffusion, passed, [None]).sum
     assert latents.item() == pytest.approx(2 * 0.04)
 
 
@@ -251,7 +253,7 @@ def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> Non
     of(m, [["a", picture(1)]], decoders={"image": given})["reconstruction"].sum.backward()
     through = {n: p.grad for n, p in m.named_parameters()}
     assert all(p.grad is None and p.requires_grad for p in decoder.parameters())
-    for part in ("patchers.image.outward.weight", "transformer.blocks.0.attention.qkv.weight", "embed.weight"):
+    for part in ("patchers.image.proj_out.weight", "transformer.blocks.0.attention.qkv.weight", "embed.weight"):
         grad = through[f"network.{part}"]
         assert grad is not None and grad.abs().sum() > 0
     assert m.network.head.weight.grad is None  # nothing that only the language loss needs
@@ -288,12 +290,12 @@ def seeing(**kw: float) -> Transfusion:
 
 def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
     """With every slot seen and nothing between them but a positive factor: 0. Otherwise above 0, and 2 at most."""
-    m = seeing(student_depth=0.5, teacher_depth=0.5, masked=0.0)
+    m = seeing(student_depth=0.5, teacher_depth=0.5, mask_ratio=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(auxiliary.Representation, "forward", lambda self, x: 3 * x)
+        patch.setattr(auxiliary.RepresentationHead, "forward", lambda self, x: 3 * x)
         assert of(m, documents(), teacher=m)["representation"].sum.abs() < 1e-12
         for different in (
-            seeing(student_depth=0.25, teacher_depth=0.5, masked=0.0),
+            seeing(student_depth=0.25, teacher_depth=0.5, mask_ratio=0.0),
             seeing(student_depth=0.5, teacher_depth=0.5),
         ):
             assert of(different, documents(), teacher=different)["representation"].value > 1e-3
@@ -302,10 +304,10 @@ def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
 
 
 def test_the_teachers_layer_is_deeper_where_there_is_one() -> None:
-    found = [auxiliary.layers(AuxiliaryLossConfig(), count) for count in (1, 2, 3, 4, 10)]
+    found = [auxiliary.layer_indices(AuxiliaryLossConfig(), count) for count in (1, 2, 3, 4, 10)]
     assert found == [(0, 0), (0, 1), (0, 1), (0, 2), (2, 6)]
-    assert auxiliary.layers(AuxiliaryLossConfig(student_depth=0.9, teacher_depth=1.0), 2) == (0, 1)
-    assert auxiliary.layers(AuxiliaryLossConfig(student_depth=0.5, teacher_depth=0.5), 4) == (1, 1)
+    assert auxiliary.layer_indices(AuxiliaryLossConfig(student_depth=0.9, teacher_depth=1.0), 2) == (0, 1)
+    assert auxiliary.layer_indices(AuxiliaryLossConfig(student_depth=0.5, teacher_depth=0.5), 4) == (1, 1)
 
 
 def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
@@ -316,9 +318,9 @@ def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
     early = [
         n
         for n in grads
-        if n.startswith(("transformer.blocks.0", "transformer.blocks.1", "representation", "patchers.image.inward"))
+        if n.startswith(("transformer.blocks.0", "transformer.blocks.1", "representation", "patchers.image.proj_in"))
     ]
-    assert {"representation.blank", "representation.first.weight"} <= set(early)
+    assert {"representation.mask_vector", "representation.first.weight"} <= set(early)
     for one in early:
         grad = grads[one]
         assert grad is not None and grad.abs().sum() > 0, one
@@ -331,7 +333,7 @@ def test_its_pass_balances_no_experts() -> None:
     """The routers' gradient from the balance alone is that of a model without this loss."""
     found, state = [], {}
     for one in (AuxiliaryLossConfig(), AuxiliaryLossConfig(representation=1e-9)):
-        m = model(double=True, auxiliary=one, depth=3, experts=MoEConfig(4, 1, aux_loss_weight=1.0)).train()
+        m = model(double=True, auxiliary=one, depth=3, moe=MoEConfig(4, 1, aux_loss_weight=1.0)).train()
         state = state or m.state_dict()
         m.load_state_dict(state, strict=False)
         losses = m(m.batch(documents()), **({"teacher": other(m)} if one.active else {}))
@@ -344,20 +346,20 @@ def test_unseen_slots_are_drawn_by_the_items_key() -> None:
     m = seeing()
     docs = [[Media(picture(i, 1, 4, 4)) for i in range(6)], [Media(picture(9), times=CLEAN), Media(picture(1), weight=0.0)]]
     (group,) = m.batch(docs).media
-    hidden = masked(group, 0.25)
-    assert hidden[:6].sum(1).tolist() == [1] * 6 and not hidden[6:].any() and torch.equal(hidden, masked(group, 0.25))
+    hidden = draw_mask(group, 0.25)
+    assert hidden[:6].sum(1).tolist() == [1] * 6 and not hidden[6:].any() and torch.equal(hidden, draw_mask(group, 0.25))
     assert len({tuple(row.tolist()) for row in hidden[:6]}) > 1
-    assert torch.equal(masked(replace(group, keys=group.keys.flip(0), weights=torch.ones(8)), 0.5).flip(0)[:6],
-                       masked(replace(group, weights=torch.ones(8)), 0.5)[:6])  # fmt: skip
+    assert torch.equal(draw_mask(replace(group, keys=group.keys.flip(0), loss_weights=torch.ones(8)), 0.5).flip(0)[:6],
+                       draw_mask(replace(group, loss_weights=torch.ones(8)), 0.5)[:6])  # fmt: skip
     (again,) = m.batch(docs[:1]).media
-    assert torch.equal(masked(again, 0.25), hidden[:6])
+    assert torch.equal(draw_mask(again, 0.25), hidden[:6])
 
 
 def test_what_is_unseen_changes_nothing_that_the_trunk_reads() -> None:
     """Two pictures that differ only in unseen slots are one to the student."""
     m = seeing()
     batch = m.batch([[picture(1)]])
-    (noisy,), _ = m.network.noise(batch)
+    (noisy,) = m.network.add_noise(batch)
     hidden = torch.tensor([[True, False, False, False]])
     changed = noisy.latents.clone()
     changed[:, :, :2, :2] += 1.0
@@ -391,7 +393,7 @@ def test_masks_weigh_elements_as_in_the_denoising_loss(monkeypatch) -> None:
     assert torch.allclose(whole["representation"], ones["representation"])
     assert torch.equal(top["representation"], half["representation"])
     blind = torch.zeros(1, 4, dtype=torch.bool)
-    monkeypatch.setattr(auxiliary, "unseen", lambda group, share: blind)  # the same slots seen whatever the mask
+    monkeypatch.setattr(auxiliary, "draw_mask", lambda group, share: blind)  # the same slots seen whatever the mask
     whole, top, low = (costs(mask)["representation"] for mask in (None, upper, 1 - upper))
     assert torch.allclose(whole, (top + low) / 2) and not torch.allclose(top, low)
 
@@ -400,10 +402,10 @@ def test_slots_without_weight_are_never_hidden() -> None:
     mask = torch.zeros(4, 4)
     mask[3, 0] = mask[0, 3] = 0.5  # in the third slot and the second
     (group,) = model().batch([[Media(picture(i), mask=mask) for i in range(5)]]).media
-    counted, hidden = auxiliary.weighed(group), masked(group, 0.5)
+    counted, hidden = auxiliary.counted_slots(group), draw_mask(group, 0.5)
     assert counted is not None and counted.tolist() == [[False, True, True, False]] * 5
     assert hidden.sum(1).tolist() == [1] * 5 and not (hidden & ~counted).any()
-    assert auxiliary.weighed(replace(group, masks=None)) is None
+    assert auxiliary.counted_slots(replace(group, masks=None)) is None
 
 
 # ---- in a loop of one's own ---------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_every_modality_has_its_own_and_a_vector_none() -> None:
 def slots(m: Transfusion, latents: torch.Tensor) -> torch.Tensor:
     """The trunk's output at a sound's slots."""
     batch = rows(m, [entries(m, [Document((Text("x"), Media(latents, "sound", times=(0.0, 0.0))))])], 16)
-    media, _ = m.network.noise(batch)
+    media = m.network.add_noise(batch)
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     return m.network.hidden(batch.tokens, batch.positions, media, metadata=metadata)[0][media[0].slots[0]]
 

@@ -33,7 +33,7 @@ def forms(heads: AttentionConfig) -> list[str]:
 def run(m: Transfusion, form: str, packed: list, length: int) -> Tensor:
     m.network.config = replace(m.network.config, attention_backend=form)  # type: ignore[arg-type]
     batch = rows(m, packed, length)
-    media, _ = m.network.noise(batch)
+    media = m.network.add_noise(batch)
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     h, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=metadata)
     return h[(batch.documents >= 0).flatten()]

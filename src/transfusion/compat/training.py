@@ -17,8 +17,8 @@ from transfusion.data.document import Document, Media, Text
 from transfusion.data.tokenize import TokenSequence
 from transfusion.diffusion import times as time_distributions
 from transfusion.diffusion.times import Uniform
+from transfusion.model.denoising import NoisedGroup
 from transfusion.model.losses import Losses
-from transfusion.model.noised import NoisedGroup
 from transfusion.nn.attention import AttentionMetadata
 
 
@@ -179,7 +179,7 @@ def predictions(
         times = [t.to(g.values.device) for g, t in zip(batch.media, _draw_times(model, batch), strict=True)]
         media = [NoisedGroup(g.modality, g.grid, g.values, t, g.slots) for g, t in zip(batch.media, times, strict=True)]
     else:
-        media, _ = model.network.noise(batch)
+        media = model.network.add_noise(batch)
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     h, skips = model.network.hidden(batch.tokens, batch.positions, media, metadata=metadata)
     predicted = _by_slot(batch, [list(p) for p in model.network.predict(h, media, skips)])

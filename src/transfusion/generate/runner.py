@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from transfusion.data.tokenize import TokenSequence
 from transfusion.data.vocabulary import Vocabulary
+from transfusion.model.denoising import NoisedGroup
 from transfusion.model.network import Network
-from transfusion.model.noised import NoisedGroup
 
 
 @dataclass(frozen=True, eq=False)

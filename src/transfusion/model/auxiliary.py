@@ -1,11 +1,10 @@
-"""Losses beside the method's two, each with a weight of its own and all off by default: nothing is computed then.
+"""Auxiliary losses, each with its own weight. All are off by default, and cost nothing then.
 
-consistency      the velocity here against a teacher's a little nearer to the data, on the same noise
-reconstruction   the clean estimate against the clean latents, both decoded, with gradient through the decoder
-representation   hidden states of an early layer, some slots unseen, against those of a teacher's later layer
+consistency      the velocity against an EMA teacher's at a slightly smaller t, on the same noise
+reconstruction   the clean estimate against the clean latents, both decoded; gradients pass through the decoder
+representation   hidden states of an early layer, with some slots masked, against a later layer of the EMA teacher
 
-The teacher is the model under averaged weights. Like the denoising loss each is a mean over the items that take a loss, of each
-item's own mean, times the item's weight.
+Like the denoising loss each is a mean over elements, then over items with a loss, times item weight.
 """
 
 import math
@@ -15,33 +14,37 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transfusion import rng
 from transfusion.data.batch import Batch, MediaGroup
 from transfusion.diffusion.process import Diffusion
-from transfusion.model.losses import Mean, Term, mean_per_item, upcast
-from transfusion.model.noised import NoisedGroup
+from transfusion.model.denoising import NoisedGroup
+from transfusion.model.losses import Mean, Term, mean_over_items, mean_per_item, upcast
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.moe import balancing
 
 Decoders: TypeAlias = Mapping[str, Callable[[Tensor], Tensor]]
-"""Modality name -> what turns latents [item, channels, *size] into something to compare, such as pixels."""
+"""Name of a modality -> function from latents [item, channels, *size] to what is compared, such as pixels."""
 
 
 @dataclass(frozen=True)
 class AuxiliaryLossConfig:
-    """Weights of the further losses, 0: off, and their settings.
+    """Weights of the auxiliary losses (0: off) and their settings.
 
     Args:
-        consistency: velocity consistency with the averaged model (the velocity term of Consistency Flow Matching, Yang et al.
-            2024, arXiv 2407.02398). One more pass, of the teacher.
-        delta: how much nearer to the data the teacher looks, in time.
-        reconstruction: error of the decoded clean estimate; of the latents themselves where a modality has no decoder.
-        representation: 1 - cosine between what an early layer sees, through a small network, and what a later layer of the
-            averaged model sees of the same noise at the same times (after Self-Flow, arXiv 2603.06507). Two more passes.
-        student_depth, teacher_depth: the two layers, as shares of the trunk's depth.
-        unseen: share of an item's slots that are hidden from the early layer in its pass, and not from the teacher.
+        consistency: weight of the velocity consistency with the EMA teacher (the velocity term of Consistency Flow Matching,
+            Yang et al. 2024, arXiv 2407.02398). Costs one more forward pass, of the teacher.
+        delta: difference of t between student and teacher.
+        reconstruction: weight of the error of the decoded clean estimate; of the latents if a modality has no decoder.
+        representation: weight of 1 - cosine between a projected early layer and a later layer of the EMA teacher, at the same
+            noise and times (after Self-Flow, arXiv 2603.06507). Costs two more forward passes.
+        student_depth, teacher_depth: depths of the two layers, as fractions of the transformer's depth.
+        mask_ratio: fraction of an item's slots that are masked for the student.
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     consistency: float = 0.0
@@ -50,7 +53,7 @@ class AuxiliaryLossConfig:
     representation: float = 0.0
     student_depth: float = 0.3
     teacher_depth: float = 0.7
-    masked: float = 0.25
+    mask_ratio: float = 0.25
 
     def __post_init__(self) -> None:
         for name in ("consistency", "reconstruction", "representation"):
@@ -61,40 +64,39 @@ class AuxiliaryLossConfig:
             raise ValueError(f"delta is a difference of times, in [0, 1), not {self.delta}")
         if not 0 < self.student_depth <= self.teacher_depth <= 1:
             raise ValueError(
-                f"student-depth and teacher-depth are shares of the trunk in (0, 1], the teacher's no less than the student's; "
-                f"not {self.student_depth} and {self.teacher_depth}"
+                "student_depth and teacher_depth are fractions of the depth in (0, 1], the teacher's no less than the "
+                f"student's; not {self.student_depth} and {self.teacher_depth}"
             )
-        if not 0 <= self.masked < 1:
-            raise ValueError(f"unseen is a share of the slots, in [0, 1), not {self.masked}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio is a fraction of the slots, in [0, 1), not {self.mask_ratio}")
 
     @property
     def active(self) -> bool:
-        """Whether anything is on."""
+        """Whether any loss is on."""
         return self.needs_ema_teacher or self.reconstruction > 0
 
     @property
     def needs_ema_teacher(self) -> bool:
-        """Whether a loss is on that compares with the averaged model."""
+        """Whether a loss is on that compares with the EMA teacher."""
         return self.consistency > 0 or self.representation > 0
 
 
-class Representation(nn.Module):
-    """What the representation loss trains beside the network: the projector, and the vector that stands in unseen slots. It is
-    there only if that loss is on."""
+class RepresentationHead(nn.Module):
+    """Trained weights of the representation loss: the projector, and the vector of masked slots."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
-        self.blank = nn.Parameter(torch.randn(width) * 0.02)
+        self.mask_vector = nn.Parameter(torch.randn(width) * 0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]"""
+    def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
+        """Projected hidden states."""
         return self.second(F.silu(self.first(x)))
 
 
 @runtime_checkable
-class Runs(Protocol):
-    """What student and teacher do here: `Network`'s two passes."""
+class DenoisingNetwork(Protocol):
+    """What a student or teacher computes: the two halves of `Network`."""
 
     def hidden(
         self,
@@ -105,7 +107,7 @@ class Runs(Protocol):
         metadata: AttentionMetadata | None = None,
         layers: list[Tensor] | None = None,
     ) -> tuple[Tensor, list[Any]]:
-        """The trunk's output; each layer's is added to `layers`."""
+        """The transformer's output; the output of each layer is appended to `layers`."""
         ...
 
     def predict(self, h: Tensor, media: Sequence[NoisedGroup], skips: Sequence[Any]) -> list[Tensor]:
@@ -114,123 +116,120 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Passed:
-    """A batch that went through the network: its media as they were noised, with what noise, and what was predicted."""
+class ForwardPass:
+    """A batch, its noised media, and what the network predicted of them; one entry a media group."""
 
     batch: Batch
     metadata: AttentionMetadata
     media: Sequence[NoisedGroup]
-    noises: Sequence[Tensor]
     predictions: Sequence[Tensor]
 
+    def mean(self, errors: Sequence[Float[Tensor, " item"]]) -> Mean:
+        """The mean of all groups' errors, times the items' weights."""
+        zero = upcast(self.batch.positions.new_zeros(()))
+        means = (
+            mean_over_items(e * group.loss_weights, group.loss_weights)
+            for e, group in zip(errors, self.batch.media, strict=True)
+        )
+        return sum(means, Mean(zero, zero))
 
-def terms(
-    auxiliary: AuxiliaryLossConfig,
+
+def auxiliary_losses(
+    config: AuxiliaryLossConfig,
     diffusion: Diffusion,
-    passed: Passed,
+    run: ForwardPass,
     *,
-    names: Sequence[str],
-    network: Runs,
-    representation: Representation | None,
-    teacher: Runs | None,
+    modalities: Sequence[str],
+    network: DenoisingNetwork,
+    head: RepresentationHead | None,
+    teacher: DenoisingNetwork | None,
     decoders: Decoders | None,
 ) -> tuple[Term, ...]:
-    """The losses that are on. Those that need a teacher are left out where there is none.
+    """The losses that are on; without a teacher, those that need none.
 
     Args:
-        names: of the modalities.
+        modalities: names, in the model's order.
     """
-    found: list[Term] = []
-    if auxiliary.consistency > 0 and teacher is not None:
-        found.append(Term("consistency", auxiliary.consistency, consistency(auxiliary.delta, diffusion, passed, teacher)))
-    if auxiliary.reconstruction > 0:
-        mean = reconstruction(diffusion, passed, [(decoders or {}).get(name) for name in names])
-        found.append(Term("reconstruction", auxiliary.reconstruction, mean))
-    if auxiliary.representation > 0 and teacher is not None:
-        assert representation is not None
-        mean = agreement(auxiliary, passed, network, representation, teacher)
-        found.append(Term("representation", auxiliary.representation, mean))
-    return tuple(found)
+    terms: list[Term] = []
+    if config.consistency > 0 and teacher is not None:
+        terms.append(Term("consistency", config.consistency, consistency_loss(config.delta, diffusion, run, teacher)))
+    if config.reconstruction > 0:
+        mean = reconstruction_loss(diffusion, run, [(decoders or {}).get(name) for name in modalities])
+        terms.append(Term("reconstruction", config.reconstruction, mean))
+    if config.representation > 0 and teacher is not None:
+        assert head is not None
+        terms.append(Term("representation", config.representation, representation_loss(config, run, network, head, teacher)))
+    return tuple(terms)
 
 
-def _mean(errors: Sequence[Tensor], groups: Sequence[MediaGroup], like: Tensor) -> Mean:
-    """Errors [item] of each group, as the mean over the items that take a loss."""
-    total = Mean(upcast(like.new_zeros(())), upcast(like.new_zeros(())))
-    for error, group in zip(errors, groups, strict=True):
-        total = total + Mean((error * group.loss_weights).sum(), (group.loss_weights > 0).sum().to(error))
-    return total
+def consistency_loss(delta: float, diffusion: Diffusion, run: ForwardPass, teacher: DenoisingNetwork) -> Mean:
+    """|velocity(x_t, t) - teacher's velocity(x_s, s)|^2 with s = max(t - delta, 0), both from the same noise.
 
-
-def consistency(delta: float, diffusion: Diffusion, passed: Passed, teacher: Runs) -> Mean:
-    """The velocity at (x_t, t) against the teacher's at (x_s, s), s = t - delta or 0, where x_s has the same noise.
-
-    A prediction that is no velocity is made one, and where that would divide by less than `diffusion.min_divisor` the error
-    counts as much less as in the denoising loss.
+    Other predictions are converted to velocities; where that divides by less than `diffusion.min_divisor` the error is weighted down
+    as in the denoising loss.
     """
-    batch, kind = passed.batch, diffusion.prediction
+    batch, kind = run.batch, diffusion.prediction
     earlier: list[NoisedGroup] = []
-    for group, noisy, eps in zip(batch.media, passed.media, passed.noises, strict=True):
-        s = (noisy.times - delta).clamp_min(0)
-        earlier.append(replace(noisy, times=s, latents=diffusion.add_noise(group.values, eps, s)))
+    for group, noised in zip(batch.media, run.media, strict=True):
+        assert noised.noise is not None
+        s = (noised.times - delta).clamp_min(0)
+        earlier.append(replace(noised, times=s, latents=diffusion.add_noise(group.values, noised.noise, s)))
     with torch.no_grad():
-        h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, metadata=passed.metadata)
-        needs_ema_teacher = teacher.predict(h, earlier, skips)
+        h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, metadata=run.metadata)
+        targets = teacher.predict(h, earlier, skips)
     errors = []
-    for group, now, prediction, before, target in zip(
-        batch.media, passed.media, passed.predictions, earlier, needs_ema_teacher, strict=True
-    ):
-        here = diffusion.convert(upcast(prediction), kind, "velocity", upcast(now.latents), now.times)
-        there = diffusion.convert(upcast(target), kind, "velocity", upcast(before.latents), before.times)
-        share = torch.minimum(
+    for group, now, prediction, before, target in zip(batch.media, run.media, run.predictions, earlier, targets, strict=True):
+        velocity = diffusion.convert(upcast(prediction), kind, "velocity", upcast(now.latents), now.times)
+        teachers = diffusion.convert(upcast(target), kind, "velocity", upcast(before.latents), before.times)
+        weight = torch.minimum(
             diffusion.conversion_weight("velocity", now.times), diffusion.conversion_weight("velocity", before.times)
         )
-        errors.append(mean_per_item((here - there).square(), group.masks) * share)
-    return _mean(errors, batch.media, batch.positions)
+        errors.append(mean_per_item((velocity - teachers).square(), group.masks) * weight)
+    return run.mean(errors)
 
 
-def reconstruction(diffusion: Diffusion, passed: Passed, decoders: Sequence[Callable[[Tensor], Tensor] | None]) -> Mean:
-    """decoder(clean estimate) against decoder(clean latents), one decoder or none a modality. Its gradient reaches the network
-    through the decoder, and not the decoder's own weights.
+def reconstruction_loss(diffusion: Diffusion, run: ForwardPass, decoders: Sequence[Callable[[Tensor], Tensor] | None]) -> Mean:
+    """|decoder(clean estimate) - decoder(clean latents)|^2, with one decoder or None for each modality.
 
-    Where there is no decoder elements count as an item's mask says. What a decoder gives cannot be matched with elements of
+    Without a decoder the latents are compared, weighted by the item's mask. Decoded elements cannot be matched with a mask of
     latents: there the whole item counts.
 
     Raises:
         ValueError: a decoder without gradient.
     """
     errors = []
-    for group, noisy, prediction in zip(passed.batch.media, passed.media, passed.predictions, strict=True):
-        latents, decoder = upcast(noisy.latents), decoders[group.modality]
-        estimate, _ = diffusion.to_x0_eps(diffusion.prediction, upcast(prediction), latents, noisy.times)
+    for group, noised, prediction in zip(run.batch.media, run.media, run.predictions, strict=True):
+        latents, decoder = upcast(noised.latents), decoders[group.modality]
+        estimate, _ = diffusion.to_x0_eps(diffusion.prediction, upcast(prediction), latents, noised.times)
         clean = upcast(group.values).to(estimate)
-        chosen = (group.loss_weights > 0).nonzero().squeeze(1)
+        items = (group.loss_weights > 0).nonzero().squeeze(1)
         error = estimate.new_zeros(len(clean))
         if decoder is None:
             error = mean_per_item((estimate - clean).square(), group.masks)
-        elif len(chosen):  # a decoder is costly: what takes no loss is not decoded
-            found = decoded_error(decoder, estimate[chosen], clean[chosen])
-            error = error.index_copy(0, chosen, found.to(error))
-        errors.append(error * diffusion.conversion_weight("x0", noisy.times))
-    return _mean(errors, passed.batch.media, passed.batch.positions)
+        elif len(items):  # decoding is costly: items without a loss are left out
+            error = error.index_copy(0, items, decoded_error(decoder, estimate[items], clean[items]).to(error))
+        errors.append(error * diffusion.conversion_weight("x0", noised.times))
+    return run.mean(errors)
 
 
-def decoded_error(decoder: Callable[[Tensor], Tensor], estimate: Tensor, clean: Tensor) -> Tensor:
-    """Each item's mean squared difference of what is decoded, [item]; `estimate` alone gets its gradient.
+def decoded_error(
+    decoder: Callable[[Tensor], Tensor], estimate: Float[Tensor, "item ..."], clean: Float[Tensor, "item ..."]
+) -> Float[Tensor, " item"]:
+    """Each item's mean squared difference after decoding; only `estimate` gets a gradient.
 
-    Whatever the decoder is (a module, a method, a lambda around one), its weights get none: the gradient is taken at once, with
-    respect to the latents only, and handed on when the error passes backward. So nothing of the decoder is kept until then.
-    It must treat each item by itself.
+    The decoder (a module, a method, any function) gets none for its weights: the gradient with respect to the latents is taken
+    at once and returned in backward, so no activations of the decoder are kept. It must treat each item by itself.
 
     Raises:
         ValueError: no gradient comes through the decoder.
     """
     with torch.no_grad():
         target = upcast(decoder(clean))
-    wanted = torch.is_grad_enabled() and estimate.requires_grad
-    latents = estimate.detach().requires_grad_(wanted)
+    needs_gradient = torch.is_grad_enabled() and estimate.requires_grad
+    latents = estimate.detach().requires_grad_(needs_gradient)
     decoded = upcast(decoder(latents))
     error = (decoded - target).square().flatten(1).mean(1)
-    if not wanted:
+    if not needs_gradient:
         return error.detach()
     gradient = torch.autograd.grad(error.sum(), latents, allow_unused=True)[0] if error.requires_grad else None
     if gradient is None:
@@ -238,64 +237,65 @@ def decoded_error(decoder: Callable[[Tensor], Tensor], estimate: Tensor, clean: 
     return error.detach() + (gradient * (estimate - latents.detach())).flatten(1).sum(1)
 
 
-def agreement(
-    auxiliary: AuxiliaryLossConfig, passed: Passed, network: Runs, representation: Representation, teacher: Runs
+def representation_loss(
+    config: AuxiliaryLossConfig,
+    run: ForwardPass,
+    network: DenoisingNetwork,
+    head: RepresentationHead,
+    teacher: DenoisingNetwork,
 ) -> Mean:
-    """1 - cosine between the projected hidden states of the student's layer and the teacher's, mean over an item's slots.
+    """1 - cosine(head(student's layer), teacher's layer), mean over an item's slots.
 
-    Both see the same noise at the same times; of each item that takes a loss a share of the slots, drawn by the item's key, is
-    unseen by the student. Slots whose elements all have weight 0 in an item's mask take no part. The student has a pass of its
-    own, so that the other losses are what they are without this one.
+    Both read the same noise at the same times; for the student `mask_ratio` of the slots of each item with a loss are masked,
+    drawn by the item's key. Slots whose elements all have weight 0 in the item's mask do not count. The student's pass is a
+    second one, so that the other losses do not depend on this one.
     """
-    batch = passed.batch
-    partly = [
-        replace(noisy, masked=masked(group, auxiliary.masked)) for group, noisy in zip(batch.media, passed.media, strict=True)
+    batch = run.batch
+    masked = [
+        replace(noised, masked=draw_mask(group, config.mask_ratio))
+        for group, noised in zip(batch.media, run.media, strict=True)
     ]
     early: list[Tensor] = []
-    with balancing(0.0):  # experts are kept equally busy in the pass that all losses share, once
-        network.hidden(batch.tokens, batch.positions, partly, metadata=passed.metadata, layers=early)
+    with balancing(0.0):  # experts are balanced once, by the pass that all losses share
+        network.hidden(batch.tokens, batch.positions, masked, metadata=run.metadata, layers=early)
     late: list[Tensor] = []
     with torch.no_grad():
-        teacher.hidden(batch.tokens, batch.positions, passed.media, metadata=passed.metadata, layers=late)
-    shallow, deep = layers(auxiliary, len(early))
-    student, needs_ema_teacher = early[shallow].flatten(0, 1), late[deep].flatten(0, 1)
+        teacher.hidden(batch.tokens, batch.positions, run.media, metadata=run.metadata, layers=late)
+    student_layer, teacher_layer = layer_indices(config, len(early))
+    student, target = early[student_layer].flatten(0, 1), late[teacher_layer].flatten(0, 1)
     errors = []
-    for group, noisy in zip(batch.media, passed.media, strict=True):
-        projected = upcast(representation(student[noisy.slots]))
-        error = 1 - F.cosine_similarity(projected, upcast(needs_ema_teacher[noisy.slots]), dim=-1)
-        counted = weighed(group)
+    for group, noised in zip(batch.media, run.media, strict=True):
+        error = 1 - F.cosine_similarity(upcast(head(student[noised.slots])), upcast(target[noised.slots]), dim=-1)
+        counted = counted_slots(group)
         errors.append(error.mean(1) if counted is None else mean_per_item(error[:, None], counted.to(error)))
-    return _mean(errors, batch.media, batch.positions)
+    return run.mean(errors)
 
 
-def layers(auxiliary: AuxiliaryLossConfig, count: int) -> tuple[int, int]:
-    """Indices of the student's layer and the teacher's in a trunk of `count` layers, behind which these shares of it are done.
-
-    Where the shares differ the layers do too, though rounding makes them one, if there are two layers at all.
-    """
-    shallow, deep = (max(1, round(share * count)) - 1 for share in (auxiliary.student_depth, auxiliary.teacher_depth))
-    if shallow == deep and auxiliary.student_depth < auxiliary.teacher_depth:
-        return (shallow, deep + 1) if deep + 1 < count else (max(shallow - 1, 0), deep)
-    return shallow, deep
+def layer_indices(config: AuxiliaryLossConfig, depth: int) -> tuple[int, int]:
+    """Indices of the student's and the teacher's layer, at these fractions of the depth. Different fractions give different
+    layers wherever there are two."""
+    student, teacher = (max(1, round(fraction * depth)) - 1 for fraction in (config.student_depth, config.teacher_depth))
+    if student == teacher and config.student_depth < config.teacher_depth:
+        return (student, teacher + 1) if teacher + 1 < depth else (max(student - 1, 0), teacher)
+    return student, teacher
 
 
-def weighed(group: MediaGroup) -> Tensor | None:
-    """Which slots cover an element that its item's mask weighs, Bool[item, slot]; None where there are no masks."""
+def counted_slots(group: MediaGroup) -> Bool[Tensor, "item slot"] | None:
+    """Slots that cover an element whose weight in the item's mask is above 0; None without masks."""
     if group.masks is None:
         return None
-    found = group.masks > 0
+    counted = group.masks > 0
     for axis, count in enumerate(group.grid, 1):
-        found = found.unflatten(axis, (count, -1)).any(axis + 1)
-    return found.flatten(1) if group.grid else found[:, None]
+        counted = counted.unflatten(axis, (count, -1)).any(axis + 1)
+    return counted.flatten(1) if group.grid else counted[:, None]
 
 
-def masked(group: MediaGroup, share: float) -> Tensor:
-    """Which slots are hidden, Bool[item, slot]: as near to the share as whole slots allow, drawn by each item's key; none of an
-    item that takes no loss."""
-    count, counted = group.slots.shape[1], weighed(group)
-    hidden = torch.zeros(group.slots.shape, dtype=torch.bool)
+def draw_mask(group: MediaGroup, ratio: float) -> Bool[Tensor, "item slot"]:
+    """Slots to mask, the fraction `ratio` rounded to whole slots, drawn by the item's key; none of an item without a loss."""
+    counted = counted_slots(group)
+    mask = torch.zeros(group.slots.shape, dtype=torch.bool)
     for item, key in enumerate(group.keys.tolist()):
-        order = torch.from_numpy(rng.generator(rng.key(key, "unseen")).permutation(count))
+        order = torch.from_numpy(rng.generator(rng.key(key, "unseen")).permutation(mask.shape[1]))
         order = order if counted is None else order[counted[item].cpu()[order]]
-        hidden[item, order[: round(share * len(order))]] = True
-    return hidden.to(group.slots.device) & (group.loss_weights > 0)[:, None]
+        mask[item, order[: round(ratio * len(order))]] = True
+    return mask.to(group.slots.device) & (group.loss_weights > 0)[:, None]

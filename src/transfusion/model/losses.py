@@ -1,45 +1,41 @@
-"""Losses as (sum, count), so that means are right over packed rows, accumulation steps and ranks."""
+"""Losses as (sum, count), so that means are right over packed rows, accumulation steps and ranks.
+
+    total = text + lambda * media + sum of weight * auxiliary loss        (Transfusion, arXiv 2408.11039, eq. 4)
+
+Here: the text loss, the records, and their sum. The loss of a media item: `denoising.py`. Auxiliary losses: `auxiliary.py`.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
-
-
-def upcast(x: Tensor) -> Tensor:
-    """In fp32, or in fp64 where it is: what losses are computed in."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def mean_per_item(error: Float[Tensor, "item channels ..."], masks: Float[Tensor, "item ..."] | None) -> Float[Tensor, " item"]:
-    """Each item's mean over its elements; where there are masks, over those that its mask weighs, times their weights."""
-    if masks is None:
-        return error.flatten(1).mean(1)
-    masks = masks.to(error)
-    counted = (masks > 0).flatten(1).sum(1) * error.shape[1]
-    return (error * masks[:, None]).flatten(1).sum(1) / counted
 
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """A mean that is not divided yet: sum of the terms, and how many there are."""
+    """A mean before its division: the sum of the terms, and their number."""
 
-    sum: Tensor
-    count: Tensor
+    sum: Float[Tensor, ""]
+    count: Float[Tensor, ""]
 
     @property
     def value(self) -> Tensor:
-        """The mean; 0 where there is no term."""
+        """The mean; 0 if there are no terms."""
         return self.sum / self.count.clamp_min(1)
 
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.sum + other.sum, self.count + other.count)
 
+    def detached(self) -> "Mean":
+        """The same numbers without their graph."""
+        return Mean(self.sum.detach(), self.count.detach())
+
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A further loss with its weight: a mean over loss-bearing items, as `Losses.media`."""
+    """An auxiliary loss and its weight; a mean over the items with a loss, as `Losses.media`."""
 
     name: str
     weight: float
@@ -51,10 +47,13 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """What a model's pass over a batch costs.
+    """The losses of a batch.
 
-    `text` is over text targets (nats each), `media` over loss-bearing items of each one's mean squared error; one entry a
-    modality in `by_modality`. `auxiliary` holds the further losses that are on, see `auxiliary.py`.
+    Args:
+        text: mean cross-entropy of the text targets, in nats.
+        media: mean denoising loss of the items with a loss.
+        by_modality: the same for each modality.
+        auxiliary: the auxiliary losses that are on.
     """
 
     text: Mean
@@ -63,31 +62,59 @@ class Losses:
     auxiliary: tuple[Term, ...] = ()
 
     def __add__(self, other: "Losses") -> "Losses":
-        both = tuple(a + b for a, b in zip(self.by_modality, other.by_modality, strict=True))
-        terms = tuple(a + b for a, b in zip(self.auxiliary, other.auxiliary, strict=True))
-        return Losses(self.text + other.text, self.media + other.media, both, terms)
+        by_modality = tuple(a + b for a, b in zip(self.by_modality, other.by_modality, strict=True))
+        auxiliary = tuple(a + b for a, b in zip(self.auxiliary, other.auxiliary, strict=True))
+        return Losses(self.text + other.text, self.media + other.media, by_modality, auxiliary)
 
     def detached(self) -> "Losses":
-        """The same numbers, without their graph."""
+        """The same numbers without their graph."""
+        auxiliary = tuple(Term(term.name, term.weight, term.mean.detached()) for term in self.auxiliary)
+        return Losses(self.text.detached(), self.media.detached(), tuple(m.detached() for m in self.by_modality), auxiliary)
 
-        def plain(mean: Mean) -> Mean:
-            return Mean(mean.sum.detach(), mean.count.detach())
-
-        terms = tuple(Term(term.name, term.weight, plain(term.mean)) for term in self.auxiliary)
-        return Losses(plain(self.text), plain(self.media), tuple(plain(m) for m in self.by_modality), terms)
-
-    def total(self, media_weight: float, counts: "Losses | None" = None) -> Tensor:
-        """text + media_weight * media (the paper's eq. 4), each its own mean; and the further losses by their weights.
+    def total(self, media_weight: float, counts: "Losses | None" = None) -> Float[Tensor, ""]:
+        """text + media_weight * media + the weighted auxiliary losses, each its own mean.
 
         Args:
-            counts: whose counts to divide by, where this batch is one part of a larger one.
+            media_weight: lambda.
+            counts: losses whose counts to divide by, where this batch belongs to a larger one.
         """
         by = counts or self
         return self.over(media_weight, by.text.count.clamp_min(1), by.media.count.clamp_min(1))
 
-    def over(self, media_weight: float, texts: Tensor | int, items: Tensor | int) -> Tensor:
-        """The same, where the numbers of text targets and of loss-bearing items (at least 1) are known from elsewhere."""
+    def over(self, media_weight: float, texts: Tensor | int, items: Tensor | int) -> Float[Tensor, ""]:
+        """The same, divided by known numbers of text targets and of items with a loss (at least 1 each)."""
         total = self.text.sum / texts + media_weight * self.media.sum / items
         for term in self.auxiliary:
             total = total + term.weight * term.mean.sum / items
         return total
+
+
+def text_loss(
+    logits: Float[Tensor, "target id"], targets: Int[Tensor, " target"], weights: Float[Tensor, " target"] | None
+) -> Mean:
+    """Cross-entropy of the targets in nats, each times its weight if there are weights; every target counts as 1."""
+    logits = upcast(logits)
+    if weights is None:
+        nats = F.cross_entropy(logits, targets, reduction="sum")
+    else:
+        nats = F.cross_entropy(logits, targets, reduction="none") @ weights.to(logits)
+    return Mean(nats, logits.new_tensor(len(targets)))
+
+
+def mean_per_item(error: Float[Tensor, "item channels ..."], masks: Float[Tensor, "item ..."] | None) -> Float[Tensor, " item"]:
+    """Each item's mean over its elements; with masks, over the elements whose weight is above 0, times their weights."""
+    if masks is None:
+        return error.flatten(1).mean(1)
+    masks = masks.to(error)
+    counted = (masks > 0).flatten(1).sum(1) * error.shape[1]
+    return (error * masks[:, None]).flatten(1).sum(1) / counted
+
+
+def mean_over_items(errors: Float[Tensor, " item"], weights: Float[Tensor, " item"]) -> Mean:
+    """The sum of (weighted) errors over the number of items with a weight above 0."""
+    return Mean(errors.sum(), (weights > 0).sum().to(errors))
+
+
+def upcast(x: Tensor) -> Tensor:
+    """In fp32, or fp64 if x is: the precision of all losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,22 +11,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transfusion import rng
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.codec.patcher import Patcher, TimeEmbedding
 from transfusion.codec.patchers import LinearPatcherConfig, PatcherConfig, build, choose
 from transfusion.data.batch import Batch
 from transfusion.data.tokenize import Coordinates
-from transfusion.diffusion import times
 from transfusion.diffusion.process import Diffusion
 from transfusion.modality import Modality
-from transfusion.model.auxiliary import AuxiliaryLossConfig, Decoders, Passed, Representation, terms
-from transfusion.model.losses import Losses, Mean, mean_per_item, upcast
-from transfusion.model.noised import NoisedGroup
+from transfusion.model.auxiliary import AuxiliaryLossConfig, Decoders, ForwardPass, RepresentationHead, auxiliary_losses
+from transfusion.model.denoising import NoisedGroup, add_noise, denoising_loss
+from transfusion.model.losses import Losses, Mean, text_loss
 from transfusion.nn.adaln import TimeCondition
 from transfusion.nn.attention import AttentionBackend, AttentionMetadata, attention
 from transfusion.nn.axial import AxialPositions
@@ -148,7 +145,7 @@ class Network(nn.Module):
             self.head.weight = self.embed.weight
             if isinstance(self.head, SplitHead) and isinstance(self.embed, SplitEmbedding):
                 self.head.new = self.embed.new
-        self.representation = Representation(transformer.width) if model.auxiliary.representation > 0 else None
+        self.representation = RepresentationHead(transformer.width) if model.auxiliary.representation > 0 else None
 
     def patcher_of(self, modality: Modality | int) -> Patcher:
         """The patcher of a modality, given itself or its index."""
@@ -209,7 +206,7 @@ class Network(nn.Module):
         for group in media:
             vectors, skip = self.patcher_of(group.modality).encode(group.latents, group.times)
             if group.masked is not None and self.representation is not None:
-                vectors = torch.where(group.masked.unsqueeze(-1), self.representation.blank.to(vectors), vectors)
+                vectors = torch.where(group.masked.unsqueeze(-1), self.representation.mask_vector.to(vectors), vectors)
             if self.axial is not None and group.grid:
                 vectors = vectors + self.axial[self.config.modalities[group.modality].name](group.grid)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
@@ -261,74 +258,50 @@ class Network(nn.Module):
             for g, skip in zip(media, skips, strict=True)
         ]
 
-    def noise(self, batch: Batch) -> tuple[list[NoisedGroup], list[Tensor]]:
-        """A batch's media at times and with noise drawn by their keys (or given), and the noise."""
-        noised, noises = [], []
-        for group in batch.media:
-            keys = group.keys.tolist()
-            t = times.sample_times(self.config.diffusion.times, keys, group.times).to(group.values.device)
-            eps = rng.normal([rng.key(key, "noise") for key in keys], tuple(group.values.shape[1:])).to(group.values)
-            for item, given in enumerate(group.noises or ()):
-                if given is not None:
-                    eps[item] = given.to(eps)
-            latents = self.config.diffusion.add_noise(group.values, eps, t)
-            noised.append(NoisedGroup(group.modality, group.grid, latents, t, group.slots))
-            noises.append(eps)
-        return noised, noises
+    def add_noise(self, batch: Batch) -> list[NoisedGroup]:
+        """The batch's media, noised at times drawn by their keys."""
+        return [add_noise(self.config.diffusion, group) for group in batch.media]
 
     def forward(self, batch: Batch, *, teacher: "Network | None" = None, decoders: Decoders | None = None) -> Losses:
-        """The losses of a batch.
+        """The losses of a batch: text (`losses.py`), media (`denoising.py`), and the auxiliary ones that are on.
 
         Args:
-            teacher: the network under averaged weights, for auxiliary losses that compare with it. It runs without gradient.
+            teacher: the network with EMA weights, for auxiliary losses that compare with it. It runs without gradient.
             decoders: by modality, for the reconstruction loss.
 
         Raises:
-            ValueError: no teacher in training, where a loss is on that needs one.
+            ValueError: a loss that needs a teacher is on, and training has none.
         """
-        auxiliary = self.config.auxiliary
+        auxiliary, diffusion = self.config.auxiliary, self.config.diffusion
         if auxiliary.needs_ema_teacher and teacher is None and self.training:
             raise ValueError(
                 "the consistency and representation losses need a teacher, the model under averaged weights: give one "
                 "(teacher=model.create_ema() in a loop of your own), or set their weights in model.auxiliary to 0"
             )
-        media, noises = self.noise(batch)
+        media = self.add_noise(batch)
         metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
         h, skips = self.hidden(batch.tokens, batch.positions, media, metadata=metadata)
-
-        logits = upcast(self.head(h[batch.loss_index]))
-        targets = batch.targets.flatten()[batch.loss_index]
-        if batch.target_weights is None:
-            nats = F.cross_entropy(logits, targets, reduction="sum")
-        else:
-            nats = F.cross_entropy(logits, targets, reduction="none") @ batch.target_weights.to(logits)
-        text = Mean(nats, logits.new_tensor(len(batch.loss_index)))
-
-        zero = Mean(logits.new_zeros(()), logits.new_zeros(()))
-        by_modality = [zero for _ in self.config.modalities]
-        diffusion = self.config.diffusion
+        text = text_loss(self.head(h[batch.loss_index]), batch.targets.flatten()[batch.loss_index], batch.target_weights)
         predictions = self.predict(h, media, skips)
-        for group, noisy, eps, prediction in zip(batch.media, media, noises, predictions, strict=True):
-            truth = diffusion.target(diffusion.prediction, group.values, eps, noisy.times)
-            error = (upcast(prediction) - upcast(truth)).square()
-            error = mean_per_item(error, group.masks)
-            weight = group.loss_weights * diffusion.loss_weight(noisy.times)
-            mean = Mean((error * weight).sum(), (group.loss_weights > 0).sum().to(error))
-            by_modality[group.modality] = by_modality[group.modality] + mean
+        zero = Mean(text.sum.new_zeros(()), text.sum.new_zeros(()))
+        by_modality = [zero for _ in self.config.modalities]
+        for group, noised, prediction in zip(batch.media, media, predictions, strict=True):
+            loss = denoising_loss(diffusion, group, noised, prediction)
+            by_modality[group.modality] = by_modality[group.modality] + loss
         losses = Losses(text, sum(by_modality, zero), tuple(by_modality))
         if not auxiliary.active:
             return losses
-        further = terms(
+        terms = auxiliary_losses(
             auxiliary,
             diffusion,
-            Passed(batch, metadata, media, noises, predictions),
-            names=[modality.name for modality in self.config.modalities],
+            ForwardPass(batch, metadata, media, predictions),
+            modalities=[modality.name for modality in self.config.modalities],
             network=self,
-            representation=self.representation,
+            head=self.representation,
             teacher=teacher,
             decoders=decoders,
         )
-        return replace(losses, auxiliary=further)
+        return replace(losses, auxiliary=terms)
 
     def cache(self, rows: int, capacity: int, dtype: torch.dtype) -> Cache:
         """An empty cache for this network."""
