@@ -86,7 +86,7 @@ def test_overrides_from_the_command_line() -> None:
 
 DIGITS = find("digits").run()
 SAID = (
-    "--lora.parts qkv out --lora.rank 4",
+    "--lora.target-modules qkv out --lora.rank 4",
     "--model.modalities.0.largest 16 16 --model.modalities.0.patch 4 4 --trainer.steps 7",
     "--model.modalities.0.shape 16 8",
     "--sampler.kind ddpm --sampler.num-steps 25",

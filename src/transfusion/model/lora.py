@@ -1,10 +1,10 @@
-"""Low-rank adapters on the trunk's matrices (LoRA, Hu et al. 2021, arXiv 2106.09685), by the `peft` library (extra `lora`).
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): low-rank adapters on the transformer's matrices, by `peft` (extra `lora`).
 
     W x  ->  W x + alpha / rank * B A x        A: [rank, in], random; B: [out, rank], zero at first
 
-`add` freezes all weights and puts adapters beside the matrices; what is trained then is the adapters, and on demand patchers
-and control rows. `save` writes that alone, `load` puts it on the same model again, `merge` adds it to the matrices, after which
-the network is an ordinary one, `remove` takes it off. A fused matrix (queries, keys, values; gate, up) has one adapter.
+`add` freezes a network and adds trainable adapters; patchers and embeddings of new tokens can be trained with them. `save`
+writes only the trained weights, `load` restores them on the same base model, `merge` adds the adapters to their matrices and
+gives a plain network, `remove` discards them. A fused matrix (queries, keys, values; gate, up) has one adapter.
 """
 
 import json
@@ -22,35 +22,37 @@ from torch import nn
 from transfusion import config, rng
 from transfusion.files import write_tensors
 from transfusion.model.network import Network
+from transfusion.nn.adaln import AdaLN
 from transfusion.nn.split_embedding import SplitEmbedding
 
-PARTS = ("qkv", "out", "gate_up", "down")
+TARGETS = ("qkv", "out", "gate_up", "down")
 SETTINGS, WEIGHTS = "lora.json", "lora.safetensors"
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Adapters.
+    """LoRA adapters.
 
     Args:
-        rank: of each adapter (0: none at all).
-        alpha: the adapters' output is multiplied by alpha / rank.
-        dropout: share of an adapter's input that is left out in training.
-        parts: which matrices: qkv and out (attention), gate_up and down (feed-forward).
-        media: whether weights that only media run through have adapters too, where there are such.
-        patchers: whether what media alone pass through is trained beside the adapters: patchers, and what tells the trunk their
-            times and places.
-        rows: whether rows of embedding and head are trained beside them: those of the control tokens behind a language model's,
-            or all, where there is none.
+        rank: of each adapter (0: no adapters).
+        alpha: scale; the output of an adapter is multiplied by alpha / rank.
+        dropout: on the adapters' input, in training.
+        target_modules: matrices with adapters: qkv and out (attention), gate_up and down (MLP).
+        media: also adapt modality-specific weights, if the transformer has any.
+        patchers: also train patchers, and embeddings of the time and of positions in an item.
+        embeddings: also train embedding and head: the rows of new tokens if there is a language model, else all.
+
+    Raises:
+        ValueError: a number out of its range, or unknown matrices.
     """
 
     rank: int = 0
     alpha: float = 16.0
     dropout: float = 0.0
-    parts: tuple[str, ...] = PARTS
+    target_modules: tuple[str, ...] = TARGETS
     media: bool = True
     patchers: bool = True
-    rows: bool = True
+    embeddings: bool = True
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0 or not 0 <= self.dropout < 1:
@@ -58,21 +60,21 @@ class LoRAConfig:
                 f"a rank is 0 (no adapters) or more, alpha above 0, and dropout in [0, 1), not {self.rank}, {self.alpha} and "
                 f"{self.dropout}"
             )
-        for part in self.parts:
-            if part not in PARTS:
-                raise ValueError(f"no matrices {part!r}{config.nearest(part, PARTS)}")
-        if not self.parts:
-            raise ValueError(f"parts names no matrices: take some of {', '.join(PARTS)}")
+        for name in self.target_modules:
+            if name not in TARGETS:
+                raise ValueError(f"no matrices {name!r}{config.nearest(name, TARGETS)}")
+        if not self.target_modules:
+            raise ValueError(f"target_modules names no matrices: take some of {', '.join(TARGETS)}")
 
 
 def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
-    """Put adapters on a network, and freeze all that they do not train. What it computes stays the same until they learn.
+    """Add adapters to a network and freeze all other weights. Until a training step the network computes the same.
 
     Args:
-        seed: names the chance of what they begin with.
+        seed: random seed of the adapters.
 
     Raises:
-        ValueError: rank 0, a network that has adapters, or the extra `lora` is missing.
+        ValueError: rank 0, a network with adapters, or the extra `lora` is missing.
     """
     if not lora.rank:
         raise ValueError("adapters need a rank of at least 1; 8 to 64 is usual")
@@ -80,17 +82,17 @@ def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
         raise ValueError("this network has adapters already: merge or remove them first")
     peft = _peft()
     media = r"(media\.\d+\.)?" if lora.media else ""
-    told = peft.LoraConfig(
+    settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=rf"blocks\.\d+\.{media}(attention|mlp)\.(\w+\.)*({'|'.join(lora.parts)})",
+        target_modules=rf"blocks\.\d+\.{media}(attention|mlp)\.(\w+\.)*({'|'.join(lora.target_modules)})",
     )
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "lora"))
-        peft.inject_adapter_in_model(told, network.transformer)
-    for p in _beside(network, lora).values():
+        peft.inject_adapter_in_model(settings, network.transformer)
+    for p in _unfrozen(network, lora).values():
         p.requires_grad_(True)
     network.lora = lora
 
@@ -101,23 +103,23 @@ def present(network: Network) -> bool:
 
 
 def save(network: Network, folder: str | Path) -> None:
-    """Write what the adapters' training changes, and nothing else, as `lora.json` and `lora.safetensors`.
+    """Write `lora.json` and `lora.safetensors`: the adapters and the weights trained with them.
 
     Raises:
-        ValueError: there are no adapters.
-        OSError: it can't be written.
+        ValueError: the network has no adapters.
+        OSError: a file can't be written.
     """
-    lora, folder = _given(network), Path(folder)
+    lora, folder = _config(network), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(json.dumps(config.to_plain(lora), indent=2) + "\n")
-    write_tensors(folder / WEIGHTS, _learned(network, lora))
+    write_tensors(folder / WEIGHTS, _trained(network, lora))
 
 
 def load(network: Network, folder: str | Path) -> LoRAConfig:
-    """Put saved adapters on the network that they were made for (or one of the same sizes).
+    """Add saved adapters to the network that they were trained on.
 
     Raises:
-        ValueError: there are none, they are damaged, or they do not fit.
+        ValueError: no adapters in the folder, damaged files, or weights that do not fit.
     """
     folder = Path(folder)
     try:
@@ -126,7 +128,7 @@ def load(network: Network, folder: str | Path) -> LoRAConfig:
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"no adapters in {folder} that can be read: {error}") from error
     add(network, lora)
-    own = _learned(network, lora)
+    own = _trained(network, lora)
     differ = sorted(own.keys() ^ weights.keys()) + [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
     if differ:
         remove(network)
@@ -138,12 +140,12 @@ def load(network: Network, folder: str | Path) -> LoRAConfig:
 
 
 def merge(network: Network) -> None:
-    """Add the adapters to their matrices, W + alpha / rank * B A; the network is an ordinary one afterwards, all of it trained.
+    """Add the adapters to their matrices, W + alpha / rank * B A; the result is a plain network with all weights trainable.
 
     Raises:
-        ValueError: there are none, or what they add is no finite number.
+        ValueError: the network has no adapters, or they hold NaN or infinity.
     """
-    _given(network)
+    _config(network)
     for layer in list(_layers(network)):
         for name in layer.lora_A:
             if not torch.isfinite(layer.get_delta_weight(name)).all():
@@ -154,12 +156,12 @@ def merge(network: Network) -> None:
 
 
 def remove(network: Network) -> None:
-    """Take the adapters off; what was not merged is forgotten. Patchers and rows stay as they were trained.
+    """Discard the adapters; patchers and embeddings trained with them keep their values.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the network has no adapters.
     """
-    _given(network)
+    _config(network)
     layers = set(_layers(network))
     for module in list(network.transformer.modules()):
         for name, child in list(module.named_children()):
@@ -169,7 +171,7 @@ def remove(network: Network) -> None:
     network.requires_grad_(True)
 
 
-def _given(network: Network) -> LoRAConfig:
+def _config(network: Network) -> LoRAConfig:
     if network.lora is None:
         raise ValueError("this network has no adapters: add or load some first")
     return network.lora
@@ -180,21 +182,24 @@ def _layers(network: Network) -> Iterator[Any]:
     return (module for module in network.transformer.modules() if isinstance(module, layer))
 
 
-def _learned(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
-    """All that training the adapters changes, by name."""
+def _trained(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
+    """All weights that training the adapters changes, by name."""
     named = network.named_parameters()
-    return {name: p for name, p in named if re.search(r"\.lora_[AB]\.", name)} | _beside(network, lora)
+    return {name: p for name, p in named if re.search(r"\.lora_[AB]\.", name)} | _unfrozen(network, lora)
 
 
-def _beside(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
-    """What is trained beside the adapters, by name."""
-    rows = ("embed.new", "head.new") if isinstance(network.embed, SplitEmbedding) else ("embed.weight", "head.weight")
-    inside = ("transformer.", "embed.", "head.")
-
-    def chosen(name: str) -> bool:
-        return (lora.rows and name in rows) or (lora.patchers and (not name.startswith(inside) or ".adaln_modulation." in name))
-
-    return {name: p for name, p in network.named_parameters() if chosen(name)}
+def _unfrozen(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
+    """The weights trained with the adapters, by name."""
+    parameters: list[object] = []
+    if lora.embeddings:
+        name = "new" if isinstance(network.embed, SplitEmbedding) else "weight"
+        parameters += [getattr(module, name) for module in (network.embed, network.head)]
+    if lora.patchers:
+        outside = (m for m in network.children() if m not in (network.transformer, network.embed, network.head))
+        adaln = (m for m in network.transformer.modules() if isinstance(m, AdaLN))
+        parameters += [p for module in (*outside, *adaln) for p in module.parameters()]
+    chosen = {id(p) for p in parameters}
+    return {name: p for name, p in network.named_parameters() if id(p) in chosen}
 
 
 def _peft() -> Any:

@@ -1,8 +1,10 @@
-"""The network: token embeddings and patchers in, one trunk, a vocabulary head and patchers out.
+"""The network: token embeddings and patchers in, one transformer, a vocabulary head and patchers out.
 
-tokens  --embed-->  x  <--patcher-- noisy latents and their times (into their slots)
-                    |  trunk, under the attention rule
-logits <--head--    h  --patcher--> predictions at the slots
+tokens  --embed-->  x  <--patcher.encode-- noised latents and their times, into their slots
+                    |  transformer, under the attention rule
+logits <--head--    h  --patcher.decode--> predictions, from the slots
+
+`Network.forward` makes of a batch its losses; noise and the loss of media are in `denoising.py`, the text loss in `losses.py`.
 """
 
 import math
@@ -40,25 +42,25 @@ from transfusion.nn.transformer import Transformer, init_weights
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model's whole configuration, but for its vocabulary.
+    """Configuration of a network, apart from its vocabulary.
 
     Args:
-        modalities: the continuous media it reads and writes; none: a language model.
-        trunk: the transformer.
-        patcher: how latents become slots.
-        patchers: the same for the single modalities, in their order; those left over take `patcher`.
-        diffusion: how media are noised and what is predicted.
-        coordinates: where tokens and slots stand.
-        axial: positions within an item are also added to its slots, by small networks of their coordinates (`nn/axial.py`).
+        modalities: the continuous media that it reads and writes; none: a language model.
+        transformer: sizes and options of the transformer.
+        patcher: latents <-> slots.
+        patchers: the same for each modality, in order; modalities beyond these take `patcher`.
+        diffusion: noise schedule, prediction, loss and training times.
+        coordinates: rotary coordinates of tokens and slots.
+        axial: add a learned embedding of the position inside the item to each slot (`nn/axial.py`).
         media_weight: lambda, the weight of the media loss beside the text loss.
-        tied: one matrix for embedding tokens and for predicting them.
+        tie_embeddings: one matrix for token embeddings and head.
         attention_backend: how attention over whole rows is computed; "auto" picks the fastest for the machine. With a
             cache it is sdpa, or dense if that is set.
-        context_length: tokens at most in a sequence.
-        auxiliary: losses beside the two; off by default.
+        context_length: largest number of tokens and slots in a sequence.
+        auxiliary: auxiliary losses; off by default.
 
     Raises:
-        ValueError: numbers that make no sense; heads so small that a rotary axis would have no frequency.
+        ValueError: a number out of its range; heads too small for a rotary frequency on each axis.
     """
 
     modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
@@ -88,98 +90,96 @@ class ModelConfig:
 
 
 TIME_FEATURES = 256
-"""Sinusoids of the time that adaLN begins with."""
-
-OF_MEDIA = {"media", "media_norms", "adaln_modulation"}
-"""Parts of the trunk that only media run through, as their weights' names say it."""
+"""Sinusoidal features of t for adaLN."""
 
 
 class Network(nn.Module):
-    """All weights. What a user holds is `transfusion.Transfusion`, which has one of these.
+    """All weights of a model; `transfusion.Transfusion` is a network with its vocabulary and autoencoders.
 
     Args:
-        modules: patchers of the user's own, by modality (`CustomPatcherConfig` says what they must be); `Network.model` then
-            records that they are there.
-        language: how many ids, from the first, belong to a language model that this one goes on from; their rows are
-            parameters apart (0: there is none).
+        config: sizes and options.
+        vocabulary_size: number of token ids.
+        modules: the user's own patchers, by modality (see `CustomPatcherConfig`); recorded in `Network.config.patchers`.
+        language: number of pretrained ids, the first ones; their rows of embedding and head are separate parameters. 0: none.
 
     Raises:
-        ValueError: a patcher that does not give the slots that its modality says, or leaves it to a trunk without adaLN to be
-            told the times; modules that are missing, or for a
-            modality that there is not.
+        ValueError: a patcher whose slots differ from its modality's; a modality without time conditioning; modules that are
+            missing, or of an unknown modality.
     """
 
     def __init__(
-        self, model: ModelConfig, vocabulary_size: int, modules: CustomModules | None = None, *, language: int = 0
+        self, config: ModelConfig, vocabulary_size: int, modules: CustomModules | None = None, *, language: int = 0
     ) -> None:
         super().__init__()
         modules = modules or {}
-        chosen = choose(model.patcher, model.patchers, model.modalities, modules)
-        self.config = replace(model, patchers=chosen) if modules else model
+        patchers = choose(config.patcher, config.patchers, config.modalities, modules)
+        self.config = replace(config, patchers=patchers) if modules else config
         self.lora: Any = None
-        """What adapters stand in the trunk, see `model/lora.py`."""
-        transformer = model.transformer
+        """The configuration of the LoRA adapters, if there are any (`model/lora.py`)."""
+        transformer = config.transformer
         new = vocabulary_size - language
         self.embed = (
             SplitEmbedding(language, new, transformer.width) if language else nn.Embedding(vocabulary_size, transformer.width)
         )
-        self.transformer = Transformer(transformer, len(model.modalities))
+        self.transformer = Transformer(transformer, len(config.modalities))
         self.head = SplitHead(transformer.width, language, new) if language else Linear(transformer.width, vocabulary_size)
         self.time = TimeEmbedding(TIME_FEATURES, transformer.width) if transformer.adaln else None
         self.axial: nn.ModuleDict | None = None
-        if model.axial:
-            gridded = (m for m in model.modalities if m.shape)
+        if config.axial:
+            gridded = (m for m in config.modalities if m.shape)
             self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, transformer.width) for m in gridded})
-        for patcher, modality in zip(chosen, model.modalities, strict=True):
+        for patcher, modality in zip(patchers, config.modalities, strict=True):
             if isinstance(patcher, LinearPatcherConfig) and patcher.time == "none" and not transformer.adaln:
                 raise ValueError(
-                    f"nothing would be told the times of {modality.name!r}: patcher.time none needs a trunk with adaln; or "
-                    "take time width or patch"
+                    f"no time conditioning for {modality.name!r}: patcher.time='none' needs transformer.adaln; or take time "
+                    "'width' or 'patch'"
                 )
         init_weights(self, transformer.depth)
-        patchings = (
-            build(p, m, transformer.width, transformer.norm_eps, modules) for p, m in zip(chosen, model.modalities, strict=True)
+        self.patchers = nn.ModuleDict(
+            {
+                m.name: build(p, m, transformer.width, transformer.norm_eps, modules)
+                for p, m in zip(patchers, config.modalities, strict=True)
+            }
         )
-        self.patchers = nn.ModuleDict({m.name: p for m, p in zip(model.modalities, patchings, strict=True)})
-        if model.tie_embeddings:
+        if config.tie_embeddings:
             self.head.weight = self.embed.weight
             if isinstance(self.head, SplitHead) and isinstance(self.embed, SplitEmbedding):
                 self.head.new = self.embed.new
-        self.representation = RepresentationHead(transformer.width) if model.auxiliary.representation > 0 else None
+        self.representation = RepresentationHead(transformer.width) if config.auxiliary.representation > 0 else None
 
     def patcher_of(self, modality: Modality | int) -> Patcher:
-        """The patcher of a modality, given itself or its index."""
+        """The patcher of a modality or of its index."""
         modality = self.config.modalities[modality] if isinstance(modality, int) else modality
-        patcher_of = self.patchers[modality.name]
-        assert isinstance(patcher_of, Patcher)
-        return patcher_of
+        patcher = self.patchers[modality.name]
+        assert isinstance(patcher, Patcher)
+        return patcher
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embed.weight.device
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers."""
+        """Number of parameters."""
         return sum(p.numel() for p in self.parameters())
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        """The trunk's matrices: what Muon is for. Embeddings, head, patchers, norms and biases are not among them."""
+        """The transformer's hidden matrices, for Muon; embeddings, head, patchers, norms and biases are for AdamW."""
         weights = [m.weight for m in matrices(self.transformer)]
         return [w for w in weights if isinstance(w, nn.Parameter)]
 
     def language_parameters(self) -> list[nn.Parameter]:
-        """What came from a language model: its rows of embedding and head (our BOS among them, where it had none), and the
-        trunk but for the weights that only media run through. Nothing where there is no language model.
+        """Parameters that came from a language model: its rows of embedding and head (with BOS, if that was added), and the
+        transformer's without those of media and LoRA. Empty if there is no language model.
 
-        While these stay as they are, so do the logits of its ids where a document holds text alone.
+        While these are frozen, the logits of pretrained ids stay the same on documents of text alone.
         """
         if not isinstance(self.embed, SplitEmbedding):
             return []
-        transformer = [
-            p for name, p in self.transformer.named_parameters() if not OF_MEDIA & set(name.split(".")) and ".lora_" not in name
-        ]
+        media = {id(p) for p in self.transformer.media_parameters()}
+        named = self.transformer.named_parameters()
+        transformer = [p for name, p in named if id(p) not in media and ".lora_" not in name]
         rows = [self.embed.weight] if self.config.tie_embeddings else [self.embed.weight, self.head.weight]
         return [cast(nn.Parameter, weight) for weight in (*rows, *transformer)]
 
@@ -193,12 +193,12 @@ class Network(nn.Module):
         window: Window | None = None,
         layers: list[Tensor] | None = None,
     ) -> tuple[Float[Tensor, "row_length width"], list[Any]]:
-        """The trunk's output, flat over (row, length), and what each media group's patcher keeps for its way out.
+        """The transformer's output, flat over (row, length), and the skip of each media group for its patcher's `decode`.
 
         Args:
-            place: where the tokens stand, for whole rows; or
-            window: a cache's view, for rows that go on.
-            layers: takes what each layer gives, [row, length, width].
+            metadata: documents and spans of whole rows; or
+            window: the view of a cache, for rows that continue.
+            layers: a list to which each layer's output [row, length, width] is appended.
         """
         transformer = self.config.transformer
         x = self.embed(tokens).flatten(0, 1)
@@ -233,13 +233,13 @@ class Network(nn.Module):
         return h.flatten(0, 1), skips
 
     def _kinds(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> ModalityRouting:
-        """Which tokens run through which set of the trunk's weights."""
+        """Which tokens use which modality's weights."""
         if self.config.transformer.modality_weights == "none":
             return ONE
         return ModalityRouting.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
 
     def _condition(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> TimeCondition | None:
-        """The times of all items and whose slots are where, for a trunk that wants them."""
+        """The embedded times of all items and the item of each slot, for adaLN."""
         if self.time is None or not media:
             return None
         t = torch.cat([group.times for group in media])
@@ -252,7 +252,7 @@ class Network(nn.Module):
         return TimeCondition(self.time(t), owner)
 
     def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[NoisedGroup], skips: Sequence[Any]) -> list[Tensor]:
-        """Each media group's prediction (of the kind that `diffusion.prediction` names), shaped like its latents."""
+        """Each media group's prediction, of kind `diffusion.prediction` and shaped like its latents."""
         return [
             self.patcher_of(g.modality).decode(h[g.slots.flatten()].unflatten(0, g.slots.shape), skip, g.grid)
             for g, skip in zip(media, skips, strict=True)
@@ -304,7 +304,7 @@ class Network(nn.Module):
         return replace(losses, auxiliary=terms)
 
     def cache(self, rows: int, capacity: int, dtype: torch.dtype) -> Cache:
-        """An empty cache for this network."""
+        """An empty key-value cache for this network."""
         transformer = self.config.transformer
         return Cache(
             layers=transformer.depth,

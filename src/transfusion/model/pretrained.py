@@ -26,7 +26,6 @@ from transfusion.model.network import ModelConfig, Network
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.positions import LinearScaling, Llama3Scaling, Scaling, Unscaled
 from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
-from transfusion.nn.transformer import Layer, Transformer
 
 ModalityWeights = Literal["none", "mlp", "all"]
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -203,21 +202,10 @@ class LanguageModel:
             assert isinstance(part, SplitEmbedding | SplitHead)
             _begin(part, self.ids.count)
         if copies:
-            copy_to_media(network.transformer)
-
-
-@torch.no_grad()
-def copy_to_media(transformer: Transformer) -> None:
-    """Begin the weights that only media run through as copies of the text's."""
-    for block in transformer.blocks:
-        for layer in getattr(block, "media", ()):
-            assert isinstance(layer, Layer)
-            text = dict(block.named_parameters())
-            for name, p in layer.named_parameters():
-                if name in text:  # what only media have begins as it is
-                    p.copy_(text[name])
-    for norm in getattr(transformer, "media_norms", ()):
-        norm.weight.copy_(transformer.norm.weight)
+            weights = dict(network.transformer.named_parameters())
+            for name, (_, text) in network.transformer.text_counterparts().items():
+                if text in weights:  # adaLN and the like have no counterpart
+                    weights[name].copy_(weights[text])
 
 
 def _begin(part: SplitEmbedding | SplitHead, count: int) -> None:

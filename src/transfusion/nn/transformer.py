@@ -7,7 +7,7 @@ Everything else that a `TransformerConfig` can ask for has a file of its own bes
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -263,6 +263,13 @@ class Transformer(nn.Module):
             for m, module in enumerate(modules)
             for name in module.state_dict()
         }
+
+    def media_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that only media slots pass through: modality-specific weights, and the modulation of adaLN."""
+        for module in (*self.blocks, self):
+            for name in ("media", "media_norms", "adaln_modulation"):
+                if isinstance(child := getattr(module, name, None), nn.Module):
+                    yield from child.parameters()
 
     def _run(self, x: Tensor, run: ForwardContext, layers: list[Tensor] | None) -> Tensor:
         transformer, state = self.transformer, cast(Any, x)
