@@ -165,8 +165,8 @@ def auxiliary_losses(
 def consistency_loss(delta: float, diffusion: Diffusion, run: ForwardPass, teacher: DenoisingNetwork) -> Mean:
     """|velocity(x_t, t) - teacher's velocity(x_s, s)|^2 with s = max(t - delta, 0), both from the same noise.
 
-    Other predictions are converted to velocities; where that divides by less than `diffusion.min_divisor` the error is weighted down
-    as in the denoising loss.
+    Other predictions are converted to velocities; where that divides by less than `diffusion.min_divisor` the error is weighted
+    down as in the denoising loss.
     """
     batch, kind = run.batch, diffusion.prediction
     earlier: list[NoisedGroup] = []

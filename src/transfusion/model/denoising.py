@@ -9,8 +9,8 @@ The latents x0 of a media item are noised, and the network predicts from x_t, t 
     media loss = sum of the items' weights * loss(item) / number of items with a weight above 0
 
 w(t) makes the squared error of the prediction one of `Diffusion.loss`, and is bounded where the conversion divides by less than
-`Diffusion.min_divisor`; where both kinds are the same it is 1. The paper (Transfusion, arXiv 2408.11039) predicts eps and takes its
-error, as DDPM (Ho et al. 2020, arXiv 2006.11239), and adds the media loss to the text loss with lambda = 5
+`Diffusion.min_divisor`; where both kinds are the same it is 1. The paper (Transfusion, arXiv 2408.11039) predicts eps and takes
+its error, as DDPM (Ho et al. 2020, arXiv 2006.11239), and adds the media loss to the text loss with lambda = 5
 (`ModelConfig.media_weight`, eq. 4). Other kinds and their conversions: `diffusion/process.py`; sums and counts: `losses.py`.
 """
 
