@@ -1,8 +1,8 @@
-"""Chance without state: every random draw is a pure function of what it is for.
+"""Keyed, stateless RNG: every draw is a pure function of its key.
 
-A key is made from (seed, epoch, sample, item, purpose ...), never from a rank, a worker, a row or a place in a batch. So a
-run resumes from its position alone, packing or a second process changes nothing that is learned, and a generated document
-depends on its own seed and not on its neighbours. Numbers come from numpy's Philox generator, the same on every machine.
+A key is made of (seed, epoch, sample, item, purpose ...), never of a rank, a worker, a row or a position in a batch. So a run
+resumes from its position alone, neither packing nor a second process changes what is trained, and a generated document depends
+on its own seed, not on its neighbours. Numbers come from numpy's Philox generator, the same on every machine.
 """
 
 import hashlib
@@ -15,24 +15,24 @@ KeyPart = int | str
 
 
 def key(*parts: KeyPart) -> int:
-    """A 63-bit key from the parts, in order; equal parts give equal keys on every machine."""
+    """A 63-bit key of the parts, in order; equal parts give equal keys on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(key: int) -> np.random.Generator:
-    """The stream of numbers that belongs to a key."""
+    """The random generator of a key."""
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def uniform(*parts: KeyPart) -> float:
-    """One number in [0, 1)."""
+    """A number in [0, 1), drawn by the key of the parts."""
     return key(*parts) / 2**63
 
 
 def normal(keys: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers, Float32[len(keys), *shape]: row i depends on keys[i] alone."""
+    """Standard normal numbers, Float32[len(keys), *shape] on the CPU; row i depends on keys[i] alone."""
     rows = np.empty((len(keys), *shape), dtype=np.float32)
-    for row, one in zip(rows, keys, strict=True):
-        row[...] = generator(one).standard_normal(shape, dtype=np.float32)
+    for row, row_key in zip(rows, keys, strict=True):
+        row[...] = generator(row_key).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(rows)
