@@ -1,7 +1,7 @@
-"""Configuration: frozen dataclasses <-> plain data (YAML, JSON), exactly; choices between kinds carry a tag.
+"""Configuration: frozen dataclasses <-> plain data (YAML, JSON), lossless.
 
-A field whose type is a union of dataclasses is a choice: its plain form holds `kind`, the class's tag, beside its fields.
-Unknown names and wrong types fail, and name the nearest that exists.
+A field whose type is a union of dataclasses is a tagged choice: its plain form has `kind`, the tag of the class, beside its
+fields. Unknown names and wrong types raise an error that suggests the nearest valid name.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be taken; the message says which field and what would be right."""
+    """An invalid configuration; the message names the field and what is valid."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?', or the list of what there is."""
+    """A suggestion to end an error with: '; did you mean X?', or all the known names."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
@@ -39,8 +39,8 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def choices(kind: Any) -> dict[str, type]:
-    """Tag -> class, where a type is a union of tagged dataclasses or one such class; else nothing. A protocol among them is
-    for objects made in Python: configurations know nothing of it."""
+    """Tag -> class of a union of tagged dataclasses, or of such a class alone; empty for any other type. Protocols in the union
+    are left out: they stand for objects made in Python, which have no plain form."""
     members = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     members = tuple(m for m in members if not getattr(m, "_is_protocol", False))
     if not members:
@@ -51,7 +51,7 @@ def choices(kind: Any) -> dict[str, type]:
 
 
 def to_plain(value: Any) -> Any:
-    """A configuration as dicts, lists and scalars."""
+    """A configuration as dicts, lists and scalars. Raises ConfigError for an object without a plain form."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {"kind": value.kind} if hasattr(value, "kind") and "kind" not in hints(type(value)) else {}  # type: ignore[attr-defined]
         return tag | {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -65,7 +65,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
-    """The configuration that plain data describes; fields that are left out keep their defaults.
+    """The configuration of plain data; missing fields keep their defaults.
 
     Raises:
         ConfigError: an unknown field or kind, or a value of the wrong type.
@@ -136,7 +136,7 @@ def _dataclass(cls: type, plain: dict[str, Any], where: str) -> Any:
 
 
 def to_yaml(value: Any) -> str:
-    """A configuration as YAML, fields in their order."""
+    """A configuration as YAML, fields in the order of the class."""
     return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -150,5 +150,5 @@ def from_yaml(kind: type[T], text: str) -> T:
 
 
 def digest(value: Any) -> str:
-    """12 hex digits that name a configuration."""
+    """The first 12 hex digits of a configuration's SHA-256."""
     return hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
-"""A modality: one continuous medium (pictures, sound, actions), and how many slots one item of it takes.
+"""A modality: a continuous medium (images, sound, actions) and the grid of slots that an item of it fills.
 
-An item is a latent of `channels` x `shape`; a patch of it becomes one slot of the sequence. `Modality.slots` is the only
-source of that number: layouts, patchers and the engine all ask it.
+An item is a latent tensor (channels, *shape); each patch of it becomes a slot of the sequence. `Modality.slots` alone computes
+the grid: tokenising, patchers and the engine all call it.
 """
 
 import math
@@ -21,18 +21,18 @@ def is_image(shape: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Modality:
-    """One continuous medium.
+    """A continuous medium.
 
     Args:
-        name: how documents refer to it, for example "image".
+        name: its name in documents, for example "image".
         channels: channels of its latents; an item is a tensor (channels, *shape).
-        shape: size of an item when nothing else is said, in latent elements, one number an axis (no axis: a vector).
-        patch: elements that one slot covers, one number an axis.
-        largest: the largest size an item may have. None: every item has `shape`. Given: sizes vary, in steps of
-            `patch`, and each item says its size in tokens before it begins.
+        shape: default size of an item in latent elements, one number per axis (no axis: a vector).
+        patch: latent elements of a slot, one number per axis.
+        largest: largest size of an item, if sizes vary in steps of `patch`; size tokens then precede each item. None: every
+            item has `shape`.
 
     Raises:
-        ValueError: sizes that are not positive, do not match in number, or are no multiples of the patch.
+        ValueError: the name is no identifier, or sizes are not positive, differ in axes, or are no multiples of the patch.
     """
 
     name: str = IMAGE
@@ -69,24 +69,24 @@ class Modality:
 
     @property
     def varies(self) -> bool:
-        """Whether items differ in size, so that each carries size tokens."""
+        """Whether items differ in size, so that size tokens precede them."""
         return self.largest is not None
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Largest grid, one number an axis."""
+        """The largest grid."""
         return tuple(size // step for size, step in zip(self.largest or self.shape, self.patch, strict=True))
 
     @property
     def patch_width(self) -> int:
-        """Numbers that one slot holds."""
+        """Values of a slot: channels x latent elements of a patch."""
         return self.channels * math.prod(self.patch)
 
     def slots(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Grid of slots that an item of this size takes; their number is its product (1 for a vector).
+        """Grid of slots of an item of this size; it has as many slots as its product (1 for a vector).
 
         Raises:
-            ValueError: the size is no multiple of the patch, is too large, or differs where the size is fixed.
+            ValueError: the size is no multiple of the patch, is too large, or is not the fixed size.
         """
         shape = tuple(shape)
         self._check("size", shape)
@@ -101,5 +101,5 @@ class Modality:
         return tuple(size // step for size, step in zip(shape, self.patch, strict=True))
 
     def shape_of(self, grid: tuple[int, ...]) -> tuple[int, ...]:
-        """Size in latent elements of an item that takes this grid of slots."""
+        """Size in latent elements of an item with this grid of slots."""
         return tuple(count * step for count, step in zip(grid, self.patch, strict=True))

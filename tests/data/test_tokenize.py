@@ -28,7 +28,7 @@ from transfusion.nn.positions import angles
 
 
 def names(v: Vocabulary, tokens: np.ndarray) -> list[str]:
-    return [c.name if (c := v.control(int(t))) else v.decode([int(t)]) for t in tokens]
+    return [c.name if (c := v.special_token(int(t))) else v.decode([int(t)]) for t in tokens]
 
 
 def test_the_sequence_of_a_document() -> None:
@@ -229,7 +229,7 @@ def test_noise_is_limited_for_what_a_later_picture_is_drawn_from() -> None:
 # ---- control tokens -----------------------------------------------------------------------------------------------------
 
 
-SPELLINGS = [c.name for c in vocabulary(FREE, SOUND).controls]
+SPELLINGS = [c.name for c in vocabulary(FREE, SOUND).special_tokens]
 
 
 @settings(max_examples=300, deadline=None)
@@ -242,7 +242,7 @@ def test_no_text_spells_a_control_token(parts: list[str]) -> None:
     text = "".join(parts).encode("utf-8", "ignore").decode()
     for v in VOCABULARIES:
         ids = v.encode(text)
-        assert all(v.control(i) is None for i in ids)
+        assert all(v.special_token(i) is None for i in ids)
         assert v.decode(ids) == text
 
 
@@ -311,7 +311,7 @@ def test_a_tokenizer_with_gaps_reaches_no_control_token(tmp_path: Path) -> None:
     found.pre_tokenizer = Whitespace()  # type: ignore[assignment]
     (tmp_path / "tokenizer.json").write_text(found.to_str())
     v = Vocabulary(TokenizerFile(str(tmp_path / "tokenizer.json")).build([]), (IMAGE,))
-    assert v.encode("a dog") == [1, 7] and v.control(7) is None and v.num_text == 8
+    assert v.encode("a dog") == [1, 7] and v.special_token(7) is None and v.num_text == 8
     assert len(set(v.names)) == len(v) == 8 + 5
     (tmp_path / "tokenizer.json").write_text("{nope")
     with pytest.raises(ValueError, match="cannot read the tokenizer"):

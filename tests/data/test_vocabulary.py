@@ -31,23 +31,23 @@ def language(modalities=(IMAGE,), **ids) -> Vocabulary:
 def test_a_language_models_ids_frame_a_document() -> None:
     v = language(bos=256, eos=(257, 258))
     assert v.num_text == v.num_language == 262 and (v.bos, v.eos) == (256, 257)
-    assert [c.role for c in v.controls] == ["pad", "begin", "end"] and len(v) == 265
+    assert [c.role for c in v.special_tokens] == ["pad", "begin", "end"] and len(v) == 265
     tokenized = tokenize_document(Document((Text("ab"), Media(picture(0)))), v, Coordinates())
     assert tokenized.tokens.tolist() == [256, *v.encode("ab"), 263, *[262] * 4, 264, 257]
     assert (
-        v.control(258) == v.control(257) == SpecialToken("eos")
-        and v.control(256) == SpecialToken("bos")
-        and v.control(65) is None
+        v.special_token(258) == v.special_token(257) == SpecialToken("eos")
+        and v.special_token(256) == SpecialToken("bos")
+        and v.special_token(65) is None
     )
     assert v.decode([256, *v.encode("a b"), 257, 263]) == "a b"
 
 
 def test_what_a_language_model_lacks_stays_ours() -> None:
     v = language()
-    assert [c.role for c in v.controls] == ["bos", "pad", "eos", "begin", "end"] and v.bos == 262 and v.eos == 264
+    assert [c.role for c in v.special_tokens] == ["bos", "pad", "eos", "begin", "end"] and v.bos == 262 and v.eos == 264
     assert v.num_language == 263, "our BOS stands before every text, so it belongs to the rows that are frozen"
     one = language(bos=257, eos=(257,))
-    assert one.bos == one.eos == 257 and one.control(257) == SpecialToken("eos") and one.writable[257]
+    assert one.bos == one.eos == 257 and one.special_token(257) == SpecialToken("eos") and one.writable[257]
 
 
 def test_what_may_be_written_of_a_language_models_ids() -> None:
@@ -100,7 +100,7 @@ def test_frames_outside_the_language_models_ids_are_refused(bad: dict) -> None:
 
 
 def test_a_tokenizer_of_another_language_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="own tokenizer"):
         Vocabulary(BPE(300).build(["some words and words"]), (), PretrainedVocabulary(200))
 
 
@@ -124,7 +124,7 @@ def test_ids_are_written_as_numbers(tmp_path: Path) -> None:
     v.save(tmp_path / "t.json")
     assert Vocabulary.load(tmp_path / "t.json", (IMAGE,)).names == v.names
     for bad in ("3 12", "word", "03"):
-        with pytest.raises(ValueError, match="give ids"):
+        with pytest.raises(ValueError, match="give a tuple of ids"):
             v.encode(bad)
     with pytest.raises(ValueError, match="0 to 11"):
         v.encode((12,))
@@ -133,7 +133,7 @@ def test_ids_are_written_as_numbers(tmp_path: Path) -> None:
 def test_no_ids_at_all() -> None:
     v = Vocabulary(Ids(0).build([]), (IMAGE,))
     assert v.num_text == 0 and v.pad == 0 and v.decode([v.bos, v.eos]) == "" and v.encode("") == []
-    with pytest.raises(ValueError, match="media alone"):
+    with pytest.raises(ValueError, match="only media"):
         v.encode((0,))
     m = Transfusion(TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TRUNK)), v)
     m.loss([[picture(1)]]).backward()

@@ -45,7 +45,7 @@ def test_only_legal_tokens_are_written() -> None:
             if not isinstance(event, Token):
                 items += isinstance(event, ItemDone)
                 continue
-            control = m.vocabulary.control(event.token)
+            control = m.vocabulary.special_token(event.token)
             if control is None:
                 texts += 1
                 assert not expected
@@ -90,7 +90,7 @@ def test_limits_are_exact() -> None:
     engine.add(Request(Document((Text("x"),)), max_tokens=7, max_items=0, guidance=Guidance(1.0)))
     events = list(engine.run())
     tokens = [e for e in events if isinstance(e, Token)]
-    assert len(tokens) == 7 or m.vocabulary.control(tokens[-1].token) is not None
+    assert len(tokens) == 7 or m.vocabulary.special_token(tokens[-1].token) is not None
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_any_work() -> None:

@@ -242,7 +242,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a wider inside": ("llama", {"intermediate_size": 64}, "gate_proj.*shape|rows"),
     "a layer less": ("llama", {"num_hidden_layers": 1}, "weights that this type of model does not"),
     "a layer more": ("llama", {"num_hidden_layers": 3}, "no weights model.layers.2"),
-    "fewer ids than its tokenizer": ("llama", {"vocab_size": 258}, "do not belong together"),
+    "fewer ids than its tokenizer": ("llama", {"vocab_size": 258}, "own tokenizer"),
     "biases that nothing would use": ("qwen2", {"model_type": "llama"}, "weights that this type of model does not"),
     "an end that is a word": ("llama", {"eos_token_id": "257"}, r"config\.json: eos_token_id must be.*'257'"),
     "an end in a list": ("llama", {"eos_token_id": [257, "x"]}, r"config\.json: eos_token_id must be.*'x'"),

@@ -1,7 +1,7 @@
-"""Vocabulary: text <-> ids by a `tokenizers` tokenizer, and one typed table of control tokens behind the text ids.
+"""Vocabulary: text <-> ids by a `tokenizers` tokenizer, and a typed table of special tokens behind the text ids.
 
-Control ids are never reached from text: they stand outside the tokenizer, and a tokenizer's own special tokens are read as
-plain text when a user or a caption spells them.
+No text encodes to a special token: ours are outside the tokenizer, and the tokenizer's own, spelled in a text, are encoded as
+plain text.
 """
 
 import json
@@ -24,7 +24,7 @@ Role = Literal["pad", "bos", "eos", "begin", "end", "size"]
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """One control token: its role and, where it has them, modality, axis and the size (in slots) that it states."""
+    """A special token: its role, the modality of a begin, end or size token, and a size token's axis and extent in slots."""
 
     role: Role
     modality: str = ""
@@ -40,12 +40,12 @@ class SpecialToken:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Plain UTF-8 bytes: 256 ids, nothing to train."""
+    """UTF-8 bytes: 256 ids, without training."""
 
     kind: ClassVar[str] = "bytes"
 
     def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
-        """The tokenizer; `texts` are not needed."""
+        """The tokenizer; `texts` are not used."""
         return _byte_level(
             models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
         )
@@ -56,14 +56,14 @@ class BPE:
     """Byte-level byte-pair encoding, trained on the corpus.
 
     Args:
-        size: ids at most (at least 256).
+        size: largest number of ids, at least 256.
     """
 
     kind: ClassVar[str] = "bpe"
     size: int = 4096
 
     def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
-        """A tokenizer trained on the texts."""
+        """A tokenizer trained on the texts. Raises ValueError for a size below 256."""
         if self.size < 256:
             raise ValueError(f"a byte-level tokenizer needs at least 256 ids, not {self.size}")
         tokenizer = _byte_level(models.BPE())
@@ -87,7 +87,7 @@ class TokenizerFile:
     path: str = "tokenizer.json"
 
     def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
-        """The tokenizer as the file holds it."""
+        """The file's tokenizer; `texts` are not used. Raises ValueError if it cannot be read."""
         if not Path(self.path).is_file():
             raise ValueError(f"no tokenizer at {self.path}; give the path of a tokenizer.json")
         return _read(Path(self.path))
@@ -95,11 +95,10 @@ class TokenizerFile:
 
 @dataclass(frozen=True)
 class Ids:
-    """No text, ids alone: for sequences that some other tokenizer made. A text is a tuple of ids; written out, an id is its
-    number, and blanks stand between them.
+    """Ids of the caller's own tokenizer. A text is a tuple of ids; as a string it is their numbers, separated by blanks.
 
     Args:
-        count: ids; 0 for a model of media alone.
+        count: number of ids; 0 for a model of media alone.
     """
 
     kind: ClassVar[str] = "ids"
@@ -110,7 +109,7 @@ class Ids:
             raise ValueError(f"the count of ids must be 0 or more, not {self.count}")
 
     def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
-        """A tokenizer that reads and writes numbers; `texts` are not needed."""
+        """A tokenizer of numbers; `texts` are not used."""
         tokenizer = tokenizers.Tokenizer(models.WordLevel({str(i): i for i in range(self.count)}))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
         return tokenizer
@@ -121,12 +120,15 @@ Tokenizer: TypeAlias = Bytes | BPE | TokenizerFile | Ids
 
 @dataclass(frozen=True)
 class PretrainedVocabulary:
-    """The ids of a language model, where a vocabulary goes on from one.
+    """The ids of a pretrained language model that a vocabulary extends.
 
     Args:
-        count: rows of its embedding; its tokenizer may know fewer.
-        bos: the id that it opens a document with (None: it has none, and the vocabulary's own control token does).
-        eos: the ids that end one; the first is what ours end with (none: the vocabulary's own control token does).
+        count: rows of its embedding; its tokenizer may have fewer ids.
+        bos: its BOS (None: it has none, and the vocabulary adds a special token).
+        eos: its EOS ids; the first ends our documents (empty: it has none, and the vocabulary adds a special token).
+
+    Raises:
+        ValueError: BOS or EOS is no id of the model.
     """
 
     count: int
@@ -142,7 +144,7 @@ class PretrainedVocabulary:
 def _read(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library has no exception class of its own
         raise ValueError(f"cannot read the tokenizer {path}: {error}") from error
 
 
@@ -153,11 +155,12 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _controls(modalities: Sequence[Modality], ids: PretrainedVocabulary | None) -> list[SpecialToken]:
-    if ids is None:
+def _special_tokens(modalities: Sequence[Modality], pretrained: PretrainedVocabulary | None) -> list[SpecialToken]:
+    if pretrained is None:
         table = [SpecialToken("pad"), SpecialToken("bos"), SpecialToken("eos")]
-    else:  # BOS stands before every text: next to the language model's rows, because it is frozen with them
-        table = [SpecialToken("bos")] * (ids.bos is None) + [SpecialToken("pad")] + [SpecialToken("eos")] * (not ids.eos)
+    else:  # an added BOS comes first: it is frozen with the language model's rows
+        bos, eos = [SpecialToken("bos")] * (pretrained.bos is None), [SpecialToken("eos")] * (not pretrained.eos)
+        table = [*bos, SpecialToken("pad"), *eos]
     for modality in modalities:
         table += [SpecialToken("begin", modality.name), SpecialToken("end", modality.name)]
         if modality.varies:
@@ -167,15 +170,15 @@ def _controls(modalities: Sequence[Modality], ids: PretrainedVocabulary | None) 
 
 
 class Vocabulary:
-    """All ids of a model: text ids first, then the control tokens.
+    """All ids of a model: text ids first, then special tokens.
 
     Args:
         tokenizer: text <-> ids.
-        modalities: the media that have control tokens.
-        ids: the language model whose ids the text ids are (None: they are the tokenizer's, all of them text).
+        modalities: the modalities, in the order of their indices; each has special tokens.
+        ids: ids of the pretrained language model that has this tokenizer (None: there is none).
 
     Raises:
-        ValueError: two modalities of one name, or a tokenizer with ids that the language model does not have.
+        ValueError: two modalities have the same name, or the tokenizer has ids that the language model lacks.
     """
 
     def __init__(
@@ -192,36 +195,34 @@ class Vocabulary:
         self.num_text = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)  # ids may have gaps
         if ids is not None and self.num_text > ids.count:
             raise ValueError(
-                f"the tokenizer has ids up to {self.num_text - 1}, the language model has {ids.count}: they do not belong "
-                "together"
+                f"the tokenizer has ids up to {self.num_text - 1}, the language model has {ids.count} ids: use the language "
+                "model's own tokenizer"
             )
         self.num_text = self.num_text if ids is None else ids.count
-        self.controls = _controls(modalities, ids)
-        self._ids = {control: self.num_text + i for i, control in enumerate(self.controls)}
-        self._by_id = {token: control for control, token in self._ids.items()}
+        self.special_tokens = _special_tokens(modalities, ids)
+        self._ids = {special: self.num_text + i for i, special in enumerate(self.special_tokens)}
+        self._by_id = {token: special for special, token in self._ids.items()}
         if ids is not None:
             if ids.bos is not None:
                 self._ids[SpecialToken("bos")], self._by_id[ids.bos] = ids.bos, SpecialToken("bos")
             if ids.eos:
                 self._ids[SpecialToken("eos")] = ids.eos[0]
-                self._by_id |= dict.fromkeys(
-                    ids.eos, SpecialToken("eos")
-                )  # after BOS: one id may be both, and then ends a document
+                # after BOS: an id that is both ends a document
+                self._by_id |= dict.fromkeys(ids.eos, SpecialToken("eos"))
         self.ends = (self.id(SpecialToken("eos")),) if ids is None or not ids.eos else ids.eos  # each ends a document
         self.pad, self.bos, self.eos = (self.id(SpecialToken(role)) for role in ("pad", "bos", "eos"))
 
     def __len__(self) -> int:
-        return self.num_text + len(self.controls)
+        return self.num_text + len(self.special_tokens)
 
     @property
     def num_language(self) -> int:
-        """How many ids, from the first, belong to the language model: its own and, if it has none, our BOS. 0 where the
-        vocabulary goes on from no language model."""
+        """Number of pretrained ids (+ BOS if one was added); they come first. 0 without a language model."""
         return 0 if self.ids is None else self.num_text + (self.ids.bos is None)
 
     @cached_property
     def _special(self) -> frozenset[int]:
-        """Ids of a language model that no text may spell."""
+        """Special tokens of the language model, which no text may encode to."""
         if self.ids is None:
             return frozenset()
         named = {i for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -229,7 +230,7 @@ class Vocabulary:
 
     @cached_property
     def _unknown(self) -> tuple[int | None, str | None]:
-        """What a tokenizer writes for words that it does not know: id and name, if there is such a token."""
+        """Id and name of the tokenizer's token for unknown words; None, None without one."""
         model = json.loads(self.tokenizer.to_str())["model"]
         if model.get("unk_token") is not None:
             return self.tokenizer.token_to_id(model["unk_token"]), model["unk_token"]
@@ -238,8 +239,8 @@ class Vocabulary:
 
     @cached_property
     def writable(self) -> Bool[Tensor, " id"]:
-        """Ids that may be written as text, or to end a document. Of a language model's: not its BOS, nor its other special
-        tokens, nor rows that its tokenizer does not know."""
+        """Which ids the model may write as text or to end a document. Of a language model's ids, those of its tokenizer without
+        special tokens."""
         writable = torch.zeros(len(self), dtype=torch.bool)
         if self.ids is None:
             writable[: self.num_text] = True
@@ -249,14 +250,14 @@ class Vocabulary:
         writable[list(self.ends)] = True
         return writable
 
-    def id(self, control: SpecialToken) -> int:
-        """Id of a control token. Raises ValueError if this vocabulary has no such token."""
-        if control not in self._ids:
-            raise ValueError(f"this vocabulary has no {control.name}; its modalities are {[m.name for m in self.modalities]}")
-        return self._ids[control]
+    def id(self, special: SpecialToken) -> int:
+        """Id of a special token. Raises ValueError if this vocabulary does not have it."""
+        if special not in self._ids:
+            raise ValueError(f"this vocabulary has no {special.name}; its modalities are {[m.name for m in self.modalities]}")
+        return self._ids[special]
 
-    def control(self, token: int) -> SpecialToken | None:
-        """The control token of an id; None for text."""
+    def special_token(self, token: int) -> SpecialToken | None:
+        """The special token of an id; None for text."""
         return self._by_id.get(token)
 
     def begin(self, modality: str) -> int:
@@ -275,54 +276,56 @@ class Vocabulary:
         raise ValueError(f"no modality {name!r}; this model has {[m.name for m in self.modalities] or 'text alone'}")
 
     def frame(self, modality: Modality, grid: tuple[int, ...]) -> list[int]:
-        """Ids that stand before an item's slots: its sizes, where they vary, and BEGIN."""
+        """Ids before an item's slots: its sizes, if they vary, and BEGIN."""
         sizes = (
             [SpecialToken("size", modality.name, axis, extent) for axis, extent in enumerate(grid)] if modality.varies else []
         )
         return [self.id(size) for size in sizes] + [self.begin(modality.name)]
 
     def encode(self, text: str | tuple[int, ...]) -> list[int]:
-        """Ids of a text; never a control id, whatever the text spells. Ids are taken as they are.
+        """Ids of a text, never a special token. A tuple of ids is checked and kept.
 
         Raises:
-            ValueError: ids that are no text ids, or words that the tokenizer does not know and cannot spell.
+            ValueError: ids that are no text ids, or words that the tokenizer cannot encode.
         """
         if isinstance(text, str):
             try:
                 ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except Exception as error:  # the library raises nothing more special
+            except Exception as error:  # the library has no exception class of its own
                 raise ValueError(
-                    f"the tokenizer cannot write {text[:60]!r} as ids ({error}); where a model has ids and no text, give ids"
+                    f"the tokenizer cannot encode {text[:60]!r} ({error}); for a model of ids alone, give a tuple of ids"
                 ) from error
             if not self._special.isdisjoint(ids):
                 unknown, name = self._unknown
                 if name is not None and name not in text and self._special.isdisjoint(i for i in ids if i != unknown):
-                    raise ValueError(f"{text[:60]!r} has words that this tokenizer does not know, and cannot spell")
+                    raise ValueError(f"{text[:60]!r} has words that this tokenizer does not know and cannot spell")
                 raise ValueError(f"{text[:60]!r} spells a special token of this tokenizer, which cannot read it as plain text")
             return ids
         for token in text:
             if not 0 <= token < self.num_text:
                 if not self.num_text:
-                    raise ValueError(f"token id {token} is no text id: this model has none, it reads and writes media alone")
+                    raise ValueError(f"token id {token} is no text id: this model has none, only media")
                 raise ValueError(f"token id {token} is no text id: they run from 0 to {self.num_text - 1}")
         return list(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the text ids among these; control tokens are left out."""
-        texts = [i for i in ids if 0 <= i < self.num_text and i not in self._by_id]
-        return self.tokenizer.decode(texts, skip_special_tokens=False)
+        """The text of these ids, special tokens left out."""
+        text_ids = [i for i in ids if 0 <= i < self.num_text and i not in self._by_id]
+        return self.tokenizer.decode(text_ids, skip_special_tokens=False)
 
     @cached_property
     def names(self) -> list[str]:
-        """A name for every id: what weights are matched by when a vocabulary changes."""
+        """A name for every id, by which embeddings are matched when the vocabulary changes."""
         texts = [self.tokenizer.id_to_token(i) for i in range(self.num_text)]
-        return [f"unused:{i}" if t is None else f"text:{t}" for i, t in enumerate(texts)] + [c.name for c in self.controls]
+        return [f"unused:{i}" if t is None else f"text:{t}" for i, t in enumerate(texts)] + [
+            c.name for c in self.special_tokens
+        ]
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer; the control table follows from the modalities and the language model's ids."""
+        """Write the tokenizer; the special tokens follow from the modalities and the language model's ids."""
         path.write_text(self.tokenizer.to_str(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path, modalities: Sequence[Modality], ids: PretrainedVocabulary | None = None) -> "Vocabulary":
-        """Read what `save` wrote. Raises ValueError where it is damaged, or does not belong to `ids`."""
+        """Read what `save` wrote. Raises ValueError if it is damaged, or has ids that the language model lacks."""
         return cls(_read(path), modalities, ids)

@@ -222,7 +222,7 @@ class Engine:
 
     def _accept_token(self, doc: ActiveDocument, token: int, events: list[Event]) -> None:
         doc.logits, doc.num_draws = None, doc.num_draws + 1
-        control = self.vocabulary.control(token)
+        control = self.vocabulary.special_token(token)
         if doc.size_parser is not None or (control is not None and control.role != "eos"):
             self._accept_size_token(doc, token, control, events)
             return
