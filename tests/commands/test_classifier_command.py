@@ -3,24 +3,11 @@
 import shutil
 from pathlib import Path
 
-import pytest
-
+from command import command
 from small import png, write_idx
-from transfusion.cli import main
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 
 SHORT = "--training.epochs 1 --device cpu"
-
-
-def command(line: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(line.split())
-    return int(ended.value.code or 0)
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def test_idx_files_and_their_own_held_out_part(capfd) -> None:

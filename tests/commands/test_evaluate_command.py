@@ -6,28 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from command import SHORT, command
 from small import model, png
-from transfusion.cli import main
 from transfusion.evaluation.record import Record
 from transfusion.modality import Modality
 
-SHORT = "--trainer.steps 4 --checkpoint.every 4 --model.transformer.width 32 --model.transformer.depth 1 --model.transformer.num-heads 2 --packing.rows 2 --optimizer.warmup 1 --dtype fp32 --device cpu"
 COLOUR = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
-
-
-def command(line: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(line.split())
-    return int(ended.value.code or 0)
 
 
 def records(folder: str) -> dict[str, Record]:
     return {path.stem: Record.load(path) for path in Path(folder, "records").glob("*.json")}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def colour_model(folder: str) -> None:
@@ -37,13 +25,14 @@ def colour_model(folder: str) -> None:
     found.save_pretrained(folder)
 
 
-def test_a_run_with_classes_and_a_suite_that_does_not_fit(capfd) -> None:
-    assert command(f"train digits --out run {SHORT} --report.images 0 --report.readings 10 --sampler.num-steps 2") == 0
-    line = "evaluate run --suite draw edit text read --samples 70 --device cpu --dtype fp32 --sampler.num-steps 2"
+def test_a_run_with_classes_and_a_suite_that_does_not_fit(quickstart: str, capfd) -> None:
+    line = "evaluate quickstart --suite draw edit text read --samples 70 --device cpu --dtype fp32 --sampler.num-steps 2"
+    own = records("quickstart")["draw"]
+    Path("quickstart/records/draw.json").unlink()
     assert command(line) == 1
     out = capfd.readouterr().out
     assert "edit could not be measured: no document is a picture, an instruction and a picture" in out
-    found = records("run")
+    found = records("quickstart")
     assert found["draw"].metrics.keys() >= {
         "agreement",
         "judge",
@@ -54,15 +43,15 @@ def test_a_run_with_classes_and_a_suite_that_does_not_fit(capfd) -> None:
     }
     assert found["draw"].metrics["agreement"].count == 70 and found["draw"].command == f"transfusion {line}"
     assert found["draw"].settings["sampler"]["num_steps"] == 2 and found["draw"].settings["dtype"] == "float32"
-    (answers,) = (one for one in Path("run/records").glob("read-*.json"))
+    (answers,) = (one for one in Path("quickstart/records").glob("read-*.json"))
     assert Record.load(answers).metrics["accuracy"].count == 70, "the report's own record stays"
     said = found["read"].command
     assert said.startswith("transfusion train digits --") and "--trainer.steps 4" in said and "--report.readings 10" in said
-    assert "--optimizer.lr" not in said and "--out" not in said
-    assert found["read"].metrics["accuracy"].count == 10 and Path("run/grids/draw.png").exists()
+    assert "--optimizer.lr" not in said and "--out" not in said and own.command == said
+    assert found["read"].metrics["accuracy"].count == 10 and Path("quickstart/grids/draw.png").exists()
     before = found["draw"]
-    assert command(line) == 1 and records("run")["draw"] == before, "the same weights and seeds give the same record"
-    assert command("results run --out tables.md") == 0 and before.weights in Path("tables.md").read_text()
+    assert command(line) == 1 and records("quickstart")["draw"] == before, "the same weights and seeds give the same record"
+    assert command("results quickstart --out tables.md") == 0 and before.weights in Path("tables.md").read_text()
 
 
 def test_data_that_was_trained_on_is_refused(capfd) -> None:
@@ -89,15 +78,14 @@ def test_data_that_was_trained_on_is_refused(capfd) -> None:
     assert "no classifier in nowhere" in capfd.readouterr().out
 
 
-def test_a_judge_of_other_classes_is_refused(capfd) -> None:
+def test_a_classifier_of_other_classes_is_refused(quickstart: str, capfd) -> None:
     for name in ("cat", "dog"):
         for i in range(40):
             png(Path("classes") / name / f"{i}.png", i, size=(16, 16))
     assert command("train classifier --data classes --out judge --training.epochs 1 --device cpu --side 16 --channels 3") == 0
-    assert command(f"train digits --out run {SHORT} --report.images 0 --report.readings 5") == 0
-    assert command("evaluate run --suite draw --samples 4 --classifier judge --device cpu") == 1
+    assert command("evaluate quickstart --suite draw --samples 4 --classifier judge --device cpu") == 1
     assert "knows cat, dog" in capfd.readouterr().out
-    assert command("evaluate run --suite read --data nowhere --device cpu") == 1, "what is given is what is read"
+    assert command("evaluate quickstart --suite read --data nowhere --device cpu") == 1, "what is given is what is read"
     assert "no data at nowhere" in capfd.readouterr().out
     colour_model("plain")
     assert command("evaluate plain --suite draw --data classes --classifier judge --samples 8 --device cpu --dtype fp32") == 0
