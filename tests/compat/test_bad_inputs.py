@@ -44,7 +44,7 @@ LISTS: dict[str, tuple[object, str]] = {
     "channels first": ([[randn(8, 4)]], r"document 0, item 0: .* 8 channels.*see channel_first_latent"),
     "axes": (
         [[randn(2, 4, 8)]],
-        r"document 0, item 0: latents of modality 0 have 2 axes.*not 3.*without an axis for the batch",
+        r"document 0, item 0: latents of modality 0 have 2 axes.*not 3.*without a batch axis",
     ),
     "too few axes": ([[randn(8)]], "document 0, item 0: latents of modality 0 have 2 axes"),
     "too large": ([[randn(5000, 8)]], "document 0, item 0: .*exceeds the largest"),
@@ -104,7 +104,7 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "noised without times": (lambda m: m([[randn(4, 8)]], noised=True), "need the times"),
     "noise of another shape": (lambda m: m([[randn(4, 8)]], noise=[[randn(3, 8)]]), "noise"),
     "rows of noise": (lambda m: m([[randn(4, 8)]], noise=[]), "noise has 0 entries for 1 documents"),
-    "prob_uncond": (lambda m: m([[ids(1)]], prob_uncond=5.0), "shares that sum to 1"),
+    "prob_uncond": (lambda m: m([[ids(1)]], prob_uncond=5.0), "shares of 0 or more that sum to 1"),
     "an EMA that is none": (lambda m: m([[ids(1)]], velocity_consistency_ema_model=nn.Linear(1, 1)), "EMA model must be"),
     "loss of a bare string": (lambda m: m.loss("abc"), "put it in a list"),
     "loss of an empty document": (lambda m: m.loss([Document(())]), "document 0 is empty"),
@@ -166,7 +166,7 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "an EMA's decay": (lambda m: m.create_ema(2.0), "share of the old average"),
     "a sample of words": (lambda m: print_modality_sample(["abc"]), "list of tensors and items"),
     "a Media's dtype": (lambda m: m.loss([[Media(torch.zeros(8, 4, dtype=torch.uint8), "modality0")]]), "floating point"),
-    "a Text of floats": (lambda m: Text((0.5,)), "whole numbers"),  # type: ignore[arg-type]
+    "a Text of floats": (lambda m: Text((0.5,)), "token ids \\(integers\\)"),  # type: ignore[arg-type]
 }
 
 
@@ -181,7 +181,7 @@ BUILDS: dict[str, tuple[dict[str, object], str]] = {
     "no transformer": ({"transformer": None}, "transformer"),
     "depth 0": ({"transformer": dict(dim=32, depth=0)}, "depth"),
     "no depth": ({"transformer": dict(dim=32)}, "needs dim and depth"),
-    "an odd head": ({"transformer": dict(dim=32, depth=1, dim_head=7)}, "even head size"),
+    "an odd head": ({"transformer": dict(dim=32, depth=1, dim_head=7)}, "even head_dim"),
     "an unknown option": ({"transformer": dict(dim=32, depth=1, qk_rmsnrm=True)}, "did you mean 'qk_rmsnorm'"),
     "an unknown word": ({"dim_latents": 4}, "did you mean 'dim_latent'"),
     "tokens below 0": ({"num_text_tokens": -5}, "num_text_tokens"),
@@ -209,7 +209,7 @@ BUILDS: dict[str, tuple[dict[str, object], str]] = {
     "a shape as a word": ({"modality_default_shape": "4"}, "is a size such as"),
     "a weight as a word": ({"flow_loss_weight": "a"}, "flow_loss_weight"),
     "a weight of NaN": ({"flow_loss_weight": float("nan")}, "flow_loss_weight"),
-    "ignore_index": ({"ignore_index": -100}, "weights"),
+    "ignore_index": ({"ignore_index": -100}, "a weight of 0 turns the loss off"),
 }
 
 

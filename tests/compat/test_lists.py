@@ -1,6 +1,6 @@
 # ruff: noqa: C408
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-"""The quick face learns, agrees with Documents, and gives back what it says."""
+"""Lists of tensors train a model, agree with Documents, and come back from sampling and from a model folder."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def _unchecked(unchecked) -> None:
     """As a user runs it: shapes are checked by the code itself."""
 
 
-def quick(**words) -> Transfusion:
+def small(**words) -> Transfusion:
     """A small model whose every weight is random."""
     torch.manual_seed(1)
     given = {
@@ -147,7 +147,7 @@ def pair_of_forms(model: Transfusion) -> tuple[list, list[Document]]:
 
 def test_lists_cost_what_documents_cost() -> None:
     """Same times, same noise (by seed, and given), same loss."""
-    model = quick().double().eval()
+    model = small().double().eval()
     lists, documents = pair_of_forms(model)
     times, noise = [[0.3], [0.7, 0.2]], [[randn(4, 6)], [randn(7, 6), randn(2, 6)]]
     assert torch.equal(model(lists, seed=4), model.loss(documents, seed=4))
@@ -167,7 +167,7 @@ def test_lists_cost_what_documents_cost() -> None:
 
 
 def test_several_modalities_and_the_breakdown() -> None:
-    model = quick(dim_latent=(6, 3), modality_default_shape=((4,), (2,)), flow_loss_weight=2.0, text_loss_weight=0.5).eval()
+    model = small(dim_latent=(6, 3), modality_default_shape=((4,), (2,)), flow_loss_weight=2.0, text_loss_weight=0.5).eval()
     batch = [[ids(1, 2), randn(4, 6), ids(3), (1, randn(5, 3))], [(1, randn(2, 3)), ids(4)]]
     loss, parts, times = model(batch, return_breakdown=True, return_times=True, seed=1)
     assert loss.shape == () and len(parts.flow) == 2 and [len(t) for t in times] == [2, 1]
@@ -178,7 +178,7 @@ def test_several_modalities_and_the_breakdown() -> None:
 
 
 def test_weights() -> None:
-    model = quick().double().eval()
+    model = small().double().eval()
     a, b = randn(4, 6), randn(3, 6)
 
     def parts(batch):
@@ -213,7 +213,7 @@ def test_weights() -> None:
 
 def test_predictions_and_the_call_form_of_noised_patches() -> None:
     """(noised patches, whole step of T) in, logits and predicted noise out: what Transfusion.torch's model(...) gives."""
-    model = quick(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=400))).eval()
+    model = small(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=400))).eval()
     noised, step = randn(4, 6), torch.tensor([[37]])
     said = model([[ids(1, 2, 3), noised, ids(4)]], times=step, noised=True)
     assert [tuple(p.shape) for p in said[0]] == [(3, len(model.vocabulary)), (4, 6), (1, len(model.vocabulary))]
@@ -237,7 +237,7 @@ def test_predictions_and_the_call_form_of_noised_patches() -> None:
 
 
 def test_times_by_function() -> None:
-    model = quick().eval()
+    model = small().eval()
     batch = [[ids(1), randn(4, 6), randn(2, 6)], [ids(2), randn(3, 6)]]
     times = model(
         batch, num_modalities_to_times_fn=lambda n: torch.full((len(n), int(n.max())), 0.25), return_times=True, seed=0
@@ -248,7 +248,7 @@ def test_times_by_function() -> None:
 
 
 def test_many_is_one_and_prompts_of_every_form() -> None:
-    model = quick().double()
+    model = small().double()
     prompts = [None, ids(1, 2, 3), randn(4, 6), (0, randn(3, 6)), [ids(5), randn(2, 6), ids(7, 8)], [(0, randn(2, 6))]]
     options = {"max_length": 60, "modality_steps": 3, "cfg_scale": 2.0, "seed": 5}
     many = model.sample_many(prompts, **options)
@@ -265,7 +265,7 @@ def test_many_is_one_and_prompts_of_every_form() -> None:
 
 
 def test_forced_and_fixed_sizes_and_noise() -> None:
-    model = quick(dim_latent=(6, 3), modality_default_shape=((4,), (2,)))
+    model = small(dim_latent=(6, 3), modality_default_shape=((4,), (2,)))
     options = {"modality_steps": 2, "max_length": 60, "seed": 3}
     first = model.sample(ids(1), force_modality_at_start=1, **options)
     assert isinstance(first[1], Item) and first[1].modality_type == 1 and first[1].tensor.shape == (2, 3)
@@ -282,7 +282,7 @@ def test_forced_and_fixed_sizes_and_noise() -> None:
 
 def test_raw_items_go_through_their_encoder_and_back() -> None:
     encoder, decoder = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)), nn.Conv2d(6, 3, 1)
-    model = quick(channel_first_latent=True, modality_default_shape=(2, 2), modality_encoder=encoder, modality_decoder=decoder)
+    model = small(channel_first_latent=True, modality_default_shape=(2, 2), modality_encoder=encoder, modality_decoder=decoder)
     encoder.train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     batch = [[ids(1), randn(3, 2, 3), ids(2), randn(3, 4, 4)], [randn(3, 2, 3)]]
@@ -299,7 +299,7 @@ def test_raw_items_go_through_their_encoder_and_back() -> None:
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 2, 3)], ids=["vector", "sequence", "picture", "video"])
 @pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
 def test_latents_of_no_to_three_axes(shape: tuple[int, ...], first: bool) -> None:
-    model = quick(modality_default_shape=shape, channel_first_latent=first)
+    model = small(modality_default_shape=shape, channel_first_latent=first)
     form = (6, *shape) if first else (*shape, 6)
     batch = [[ids(1, 2), randn(form), ids(3)], [randn(form)]]
     model(batch).backward()
@@ -310,7 +310,7 @@ def test_latents_of_no_to_three_axes(shape: tuple[int, ...], first: bool) -> Non
 
 
 def test_saved_and_read_again(tmp_path) -> None:
-    model = quick(channel_first_latent=True, text_loss_weight=2.0).eval()
+    model = small(channel_first_latent=True, text_loss_weight=2.0).eval()
     model.save_pretrained(tmp_path)
     again = Transfusion.from_pretrained(tmp_path).eval()
     batch = [[ids(1, 2), randn(6, 5), ids(3)]]
@@ -318,7 +318,7 @@ def test_saved_and_read_again(tmp_path) -> None:
 
 
 def test_a_seed_names_all_chance_and_without_one_torch_does() -> None:
-    model = quick()
+    model = small()
     batch = [[ids(1, 2), randn(4, 6)]]
     assert model(batch, seed=1) == model(batch, seed=1) != model(batch, seed=2)
     torch.manual_seed(7)
@@ -330,7 +330,7 @@ def test_a_seed_names_all_chance_and_without_one_torch_does() -> None:
 
 def test_the_loader_keeps_lists(capsys) -> None:
     data = [[ids(1), randn(i + 1, 6)] for i in range(5)]
-    model = quick()
+    model = small()
     sizes = [(len(batch), float(model(batch).detach())) for batch in model.create_dataloader(data, batch_size=2)]
     assert [n for n, _ in sizes] == [2, 2, 1]
     with pytest.raises(ValueError, match="collate_fn"):
@@ -340,7 +340,7 @@ def test_the_loader_keeps_lists(capsys) -> None:
 
 
 def test_debugging_names_every_fault_at_once(monkeypatch, capsys) -> None:
-    model = quick()
+    model = small()
     bad = [[ids(1), randn(4, 6), randn(4, 6).bool()], [], [ids(99), randn(4, 5), (3, randn(4, 6))]]
     with pytest.raises(ValueError) as one:
         model(bad)
@@ -367,14 +367,14 @@ def test_debugging_names_every_fault_at_once(monkeypatch, capsys) -> None:
 
 
 def test_sampling_with_another_sampler() -> None:
-    model = quick(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=1000)))
+    model = small(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=1000)))
     out = model.sample(ids(1), force_modality_at_start=0, sampler=DDPM(num_steps=5, clip=3.0), max_length=30)
     assert torch.isfinite(out[1].tensor).all()
 
 
 def test_losses_that_look_to_an_average_and_through_a_decoder() -> None:
     decoder = nn.Conv2d(6, 3, 1)
-    model = quick(
+    model = small(
         modality_default_shape=(2, 2),
         channel_first_latent=True,
         modality_encoder=nn.Conv2d(3, 6, 1),
@@ -397,7 +397,7 @@ def test_losses_that_look_to_an_average_and_through_a_decoder() -> None:
     assert all(p.grad is None for p in decoder.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.network.parameters())
     with pytest.raises(ValueError, match="velocity_consistency_loss_weight"):
-        quick()([[ids(1)]], teacher=quick())
+        small()([[ids(1)]], teacher=small())
 
 
 def test_ways_in_and_out_of_ones_own() -> None:
@@ -435,15 +435,15 @@ def test_ways_in_and_out_of_ones_own() -> None:
     ],
 )
 def test_options_of_the_transformer(word: str, value: object, where) -> None:
-    model = quick(transformer={"dim": 32, "depth": 3, "dim_head": 8, word: value})
+    model = small(transformer={"dim": 32, "depth": 3, "dim_head": 8, word: value})
     assert where(model.config.model.transformer)
     model([[ids(1, 2), randn(4, 6)]]).backward()
     assert model.sample(ids(1), force_modality_at_start=0, max_length=20, modality_steps=2)[1].tensor.shape == (4, 6)
 
 
 def test_axial_embeddings_of_places() -> None:
-    model = quick(add_pos_emb=True, modality_default_shape=(2, 2)).eval()
-    without = quick(modality_default_shape=(2, 2)).eval()
+    model = small(add_pos_emb=True, modality_default_shape=(2, 2)).eval()
+    without = small(modality_default_shape=(2, 2)).eval()
     batch = [[ids(1), randn(2, 2, 6), randn(3, 2, 6)]]
     assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in without.parameters())
     model(batch).backward()
@@ -452,7 +452,7 @@ def test_axial_embeddings_of_places() -> None:
 
 def test_weights_of_the_elements_of_an_item() -> None:
     """A mean over what is weighed: equal weights change nothing, and parts that are weighed apart make up the whole."""
-    model = quick().double().eval()
+    model = small().double().eval()
     x = randn(4, 6)
 
     def flow(weight) -> Tensor:

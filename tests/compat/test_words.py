@@ -1,6 +1,6 @@
 # ruff: noqa: C408
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
-"""Words of the quick face that no other test leans on, one by one."""
+"""Arguments of the constructor, the call and the methods, one test each."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Nested lists of tensors <-> documents. Every mistake is named by document and item, before anything is computed."""
+"""Nested lists of tensors <-> documents. An error names the document and the item, before anything is computed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ class Lists:
         Args:
             samples: a list with one entry a document: a list (or tuple) of items, or a Document.
             prompts: whether an entry may also be None (nothing), or one item alone; and may be empty.
-            encode: whether items go through their encoder; if not, they are latents already.
+            encode: whether raw items go through their encoder; False: items are latents.
 
         Raises:
             ValueError: what is wrong with which item of which document.
@@ -82,36 +82,36 @@ class Lists:
         for index, sample in enumerate(samples):
             read.append(sample if isinstance(sample, Document) else self._sample(index, sample, prompts))
         if encode:
-            self._encode([part for one in read if not isinstance(one, Document) for part in one])
-        return [self._document(index, one) for index, one in enumerate(read)]
+            self._encode([entry for entries in read if not isinstance(entries, Document) for entry in entries])
+        return [self._document(index, entries) for index, entries in enumerate(read)]
 
     def problems(self, samples: Sequence[Any]) -> list[str]:
-        """Everything that is wrong with lists of tensors, a line an item; no encoder is run."""
-        found: list[str] = []
+        """All errors of lists of tensors, a line an item; no encoder is run."""
+        lines: list[str] = []
         for index, sample in enumerate(samples):
             whole = sample.segments if isinstance(sample, Document) else sample
             if not isinstance(whole, list | tuple) or _is_item(whole) or not whole:
                 try:
                     self._sample(index, list(whole) if isinstance(sample, Document) else sample, False)
                 except ValueError as error:
-                    found.append(str(error))
+                    lines.append(str(error))
                 continue
             for at, entry in enumerate(whole):
                 try:
                     self._try(entry)
                 except ValueError as error:
-                    found.append(f"document {index}, item {at}: {error}")
-        return found
+                    lines.append(f"document {index}, item {at}: {error}")
+        return lines
 
-    def _try(self, entry: Any) -> None:
-        """Raises ValueError for what is wrong with one entry of a list."""
-        part = self._entry(entry)
-        if part.tensor is not None:
-            self._check_raw(part)
-            if self._autoencoder(part) is None:
-                Media(self.latents(part.tensor, part.modality), mask=part.mask)
-        elif isinstance(part.segment, Media):
-            modality, values = self.vocabulary.modality(part.segment.modality), part.segment.tensor()
+    def _try(self, value: Any) -> None:
+        """Raises ValueError for what is wrong with an entry of a list."""
+        entry = self._entry(value)
+        if entry.tensor is not None:
+            self._check_raw(entry)
+            if self._autoencoder(entry) is None:
+                Media(self.latents(entry.tensor, entry.modality), mask=entry.mask)
+        elif isinstance(entry.segment, Media):
+            modality, values = self.vocabulary.modality(entry.segment.modality), entry.segment.tensor()
             if values.shape[0] != modality.channels:
                 raise ValueError(f"latents of {modality.name!r} have {modality.channels} channels, not {values.shape[0]}")
             modality.slots(tuple(values.shape[1:]))
@@ -127,32 +127,32 @@ class Lists:
             )
         if not sample and not prompt:
             raise ValueError(f"document {index} is empty: leave it out")
-        parts = []
-        for at, entry in enumerate(sample):
+        entries = []
+        for at, value in enumerate(sample):
             try:
-                part = self._entry(entry)
-                if part.tensor is not None:
-                    self._check_raw(part)
+                entry = self._entry(value)
+                if entry.tensor is not None:
+                    self._check_raw(entry)
             except ValueError as error:
                 raise ValueError(f"document {index}, item {at}: {error}") from error
-            part.where = f"document {index}, item {at}"
-            if part.segment is not None or part.tensor is not None:
-                parts.append(part)
-        return parts
+            entry.where = f"document {index}, item {at}"
+            if entry.segment is not None or entry.tensor is not None:
+                entries.append(entry)
+        return entries
 
-    def _entry(self, entry: Any) -> _Entry:
-        if isinstance(entry, Media):
-            return _Entry(entry)
-        if isinstance(entry, Text):
-            self.vocabulary.encode(entry.content)
-            return _Entry(entry)
-        modality, weight, tensor = None, None, entry
-        if isinstance(entry, tuple):
-            rest = list(entry)
+    def _entry(self, value: Any) -> _Entry:
+        if isinstance(value, Media):
+            return _Entry(value)
+        if isinstance(value, Text):
+            self.vocabulary.encode(value.content)
+            return _Entry(value)
+        modality, weight, tensor = None, None, value
+        if isinstance(value, tuple):
+            rest = list(value)
             if len(rest) > 1 and isinstance(rest[0], int) and not isinstance(rest[0], bool):
                 modality = rest.pop(0)
             if len(rest) not in (1, 2) or not isinstance(rest[0], Tensor):
-                raise ValueError(f"{_what(entry)} is neither (tensor, weight) nor (modality index, tensor) nor both")
+                raise ValueError(f"{_what(value)} is neither (tensor, weight) nor (modality index, tensor) nor both")
             tensor, weight = rest[0], rest[1] if len(rest) == 2 else None
         if isinstance(tensor, str):
             tensor = torch.tensor(self.vocabulary.encode(tensor), dtype=torch.int64)
@@ -175,8 +175,8 @@ class Lists:
         index = 0 if modality is None else modality
         count = len(self.vocabulary.modalities)
         if not 0 <= index < count:
-            known = f"they run from 0 to {count - 1}" if count else "this model has text alone"
-            raise ValueError(f"no modality {index}: {known}")
+            indices = f"they run from 0 to {count - 1}" if count else "this model has text alone"
+            raise ValueError(f"no modality {index}: {indices}")
         factor = 1.0 if weight is None or weight is True else weight
         if factor is False:
             return _Entry()
@@ -209,29 +209,29 @@ class Lists:
         first = self.config.channel_first
         return self.vocabulary.modalities[index], bool(first[index]) if index < len(first) else False
 
-    def _autoencoder(self, part: _Entry) -> Autoencoder | None:
-        found = self.autoencoders.get(self.vocabulary.modalities[part.modality].name)
-        return found if found is not None and found.encoder is not None else None
+    def _autoencoder(self, entry: _Entry) -> Autoencoder | None:
+        autoencoder = self.autoencoders.get(self.vocabulary.modalities[entry.modality].name)
+        return autoencoder if autoencoder is not None and autoencoder.encoder is not None else None
 
-    def _check_raw(self, part: _Entry) -> None:
-        assert part.tensor is not None
-        if part.tensor.numel() == 0:
-            raise ValueError(f"an item of shape {tuple(part.tensor.shape)} holds nothing: leave it out")
-        if not torch.isfinite(part.tensor).all():
+    def _check_raw(self, entry: _Entry) -> None:
+        assert entry.tensor is not None
+        if entry.tensor.numel() == 0:
+            raise ValueError(f"an item of shape {tuple(entry.tensor.shape)} holds nothing: leave it out")
+        if not torch.isfinite(entry.tensor).all():
             raise ValueError("the item holds NaN or infinity: check how it was made")
 
-    def _encode(self, parts: Sequence[_Entry]) -> None:
+    def _encode(self, entries: Sequence[_Entry]) -> None:
         """Raw items -> latents, those of one modality and shape together."""
         groups: dict[tuple[int, tuple[int, ...]], list[_Entry]] = {}
-        for part in parts:
-            if part.tensor is not None and self._autoencoder(part) is not None:
-                groups.setdefault((part.modality, tuple(part.tensor.shape)), []).append(part)
+        for entry in entries:
+            if entry.tensor is not None and self._autoencoder(entry) is not None:
+                groups.setdefault((entry.modality, tuple(entry.tensor.shape)), []).append(entry)
         for (index, shape), members in groups.items():
             autoencoder = self._autoencoder(members[0])
             assert autoencoder is not None
             weight = next(autoencoder.parameters(), None)
-            raw = torch.stack([part.tensor for part in members if part.tensor is not None])
-            where = ", ".join(part.where for part in members[:3]) + (", ..." if len(members) > 3 else "")
+            raw = torch.stack([entry.tensor for entry in members if entry.tensor is not None])
+            where = ", ".join(entry.where for entry in members[:3]) + (", ..." if len(members) > 3 else "")
             try:
                 latents = autoencoder.encode(raw if weight is None else raw.to(weight))
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
@@ -242,24 +242,24 @@ class Lists:
                 raise ValueError(
                     f"{where}: the encoder of modality {index} gives {len(latents)} latents for {len(members)} items"
                 )
-            for part, one in zip(members, latents, strict=True):
-                part.tensor = one
-                if not torch.isfinite(one).all():
-                    raise ValueError(f"{part.where}: the encoder of modality {index} gives NaN or infinity for this item")
+            for entry, latent in zip(members, latents, strict=True):
+                entry.tensor = latent
+                if not torch.isfinite(latent).all():
+                    raise ValueError(f"{entry.where}: the encoder of modality {index} gives NaN or infinity for this item")
 
-    def _document(self, index: int, read: "Document | list[_Entry]") -> Document:
-        if isinstance(read, Document):
-            return read
+    def _document(self, index: int, entries: "Document | list[_Entry]") -> Document:
+        if isinstance(entries, Document):
+            return entries
         segments: list[Segment] = []
-        for at, part in enumerate(read):
-            if part.tensor is None:
-                assert part.segment is not None
-                segments.append(part.segment)
+        for at, entry in enumerate(entries):
+            if entry.tensor is None:
+                assert entry.segment is not None
+                segments.append(entry.segment)
                 continue
             try:
-                latents = self.latents(part.tensor, part.modality)
-                name = self.vocabulary.modalities[part.modality].name
-                segments.append(Media(latents, name, weight=part.weight, mask=part.mask))
+                latents = self.latents(entry.tensor, entry.modality)
+                name = self.vocabulary.modalities[entry.modality].name
+                segments.append(Media(latents, name, weight=entry.weight, mask=entry.mask))
             except ValueError as error:
                 raise ValueError(f"document {index}, item {at}: {error}") from error
         return Document(tuple(segments), name=str(index))
@@ -271,7 +271,7 @@ class Lists:
         if tensor.ndim != axes + 1:
             raise ValueError(
                 f"latents of modality {index} have {axes + 1} axes, {form}, not {tensor.ndim} as in {tuple(tensor.shape)}"
-                + ("; a single item is wanted here, without an axis for the batch" if tensor.ndim == axes + 2 else "")
+                + ("; give a single item, without a batch axis" if tensor.ndim == axes + 2 else "")
             )
         channels = tensor.shape[0 if first else -1]
         if channels != modality.channels:
@@ -321,21 +321,21 @@ class Lists:
         return autoencoder.decode(out if weight is None else out.to(weight))
 
     def sample(self, document: Document, *, decode: bool = True) -> list[Tensor | Item]:
-        """A document as a list: text ids as one tensor between items, and items."""
-        found: list[Tensor | Item] = []
+        """A document as a list of items, and of text ids, joined to one tensor between items."""
+        sample: list[Tensor | Item] = []
         for segment in document.segments:
             if isinstance(segment, Text):
                 ids = torch.tensor(self.vocabulary.encode(segment.content), dtype=torch.int64)
-                last = found[-1] if found else None
+                last = sample[-1] if sample else None
                 if isinstance(last, Tensor):
-                    found[-1] = torch.cat([last, ids])
+                    sample[-1] = torch.cat([last, ids])
                 elif len(ids):
-                    found.append(ids)
+                    sample.append(ids)
                 continue
             index = self.vocabulary.modalities.index(self.vocabulary.modality(segment.modality))
             latents = segment.tensor()
-            found.append(Item(index, self.decoded(latents[None], index)[0] if decode else self.oriented(latents, index)))
-        return found
+            sample.append(Item(index, self.decoded(latents[None], index)[0] if decode else self.oriented(latents, index)))
+        return sample
 
 
 def _is_item(value: Any) -> bool:
