@@ -1,4 +1,4 @@
-"""Readers of every kind of file, and every accident with them: missing, empty, unreadable, too large, not UTF-8, outside."""
+"""Sources of every format, and every accident with them: missing, empty, unreadable, too large, not UTF-8, outside."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_parquet_with_captions_and_with_labels(tmp_path: Path) -> None:
 
 
 def test_parquet_cells_that_say_nothing_or_something_else(tmp_path: Path) -> None:
-    """Counted and named, a row at a time; lists of captions are wordings; bytes are decoded; classes need a name."""
+    """Counted and named, a row at a time; lists of captions are paraphrases; bytes are decoded; classes need a name."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

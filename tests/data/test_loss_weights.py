@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false
-"""Weights of losses, by token and by item, items that are only context or private, and noise that is given."""
+"""Loss weights by token and by item, items that are only context or private, and noise set by the caller."""
 
 import math
 
@@ -15,7 +15,7 @@ from transfusion.nn.attention import AttentionMetadata
 
 
 def targets(m: Transfusion, batch: Batch) -> torch.Tensor:
-    """Nats of every target, in the order of `loss_index`."""
+    """Cross-entropy of every target, in the order of `loss_index`."""
     with torch.no_grad():
         media = m.network.add_noise(batch)
         place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
