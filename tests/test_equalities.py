@@ -26,7 +26,7 @@ from transfusion.generate.runner import Chunk, ModelRunner
 from transfusion.generate.state import Done, Request
 from transfusion.model.losses import Losses
 from transfusion.model.network import Network
-from transfusion.nn.attention import AttentionMetadata, attention, dense, visible
+from transfusion.nn.attention import AttentionMetadata, dense, make_attention, visible
 from transfusion.nn.layers import Linear
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -77,7 +77,7 @@ def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, 
 COMPILED = """
 import torch
 from torch._dynamo.utils import counters
-from transfusion.nn.attention import AttentionMetadata, attention
+from transfusion.nn.attention import AttentionMetadata, make_attention
 torch.manual_seed(0)
 position = torch.arange(256)
 for step in range(6):
@@ -87,7 +87,7 @@ for step in range(6):
     metadata = AttentionMetadata.of_rows(documents, spans, (torch.rand(2, 256) < 0.1) & (spans >= 0))
     q, k, v = torch.randn(2, 4, 256, 32), torch.randn(2, 2, 256, 32), torch.randn(2, 2, 256, 32)
     with torch.no_grad():
-        difference = (attention("flex", metadata)(q, k, v) - attention("dense", metadata)(q, k, v)).abs().max().item()
+        difference = (make_attention("flex", metadata)(q, k, v) - make_attention("dense", metadata)(q, k, v)).abs().max().item()
     assert difference < 1e-5, difference
 assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
 """
@@ -107,7 +107,7 @@ def test_compiled_flex_agrees_and_other_documents_compile_nothing_again() -> Non
 @pytest.mark.parametrize("long", [1, 128])
 def test_gradients_of_fast_forms_are_those_of_plain_ones(layout: str, long: int, dtype: torch.dtype, monkeypatch) -> None:
     """Attention, norms, rotations and gates, all at once. `long` 1: each document is attended to by itself."""
-    monkeypatch.setattr("transfusion.nn.attention.LONG", long)
+    monkeypatch.setattr("transfusion.nn.attention.LONG_DOCUMENT", long)
     m = model(double=dtype == torch.float64)
     found = entries(m, documents())
     batch = {
@@ -178,8 +178,8 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
             place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
             full, _ = m.network.hidden(batch.tokens, batch.positions, media, metadata=place)
             runner = ModelRunner(m.network, m.vocabulary, cache_slots=3, capacity=m.network.config.context_length, dtype=dtype)
-            runner.cache.take()
-            row, at, tokenized = runner.cache.take(), 0, entry
+            runner.cache.allocate()
+            row, at, tokenized = runner.cache.allocate(), 0, entry
             pieces = []
             while at < len(tokenized):
                 span = tokenized.spans[at]
@@ -348,13 +348,13 @@ def test_the_rule_is_what_it_says() -> None:
 def test_a_form_that_lacks_an_option_is_refused(unchecked) -> None:
     place = AttentionMetadata.of_rows(torch.zeros(1, 4).long(), -torch.ones(1, 4).long(), torch.zeros(1, 4).bool())
     with pytest.raises(ValueError, match="no backward on cpu"):
-        attention("flex", place, backward=True)
+        make_attention("flex", place, backward=True)
     with pytest.raises(ValueError, match="no cached keys"):
-        attention("flex", place, place)
+        make_attention("flex", place, place)
     with pytest.raises(ValueError, match="no cached keys"):
-        attention("document", place, place)
-    with pytest.raises(ValueError, match="no attention form"):
-        attention("flash", place)  # type: ignore[arg-type]
+        make_attention("document", place, place)
+    with pytest.raises(ValueError, match="no attention backend"):
+        make_attention("flash", place)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

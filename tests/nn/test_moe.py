@@ -1,4 +1,4 @@
-"""Mixture of experts: which experts a token runs through, what it costs, and how the work is kept equal."""
+"""Mixture of experts: routing, FLOPs, load balancing."""
 
 from contextlib import nullcontext
 
@@ -9,25 +9,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from small import documents, model
 from test_equalities import entries, rows
-from transfusion.nn.moe import MixtureOfExperts, MoEConfig, balance, balancing, same
+from transfusion.nn.moe import MixtureOfExperts, MoEConfig, balancing, load_balancing_loss
 
 
-def layer(options: MoEConfig) -> MixtureOfExperts:
-    found = MixtureOfExperts(8, 16, options).double()
-    for p in found.parameters():
+def layer(config: MoEConfig) -> MixtureOfExperts:
+    moe = MixtureOfExperts(8, 16, config).double()
+    for p in moe.parameters():
         nn.init.normal_(p)
-    return found
+    return moe
 
 
-@pytest.mark.parametrize("options", [MoEConfig(4, 2), MoEConfig(3, 1, shared=False), MoEConfig(2, 2)])
-def test_is_what_it_says(options: MoEConfig) -> None:
-    """Against the sum over all experts, of which those not chosen weigh nothing."""
-    moe, x = layer(options), torch.randn(3, 7, 8).double()
+@pytest.mark.parametrize("config", [MoEConfig(4, 2), MoEConfig(3, 1, shared=False), MoEConfig(2, 2)])
+def test_equals_the_sum_over_all_experts(config: MoEConfig) -> None:
+    """Experts outside the top k have weight 0."""
+    moe, x = layer(config), torch.randn(3, 7, 8).double()
     weight = (x @ moe.router.weight.T).softmax(-1)
-    weight = weight * (weight >= weight.topk(options.top_k).values[..., -1:])
-    expected = torch.stack([expert(x, same) for expert in moe.experts], -1) @ weight.unsqueeze(-1)
-    expected = expected.squeeze(-1) + (0 if moe.shared is None else moe.shared(x, same))
-    assert (moe(x, same) - expected).abs().max() < 1e-10
+    weight = weight * (weight >= weight.topk(config.top_k).values[..., -1:])
+    expected = torch.stack([expert(x) for expert in moe.experts], -1) @ weight.unsqueeze(-1)
+    expected = expected.squeeze(-1) + (0 if moe.shared is None else moe.shared(x))
+    assert (moe(x) - expected).abs().max() < 1e-10
 
 
 def test_a_token_costs_its_experts() -> None:
@@ -35,39 +35,41 @@ def test_a_token_costs_its_experts() -> None:
     for number in (2, 8):
         moe, x = layer(MoEConfig(number, 2, shared=False)), torch.randn(50, 8).double()
         with FlopCounterMode(display=False) as counter:
-            moe(x, same)
+            moe(x)
         counts.append(counter.get_total_flops() - 2 * 50 * 8 * number)  # without the router
     assert counts[0] == counts[1] == 2 * 50 * 2 * 3 * 8 * 16
 
 
-def test_the_balance_is_one_where_work_is_equal_and_its_gradient_is_added() -> None:
+def test_the_load_balancing_loss_is_one_for_equal_load_and_its_gradient_is_added() -> None:
     even = torch.full((8, 4), 0.25).double()
     chosen = torch.arange(8)[:, None] % 4
-    assert balance(even, chosen, torch.ones(8).double()).item() == pytest.approx(1.0)
-    assert balance(torch.eye(4)[[0] * 8].double(), chosen * 0, torch.ones(8).double()).item() == pytest.approx(4.0)
+    assert load_balancing_loss(even, chosen, torch.ones(8).double()).item() == pytest.approx(1.0)
+    assert load_balancing_loss(torch.eye(4)[[0] * 8].double(), chosen * 0, torch.ones(8).double()).item() == pytest.approx(4.0)
 
-    options = MoEConfig(4, 2, aux_loss_weight=0.3)
-    moe, x, along = layer(options).train(), torch.randn(20, 8).double(), torch.randn(20, 8).double()
-    real = torch.arange(20) < 15
+    config = MoEConfig(4, 2, aux_loss_weight=0.3)
+    moe, x, along = layer(config).train(), torch.randn(20, 8).double(), torch.randn(20, 8).double()
+    is_token = torch.arange(20) < 15
 
     def gradient(total: Tensor) -> Tensor:
         return torch.autograd.grad(total, moe.router.weight)[0]
 
-    added = gradient((moe(x, same, real) * along).sum())
-    plain = gradient((moe.eval()(x, same, real) * along).sum())
+    added = gradient((moe(x, is_token) * along).sum())
+    plain = gradient((moe.eval()(x, is_token) * along).sum())
     probabilities = (x @ moe.router.weight.T).softmax(-1)
-    # padding is routed, but does not count
-    expected = gradient(0.3 * balance(probabilities[:15], probabilities[:15].topk(2).indices, torch.ones(15).double()))
+    # padding is routed but not counted
+    expected = gradient(
+        0.3 * load_balancing_loss(probabilities[:15], probabilities[:15].topk(2).indices, torch.ones(15).double())
+    )
     assert (added - plain - expected).abs().max() < 1e-10 and expected.abs().max() > 1e-3
 
 
-def test_parts_of_a_batch_are_balanced_by_their_shares() -> None:
-    """A batch of four equal parts, whole and cut: the same gradient; and none of a share of 0."""
+def test_micro_batches_are_balanced_by_their_shares() -> None:
+    """Four equal micro-batches give the gradient of the whole batch; a share of 0 gives none."""
     moe, x = layer(MoEConfig(4, 2, aux_loss_weight=0.3)).train(), torch.randn(20, 8).double()
 
     def gradient(x: Tensor, share: float | None = None) -> Tensor:
         with nullcontext() if share is None else balancing(share):
-            out = moe(x, same)
+            out = moe(x)
         return torch.autograd.grad((out * 0).sum(), moe.router.weight)[0]
 
     whole = gradient(x.repeat(4, 1))
@@ -77,7 +79,7 @@ def test_parts_of_a_batch_are_balanced_by_their_shares() -> None:
 
 
 def test_training_keeps_experts_busy() -> None:
-    """All tokens prefer one expert at first; the loss of unequal work shares them out."""
+    """All tokens prefer one expert at first; the load-balancing loss spreads them."""
     torch.manual_seed(0)
     moe, x = MixtureOfExperts(8, 8, MoEConfig(4, 1, aux_loss_weight=1.0)).train(), torch.randn(200, 8)
     x[:, 0] += 3
@@ -93,13 +95,13 @@ def test_training_keeps_experts_busy() -> None:
     optimizer = torch.optim.Adam(moe.parameters(), 0.05)
     for _ in range(40):
         optimizer.zero_grad()
-        (moe(x, same) * 0).sum().backward()
+        (moe(x) * 0).sum().backward()
         optimizer.step()
     assert busiest() < 0.5
 
 
 def test_padding_does_not_count_in_a_model() -> None:
-    """The router's gradient is the same with more padding behind."""
+    """More padding leaves the router's gradient unchanged."""
     grads = []
     for length in (130, 160):
         m = model(double=True, moe=MoEConfig(4, 1, aux_loss_weight=1.0)).train()

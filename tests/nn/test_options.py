@@ -19,7 +19,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.generate.engine import Engine, generate
 from transfusion.nn.config import AttentionConfig, TransformerConfig
 from transfusion.nn.moe import MoEConfig
-from transfusion.nn.residual import paired
+from transfusion.nn.residual import num_long_skips
 from transfusion.recipes import find
 from transfusion.run.command_line import parse
 from transfusion.run.record import Run
@@ -215,13 +215,13 @@ def test_wrong_parts_say_what_to_do() -> None:
         AttentionConfig(laser=100.0)
     with pytest.raises(ValueError, match=r"between 1 and moe\.num_experts"):
         MoEConfig(2, top_k=3)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="aux_loss_weight must be a finite number, 0 or more"):
         MoEConfig(2, aux_loss_weight=-1.0)
 
 
 def test_nothing_is_added_where_nothing_is_asked_for() -> None:
     """The default model has the weights and names that it always had."""
-    parts = {"attention_norm", "feed_norm", "attention.qkv", "attention.out", "attention.q_norm", "attention.k_norm"}
+    parts = {"attention_norm", "mlp_norm", "attention.qkv", "attention.out", "attention.q_norm", "attention.k_norm"}
     parts |= {"mlp.gate_up", "mlp.down"}
     expected = {f"blocks.{i}.{part}.weight" for i in range(2) for part in parts} | {"norm.weight"}
     assert set(model().network.transformer.state_dict()) == expected
@@ -231,7 +231,7 @@ def test_nothing_is_added_where_nothing_is_asked_for() -> None:
 # ---- what single options are --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", [{"residual": "hyper"}, {"long_skips": "long skips"}, {"experts": "one of three"}], ids=name)
+@pytest.mark.parametrize("choice", [{"residual": "hyper"}, {"long_skips": "long skips"}, {"moe": "one of three"}], ids=name)
 def test_begins_as_what_it_stands_for(choice: Choice) -> None:
     """A new model's hyper-connections and long skips are the plain residual, until they learn."""
     torch.manual_seed(0)
@@ -241,7 +241,7 @@ def test_begins_as_what_it_stands_for(choice: Choice) -> None:
     plain.load_state_dict({**plain.state_dict(), **own})
     batch = rows(m, [entries(m, mixed())], 160)
     one, other = (numbers(x(batch)) for x in (plain, m))
-    assert torch.allclose(one, other, rtol=1e-4) == ("experts" not in choice)
+    assert torch.allclose(one, other, rtol=1e-4) == ("moe" not in choice)
 
 
 def test_adaln_leaves_text_alone_and_begins_as_identity() -> None:
@@ -250,15 +250,15 @@ def test_adaln_leaves_text_alone_and_begins_as_identity() -> None:
     before = numbers(m(batch))
     with torch.no_grad():
         for n, p in m.named_parameters():
-            if "modulation" in n or "network.time" in n:
+            if "adaln" in n or "network.time" in n:
                 p.normal_()
     assert torch.equal(numbers(m(batch)), before)
     new = Transfusion(m.config, m.vocabulary)
-    assert all(not p.any() for n, p in new.named_parameters() if "modulation" in n)
+    assert all(not p.any() for n, p in new.named_parameters() if "adaln" in n)
 
 
 def test_long_skips_join_the_halves() -> None:
-    assert [paired(depth) for depth in (3, 4, 5, 8)] == [1, 1, 2, 3]
+    assert [num_long_skips(depth) for depth in (3, 4, 5, 8)] == [1, 1, 2, 3]
     m = model(depth=5, long_skips=True)
     assert [block.skip is not None for block in m.network.transformer.blocks] == [False, False, False, True, True]
 

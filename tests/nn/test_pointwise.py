@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from transfusion.nn import pointwise
 from transfusion.nn.positions import angles
+from transfusion.nn.recompute import recomputable, recompute_linear
 
 
 def weights(*shape: int) -> Tensor:
@@ -68,7 +69,7 @@ def test_what_stands_between_is_computed_again(autocast: bool) -> None:
     matrix, x = nn.Linear(300, 20, bias=False), torch.randn(7, 600, requires_grad=True)
     kept: list[list[int]] = []
     grads = []
-    for function in (lambda: matrix(pointwise.swiglu(x)), lambda: pointwise.recompute_linear(pointwise.swiglu, matrix, x)):
+    for function in (lambda: matrix(pointwise.swiglu(x)), lambda: recompute_linear(matrix, recomputable(pointwise.swiglu, x))):
         matrix.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = function()

@@ -12,10 +12,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from small import documents, model
 from test_equalities import entries, rows
 from transfusion.api import Transfusion
-from transfusion.nn.attention import AttentionMetadata, attention, choose, dense
+from transfusion.nn.attention import AttentionMetadata, choose_backend, dense, make_attention
 from transfusion.nn.config import AttentionConfig
 from transfusion.nn.score_mod import ScoreMod
-from transfusion.nn.values import laser
+from transfusion.nn.self_attention import laser
 
 OPTIONS = {
     "alibi": AttentionConfig(alibi_heads=3),
@@ -56,7 +56,7 @@ def test_forms_agree_with_every_option(name: str, monkeypatch, unchecked) -> Non
 COMPILED = """
 import torch
 from torch._dynamo.utils import counters
-from transfusion.nn.attention import AttentionMetadata, attention
+from transfusion.nn.attention import AttentionMetadata, make_attention
 from transfusion.nn.score_mod import ScoreMod
 torch.manual_seed(0)
 spans = torch.where((torch.arange(256) % 50 > 20) & (torch.arange(256) % 50 < 40), torch.arange(256) // 50, -1).expand(2, 256).contiguous()
@@ -64,9 +64,9 @@ for step, cap in enumerate((2.0, 2.0, 3.0, 2.0)):
     documents = (torch.arange(256) // (100 + step)).expand(2, 256).contiguous()
     metadata = AttentionMetadata.of_rows(documents, spans, torch.zeros(2, 256, dtype=torch.bool), torch.rand(2, 256, 2) * 40)
     q, k, v = torch.randn(2, 4, 256, 32), torch.randn(2, 2, 256, 32), torch.randn(2, 2, 256, 32)
-    score_mod = ScoreMod(soft_cap=cap, alibi=3, heads=4)
+    score_mod = ScoreMod(soft_cap=cap, alibi_heads=3, num_heads=4)
     with torch.no_grad():
-        outs = [attention(form, metadata, score_mod=score_mod)(q, k, v) for form in ("flex", "dense")]
+        outs = [make_attention(form, metadata, score_mod=score_mod)(q, k, v) for form in ("flex", "dense")]
     assert (outs[0] - outs[1]).abs().max() < 1e-5
 assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
 """
@@ -81,7 +81,7 @@ def test_compiled_flex_agrees_and_compiles_once() -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradients_agree_with_every_option(name: str, long: int, monkeypatch, unchecked) -> None:
     """`long` 1: each document is attended to by itself."""
-    monkeypatch.setattr("transfusion.nn.attention.LONG", long)
+    monkeypatch.setattr("transfusion.nn.attention.LONG_DOCUMENT", long)
     m = model(double=True, attention=OPTIONS[name])
     found = entries(m, documents())
     grads = []
@@ -96,15 +96,15 @@ def test_gradients_agree_with_every_option(name: str, long: int, monkeypatch, un
 def test_alibi_is_distance() -> None:
     """Text: the 1-D bias of the paper. Inside an image: the mean over the axes, the same both ways. Other heads: nothing."""
     text = torch.arange(5.0)[None, :, None].expand(1, 5, 2)
-    bias = ScoreMod(alibi=2, heads=3).bias(text, text)
+    bias = ScoreMod(alibi_heads=2, num_heads=3).bias(text, text)
     distance = (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs()
     assert torch.equal(bias[0], -torch.tensor([2.0**-4, 2.0**-8, 0.0])[:, None, None] * distance)
     slots = torch.tensor([[[3.0, 3.0], [3.0, 5.0], [6.0, 3.0]]])
-    bias = ScoreMod(alibi=1, heads=1).bias(slots, slots)[0, 0]
+    bias = ScoreMod(alibi_heads=1, num_heads=1).bias(slots, slots)[0, 0]
     assert torch.equal(bias, bias.T) and bias[0].tolist() == [0.0, -(2.0**-8), -1.5 * 2.0**-8]
     with pytest.raises(ValueError, match="needs the coordinates"):
         metadata = AttentionMetadata.of_rows(torch.zeros(1, 4).long(), -torch.ones(1, 4).long(), torch.zeros(1, 4).bool())
-        attention("dense", metadata, score_mod=ScoreMod(alibi=1, heads=4))
+        make_attention("dense", metadata, score_mod=ScoreMod(alibi_heads=1, num_heads=4))
 
 
 def test_a_cap_bounds_scores() -> None:
@@ -114,9 +114,9 @@ def test_a_cap_bounds_scores() -> None:
 
 def test_the_form_that_has_no_cap_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no soft cap; use dense, document or flex \(or auto\)"):
-        choose("sdpa", device=torch.device("cpu"), backward=False, cached=True, capped=True)
-    assert choose("auto", device=torch.device("cpu"), backward=False, cached=True, capped=True) == "dense"
-    assert choose("auto", device=torch.device("cpu"), backward=True, cached=False, capped=True) == "document"
+        choose_backend("sdpa", device=torch.device("cpu"), backward=False, cached=True, capped=True)
+    assert choose_backend("auto", device=torch.device("cpu"), backward=False, cached=True, capped=True) == "dense"
+    assert choose_backend("auto", device=torch.device("cpu"), backward=True, cached=False, capped=True) == "document"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

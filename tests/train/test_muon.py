@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from small import documents, model
 from transfusion import config
 from transfusion.nn.config import TransformerConfig
-from transfusion.nn.hidden_matrices import Matrices, cut, matrices
+from transfusion.nn.hidden_matrices import HiddenMatrix, hidden_matrices, split_matrices
 from transfusion.nn.transformer import Transformer
 from transfusion.recipes import digits
 from transfusion.run.command_line import parse
@@ -45,9 +45,9 @@ def moved(module: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch
     return {name: p.detach() - before[name] for name, p in module.named_parameters()}
 
 
-def named(module: nn.Module) -> dict[str, Matrices]:
+def named(module: nn.Module) -> dict[str, HiddenMatrix]:
     names = {id(p): name for name, p in module.named_parameters()}
-    return {names[id(m.weight)]: m for m in matrices(module)}
+    return {names[id(m.weight)]: m for m in hidden_matrices(module)}
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -57,13 +57,13 @@ def test_every_logical_matrix_moves_orthogonally(per_head: bool) -> None:
     module = with_gradients(transformer())
     for m in named(module).values():
         assert m.weight.grad is not None
-        for one in cut(m.weight.grad, m.rows(per_head=per_head)):
+        for one in split_matrices(m.weight.grad, m.sizes(per_head=per_head)):
             u, _, v = torch.linalg.svd(one, full_matrices=False)
             one.copy_(u * torch.linspace(0.1, 1.0, u.shape[1]) @ v)
     steps = moved(module, replace(PLAIN, per_head=per_head))
     parts = 0
     for name, m in named(module).items():
-        for one in cut(steps[name], m.rows(per_head=per_head)):
+        for one in split_matrices(steps[name], m.sizes(per_head=per_head)):
             values = torch.linalg.svdvals(one) / (0.2 * max(one.shape) ** 0.5)
             assert values.min() > 0.65 and values.max() < 1.2, (name, values)  # measured: 0.68 to 1.13
             parts += 1
@@ -79,7 +79,7 @@ def test_it_is_what_torch_has_on_a_matrix_that_is_one() -> None:
     torch.manual_seed(0)
     mine, theirs = nn.Linear(48, 32, bias=False), nn.Linear(48, 32, bias=False)
     theirs.load_state_dict(mine.state_dict())
-    group = muon_group([Matrices(mine.weight, (32,))], weight_decay=0.1)
+    group = muon_group([HiddenMatrix(mine.weight, (32,))], weight_decay=0.1)
     one = MuonAdamW([group], lr=0.02, dtype=torch.bfloat16)
     other = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     began = mine.weight.detach().clone()
@@ -97,8 +97,8 @@ def test_a_fused_step_is_the_steps_of_its_parts() -> None:
     rows = (32, 16, 16)
     fused = nn.Parameter(torch.randn(64, 32))
     parts = [nn.Parameter(part.clone()) for part in fused.detach().split(rows)]
-    whole = MuonAdamW([muon_group([Matrices(fused, rows)], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
-    single = MuonAdamW([muon_group([Matrices(p, (len(p),)) for p in parts], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
+    whole = MuonAdamW([muon_group([HiddenMatrix(fused, rows)], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
+    single = MuonAdamW([muon_group([HiddenMatrix(p, (len(p),)) for p in parts], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
     for step in range(3):
         fused.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(step))
         for p, grad in zip(parts, fused.grad.split(rows), strict=True):
@@ -109,7 +109,9 @@ def test_a_fused_step_is_the_steps_of_its_parts() -> None:
     # experts in one weight are matrices of their own, too
     experts = nn.Parameter(torch.zeros(3, 8, 6))
     experts.grad = torch.randn(3, 8, 6)
-    MuonAdamW([muon_group([Matrices(experts, (4, 4))], weight_decay=0.0, nesterov=False)], lr=1.0, dtype=torch.float32).step()
+    MuonAdamW(
+        [muon_group([HiddenMatrix(experts, (4, 4))], weight_decay=0.0, nesterov=False)], lr=1.0, dtype=torch.float32
+    ).step()
     expected = orthogonal(experts.grad.reshape(6, 4, 6), dtype=torch.float32).view(3, 8, 6) * 0.2 * 6**0.5
     assert (experts + expected).abs().max() < 1e-4
 
@@ -196,8 +198,8 @@ def test_its_state_goes_through_state_dict() -> None:
         (lambda: MuonConfig(lr_scale=0.0), "lr_scale above 0"),
         (lambda: MuonConfig(momentum=1.0), r"a momentum in \[0, 1\)"),
         (lambda: MuonConfig(newton_schulz_steps=0), "at least one step"),
-        (lambda: Matrices(torch.zeros(4, 4), (2, 3)), "add up to the rows"),
-        (lambda: Matrices(torch.zeros(4, 4), (2, 2), head=3), "multiples of the head's 3 rows"),
+        (lambda: HiddenMatrix(torch.zeros(4, 4), (2, 3)), "add up to the outputs"),
+        (lambda: HiddenMatrix(torch.zeros(4, 4), (2, 2), head_dim=3), "multiples of head_dim 3"),
     ],
 )
 def test_settings_that_make_no_sense(make: Callable[[], object], message: str) -> None:

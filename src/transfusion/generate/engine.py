@@ -158,7 +158,7 @@ class Engine:
             if request.cache_slots > cache.num_free:
                 break
             del self._queue[id]
-            slot, *guidance_slots = [cache.take() for _ in range(request.cache_slots)]
+            slot, *guidance_slots = [cache.allocate() for _ in range(request.cache_slots)]
             self._active[id] = ActiveDocument(id, request, slot, guidance_slots, prompt.position, len(prompt.items))
             admitted.append(self._active[id])
             chunks.append(Chunk.prefix(slot, prompt, len(prompt)))
@@ -178,7 +178,7 @@ class Engine:
 
     def _release(self, doc: ActiveDocument) -> None:
         for cache_slot in (doc.cache_slot, *doc.guidance_slots):
-            self.runner.cache.give_back(cache_slot)
+            self.runner.cache.free(cache_slot)
 
     def _finish(self, doc: ActiveDocument, reason: str, events: list[Event]) -> None:
         self._release(self._active.pop(doc.id))
@@ -257,7 +257,7 @@ class Engine:
         if error is None and fixed_grid is None:
             doc.pending = [token]  # BEGIN; the sizes are in the cache
         else:  # roll back cache, position and RNG counter, then write this size's tokens
-            self.runner.cache.shorten(doc.cache_slot, parser.length)
+            self.runner.cache.truncate(doc.cache_slot, parser.length)
             doc.position, doc.num_draws, doc.pending = parser.position, parser.num_draws + len(frame), frame
         if not self._fits(doc, parser, grid):
             self._finish(doc, "context", events)

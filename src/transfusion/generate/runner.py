@@ -129,14 +129,14 @@ class ModelRunner:
             slots = first[:, None] + torch.arange(math.prod(grid), device=device)
             media.append(NoisedGroup(modality, grid, latents, times, slots))
         positions = positions.to(device)
-        window = self.cache.window(
+        view = self.cache.view(
             [chunk.cache_slot for chunk in chunks],
             lengths,
             torch.from_numpy(spans).to(device),
             torch.from_numpy(private).to(device),
             positions,
         )
-        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions, media, window=window)
+        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions, media, view=view)
         return _Forward(h, media, skips)
 
 

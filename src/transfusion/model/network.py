@@ -27,15 +27,13 @@ from transfusion.model.auxiliary import AuxiliaryLossConfig, Decoders, ForwardPa
 from transfusion.model.denoising import NoisedGroup, add_noise, denoising_loss
 from transfusion.model.losses import Losses, Mean, text_loss
 from transfusion.nn.adaln import TimeCondition
-from transfusion.nn.attention import AttentionBackend, AttentionMetadata, attention
+from transfusion.nn.attention import AttentionBackend, AttentionMetadata
 from transfusion.nn.axial import AxialPositions
-from transfusion.nn.cache import Cache, Window
+from transfusion.nn.cache import CacheView, KVCache
 from transfusion.nn.config import TransformerConfig
-from transfusion.nn.hidden_matrices import matrices
+from transfusion.nn.hidden_matrices import hidden_matrices
 from transfusion.nn.layers import Linear
-from transfusion.nn.positions import angles
-from transfusion.nn.routing import ONE, ModalityRouting
-from transfusion.nn.score_mod import ScoreMod
+from transfusion.nn.routing import UNROUTED, ModalityRouting
 from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
 from transfusion.nn.transformer import Transformer, init_weights
 
@@ -166,7 +164,7 @@ class Network(nn.Module):
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The transformer's hidden matrices, for Muon; embeddings, head, patchers, norms and biases are for AdamW."""
-        weights = [m.weight for m in matrices(self.transformer)]
+        weights = [m.weight for m in hidden_matrices(self.transformer)]
         return [w for w in weights if isinstance(w, nn.Parameter)]
 
     def language_parameters(self) -> list[nn.Parameter]:
@@ -190,17 +188,16 @@ class Network(nn.Module):
         media: Sequence[NoisedGroup],
         *,
         metadata: AttentionMetadata | None = None,
-        window: Window | None = None,
+        view: CacheView | None = None,
         layers: list[Tensor] | None = None,
     ) -> tuple[Float[Tensor, "row_length width"], list[Any]]:
         """The transformer's output, flat over (row, length), and the skip of each media group for its patcher's `decode`.
 
         Args:
             metadata: documents and spans of whole rows; or
-            window: the view of a cache, for rows that continue.
+            view: of a cache, for rows that continue.
             layers: a list to which each layer's output [row, length, width] is appended.
         """
-        transformer = self.config.transformer
         x = self.embed(tokens).flatten(0, 1)
         skips: list[Any] = []
         for group in media:
@@ -211,31 +208,23 @@ class Network(nn.Module):
                 vectors = vectors + self.axial[self.config.modalities[group.modality].name](group.grid)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
             skips.append(skip)
-        backward = torch.is_grad_enabled() and x.requires_grad
-        score_mod = ScoreMod(transformer.attention.soft_cap, transformer.attention.alibi_heads, transformer.num_heads)
-        if window is not None:
-            backend = "auto" if self.config.attention_backend in ("flex", "document") else self.config.attention_backend
-            attend = attention(backend, window.query, window.key, backward=backward, score_mod=score_mod)
-        else:
-            assert metadata is not None
-            metadata = replace(metadata, coordinates=positions) if score_mod.alibi else metadata
-            attend = attention(self.config.attention_backend, metadata, backward=backward, score_mod=score_mod)
+        where = metadata if view is None else view
+        assert where is not None
         h = self.transformer(
             x.unflatten(0, tokens.shape),
-            angles(positions, transformer.sizes.head_dim, transformer.rope_theta, transformer.rope_scaling),
-            attend,
-            window,
-            routing=self._kinds(tokens, media),
+            positions,
+            where,
+            backend=self.config.attention_backend,
+            routing=self._routing(tokens, media),
             condition=self._condition(tokens, media),
             layers=layers,
-            real=metadata.documents >= 0 if transformer.moe.num_experts and metadata is not None else None,
         )
         return h.flatten(0, 1), skips
 
-    def _kinds(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> ModalityRouting:
+    def _routing(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> ModalityRouting:
         """Which tokens use which modality's weights."""
         if self.config.transformer.modality_weights == "none":
-            return ONE
+            return UNROUTED
         return ModalityRouting.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
 
     def _condition(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> TimeCondition | None:
@@ -303,14 +292,14 @@ class Network(nn.Module):
         )
         return replace(losses, auxiliary=terms)
 
-    def cache(self, rows: int, capacity: int, dtype: torch.dtype) -> Cache:
+    def cache(self, slots: int, capacity: int, dtype: torch.dtype) -> KVCache:
         """An empty key-value cache for this network."""
         transformer = self.config.transformer
-        return Cache(
+        return KVCache(
             layers=transformer.depth,
             kv_heads=transformer.sizes.num_kv_heads,
             head_dim=transformer.sizes.head_dim,
-            rows=rows,
+            slots=slots,
             capacity=capacity,
             device=self.device,
             dtype=dtype,

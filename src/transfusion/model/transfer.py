@@ -12,7 +12,7 @@ from torch import Tensor
 from transfusion.config import to_plain
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.model.network import Network
-from transfusion.nn.split_embedding import rows
+from transfusion.nn.split_embedding import whole_weight
 
 SHARING = ("none", "mlp", "all")
 """Values of `modality_weights`, from all weights shared to none."""
@@ -59,7 +59,7 @@ def init_from(network: Network, vocabulary: Vocabulary, source: Network, source_
         table = {"embed": source.embed, "head": source.head}.get(name.partition(".")[0])
         weight = weights.get(counterparts.get(name, ""))
         if table is not None and table.weight.shape[1] == tensor.shape[1]:
-            _copy_rows(tensor, rows(table), tokens, first=vocabulary.num_language if name.endswith(".new") else 0)
+            _copy_rows(tensor, whole_weight(table), tokens, first=vocabulary.num_language if name.endswith(".new") else 0)
             loaded.append(name)
         elif weight is not None and weight.shape == tensor.shape:
             tensor.copy_(weight)

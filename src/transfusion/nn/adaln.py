@@ -1,7 +1,7 @@
-"""Time conditioning by adaLN-zero (DiT, Peebles and Xie 2022, arXiv 2212.09748), on media alone: each item's time gives a
-shift, a scale and a gate for both parts of a layer. Text tokens pass as if it were not there, to the bit.
+"""Time conditioning by adaLN-zero (DiT, Peebles and Xie 2022, arXiv 2212.09748), for media only: each item's time gives shift,
+scale and gate for a layer's attention and MLP. Text tokens are computed exactly as without it.
 
-The work is done per item, not per token, and its result then brought to the item's slots.
+The modulation is computed per item and then gathered for the item's slots.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transfusion.nn.layers import RMSNorm
+from transfusion.nn.recompute import recomputable
+
 
 @dataclass(frozen=True, eq=False)
 class TimeCondition:
-    """Embedded times of the items of a pass, and which item each token (row * length + place) belongs to; for text: the
-    number of items."""
+    """Embedded times of the items of a batch, and for each token (flat over row, length) its item's index; for text the number
+    of items."""
 
     items: Float[Tensor, "item width"]
     owner: Int[Tensor, " token"]
@@ -23,7 +26,7 @@ class TimeCondition:
 
 @dataclass(frozen=True, eq=False)
 class AdaLNParameters:
-    """What becomes of a part: gate * part((1 + scale) * norm(x) + shift). Each is [..., width]."""
+    """gate * sublayer((1 + scale) * norm(x) + shift). Each is [..., width]."""
 
     shift: Tensor
     scale: Tensor
@@ -31,23 +34,32 @@ class AdaLNParameters:
 
 
 class AdaLN(nn.Module):
-    """Condition -> the changes of a layer's attention and of its feed-forward. Gates begin at 0: media pass a new layer as they
-    are."""
+    """Time condition -> the modulation of a layer's attention and of its MLP. Gates are zero at initialisation, so a new layer
+    passes media through unchanged."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.out = nn.Linear(width, 6 * width)
-        self.start()
+        self.init_weights()
 
-    def start(self) -> None:
-        """First weights: zero."""
+    def init_weights(self) -> None:
+        """All zero."""
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, condition: TimeCondition, like: Tensor) -> tuple[AdaLNParameters, AdaLNParameters]:
-        """Changes for every token of `like` [row, length, width]; text has shift 0, scale 0, gate 1."""
+        """Parameters for every token, in the dtype of `like` [row, length, ...]; text gets shift 0, scale 0, gate 1."""
         items = self.out(F.silu(condition.items)).to(like.dtype).unflatten(-1, (6, -1))
         text = torch.zeros_like(items[:1])
         text[:, 2::3] = 1
-        parts = torch.cat([items, text]).index_select(0, condition.owner).unflatten(0, like.shape[:2]).unbind(2)
-        return AdaLNParameters(*parts[:3]), AdaLNParameters(*parts[3:])
+        tokens = torch.cat([items, text]).index_select(0, condition.owner).unflatten(0, like.shape[:2]).unbind(2)
+        return AdaLNParameters(*tokens[:3]), AdaLNParameters(*tokens[3:])
+
+
+def modulated_norm(norm: RMSNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """norm(x) * (1 + scale) + shift; `recompute_linear` computes it again in backward."""
+    return recomputable(_modulated, x, norm, scale, shift)
+
+
+def _modulated(x: Tensor, norm: RMSNorm, scale: Tensor, shift: Tensor) -> Tensor:
+    return norm(x) * (1 + scale) + shift

@@ -1,16 +1,16 @@
-"""The attention rule, stated once, and four forms of attention that obey it.
+"""The attention rule, stated once, and four attention backends that implement it.
 
     visible(query, key) = same document and (same media span, or key not after query and key not private)
 
-| form     | memory             | cached keys | backward     | soft cap | ALiBi             | where                           |
+| backend  | memory             | cached keys | backward     | soft cap | ALiBi             | where                           |
 |----------|--------------------|-------------|--------------|----------|-------------------|---------------------------------|
 | dense    | scores of rows     | yes         | yes          | yes      | bias of rows      | everywhere; the reference       |
 | sdpa     | mask of rows       | yes         | yes          | no       | in the mask       | everywhere; default with a cache |
 | document | masks of documents | no          | yes          | as dense | bias of documents | everywhere; default without CUDA |
 | flex     | block mask         | no          | on CUDA only | yes      | yes               | CUDA by default, CPU if asked   |
 
-All take grouped queries. What is done to scores is stated once, too, in `nn/score_mod.py`. With a soft cap, `auto` from a cache
-is dense. `choose` refuses a form that lacks an option that is asked for; nothing is ignored silently.
+All take grouped queries, and modify scores as `nn/score_mod.py` says. With a soft cap and a cache, `auto` is dense.
+`choose_backend` refuses a backend that lacks an option.
 """
 
 import math
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transfusion.nn.score_mod import PLAIN, ScoreMod
+from transfusion.nn.score_mod import IDENTITY, ScoreMod
 
 AttentionBackend: TypeAlias = Literal["auto", "dense", "sdpa", "document", "flex"]
 AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,8 +32,8 @@ AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class AttentionMetadata:
-    """Where tokens stand, all that the rule needs: document, media span (-1: text), privacy, and order within the row; and
-    their coordinates, where scores depend on them."""
+    """What attention needs to know of each token: document, media span (-1: text), privacy, index within the row; and for ALiBi
+    its coordinates."""
 
     documents: Int[Tensor, "row length"]
     spans: Int[Tensor, "row length"]
@@ -45,13 +45,13 @@ class AttentionMetadata:
     def of_rows(
         cls, documents: Tensor, spans: Tensor, private: Tensor, coordinates: Tensor | None = None
     ) -> "AttentionMetadata":
-        """Whole rows, in order."""
+        """Of whole rows."""
         index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
         return cls(documents, spans, private, index, coordinates)
 
 
 def rule(query: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> Tensor:
-    """The rule on (document, span, private, index) of a query and of a key, broadcast against each other."""
+    """The rule on (document, span, private, index) of a query and of a key, which broadcast."""
     document, span, _, index = query
     key_document, key_span, key_private, key_index = key
     same_span = (span == key_span) & (span >= 0)
@@ -68,20 +68,20 @@ def visible(query: AttentionMetadata, key: AttentionMetadata) -> Bool[Tensor, "r
 
 
 def dense(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None, score_mod: ScoreMod = PLAIN
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None, score_mod: ScoreMod = IDENTITY
 ) -> Float[Tensor, "row head query dim"]:
-    """Softmax over visible keys, written out: the reference. `bias` is what `score_mod.bias` gave."""
+    """The reference: softmax over visible keys, written out. `bias` is from `score_mod.bias`."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    found = score_mod.capped(q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2) / math.sqrt(q.shape[-1]))
+    scores = score_mod.capped(q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2) / math.sqrt(q.shape[-1]))
     if bias is not None:
-        found = found + bias
-    return found.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+        scores = scores + bias
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool = False) -> Float[Tensor, "row head query dim"]:
-    """The same by PyTorch's fused attention; mask None: every key is visible, or if `causal` those not after the query. A mask
-    of numbers is added to the scores."""
+    """`dense` by PyTorch's fused attention. Mask None: all keys are visible, or if `causal` those not after the query. A float
+    mask is added to the scores."""
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -93,33 +93,33 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool =
     return out.to(v.dtype)
 
 
-def _known(metadata: AttentionMetadata) -> Tensor:
+def _coordinates(metadata: AttentionMetadata) -> Tensor:
     if metadata.coordinates is None:
-        raise ValueError("ALiBi needs the coordinates of queries and keys: give their places coordinates")
+        raise ValueError("ALiBi needs the coordinates of queries and keys: set AttentionMetadata.coordinates")
     return metadata.coordinates
 
 
 @dataclass(frozen=True, eq=False)
 class Bucket:
-    """Documents of nearly one length: where their tokens stand in the flattened (row, length), and what each may see.
+    """Documents of similar length: the flat (row, length) indices of their tokens, and their attention mask (None: causal).
 
-    `index` is Int[document length]; behind a document's end it repeats the last token, which `mask` hides as a key.
+    After a document's end `index` repeats its last token, which `mask` hides as a key.
     """
 
     index: Int[Tensor, "document length"]
     mask: Bool[Tensor, "document length length"] | None
 
 
-LONG = 128
-"""Tokens of a document, on average, from which on each is attended to by itself: copies would cost more than calls."""
+LONG_DOCUMENT = 128
+"""Mean length above which each document gets its own attention call: copies would cost more than calls."""
 
 
 def buckets(metadata: AttentionMetadata, waste: float = 1.2) -> tuple[list[Bucket], Int[Tensor, " token"]]:
-    """The documents of packed rows by length, and for every token of the rows its place in the flattened buckets. Where they
-    are long, a bucket for each, in order.
+    """Documents of packed rows grouped by length, and the index of every token in the flattened buckets. Long documents get a
+    bucket each, in order.
 
     Args:
-        waste: the longest document of a bucket is at most this many times as long as its shortest, or 16 tokens longer.
+        waste: limit on the ratio of a bucket's longest to its shortest document; a difference of 16 tokens is always allowed.
     """
     flat = metadata.documents + torch.arange(len(metadata.documents), device=metadata.documents.device)[:, None] * (
         metadata.documents.amax() + 1
@@ -129,12 +129,12 @@ def buckets(metadata: AttentionMetadata, waste: float = 1.2) -> tuple[list[Bucke
     _, counts = torch.unique_consecutive(flat[real], return_counts=True)
     starts = counts.cumsum(0) - counts
     fields = [f.flatten() for f in (metadata.documents, metadata.spans, metadata.private, metadata.index)]
-    same = len(counts) > 0 and bool((counts == counts[0]).all())
-    alone = not same and len(real) >= LONG * len(counts)
+    equal = len(counts) > 0 and bool((counts == counts[0]).all())
+    alone = not equal and len(real) >= LONG_DOCUMENT * len(counts)
     order = list(range(len(counts))) if alone else sorted(range(len(counts)), key=counts.tolist().__getitem__)
-    lengths, found = [int(counts[i]) for i in order], []
-    back = torch.zeros_like(flat)
-    first = taken = 0
+    lengths, result = [int(counts[i]) for i in order], []
+    inverse = torch.zeros_like(flat)
+    first = start = 0
     while first < len(order):
         last = first
         while not alone and last + 1 < len(order) and lengths[last + 1] <= max(lengths[first] * waste, lengths[first] + 16):
@@ -143,63 +143,63 @@ def buckets(metadata: AttentionMetadata, waste: float = 1.2) -> tuple[list[Bucke
         offset = torch.arange(longest, device=flat.device)
         inside = offset < counts[members, None]
         index = real[starts[members, None] + torch.minimum(offset, counts[members, None] - 1)]
-        here = taken + torch.arange(index.numel(), device=flat.device).view_as(index)
-        back[index[inside]] = here[inside]
-        seen = [f[index] for f in fields]
-        mask = rule(tuple(f[:, :, None] for f in seen), tuple(f[:, None, :] for f in seen)) & inside[:, None, :]
-        plain = bool(inside.all()) and not bool((seen[1] >= 0).any()) and not bool(seen[2].any())
-        found.append(Bucket(index, None if plain else mask))
-        taken, first = taken + index.numel(), last + 1
-    return found, back
+        bucket_index = start + torch.arange(index.numel(), device=flat.device).view_as(index)
+        inverse[index[inside]] = bucket_index[inside]
+        document, spans, private, position = (f[index] for f in fields)
+        fields_of = (document, spans, private, position)
+        mask = rule(tuple(f[:, :, None] for f in fields_of), tuple(f[:, None, :] for f in fields_of)) & inside[:, None, :]
+        causal = bool(inside.all()) and not bool((spans >= 0).any()) and not bool(private.any())
+        result.append(Bucket(index, None if causal else mask))
+        start, first = start + index.numel(), last + 1
+    return result, inverse
 
 
-def document(metadata: AttentionMetadata, score_mod: ScoreMod = PLAIN) -> AttentionFn:
-    """The same by fused attention within each document: nothing is spent on what stands in other documents."""
-    found, back = buckets(metadata)
-    within = [_within(metadata, bucket, score_mod) for bucket in found]
-    if not found:
+def document(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> AttentionFn:
+    """`dense` by fused attention within each document: no work on other documents' tokens."""
+    groups, inverse = buckets(metadata)
+    if not groups:
         return lambda q, k, v: torch.zeros_like(q, dtype=v.dtype)
-    there = torch.cat([bucket.index.flatten() for bucket in found])
-    sizes, inner = [bucket.index.numel() for bucket in found], [bucket.index.shape for bucket in found]
-    whole = torch.equal(there, torch.arange(metadata.documents.numel(), device=there.device))  # nothing needs to be moved
+    functions = [_bucket_attention(metadata, bucket, score_mod) for bucket in groups]
+    order = torch.cat([bucket.index.flatten() for bucket in groups])
+    sizes, shapes = [bucket.index.numel() for bucket in groups], [bucket.index.shape for bucket in groups]
+    in_order = torch.equal(order, torch.arange(metadata.documents.numel(), device=order.device))  # no tokens to move
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows, heads, length, dim = q.shape
         flat = [t.transpose(1, 2).reshape(rows * length, t.shape[1], dim) for t in (q, k, v)]
-        pieces = [(t if whole else t.index_select(0, there)).split(sizes) for t in flat]
+        pieces = [(t if in_order else t.index_select(0, order)).split(sizes) for t in flat]
         outs = []
-        for inside, shape, *piece in zip(within, inner, *pieces, strict=True):
+        for function, shape, *piece in zip(functions, shapes, *pieces, strict=True):
             q, k, v = (t.unflatten(0, shape).transpose(1, 2) for t in piece)
-            out = inside(q, k, v)
-            outs.append(out.transpose(1, 2).flatten(0, 1))
+            outs.append(function(q, k, v).transpose(1, 2).flatten(0, 1))
         out = torch.cat(outs) if len(outs) > 1 else outs[0]
-        out = out if whole else out.index_select(0, back)
+        out = out if in_order else out.index_select(0, inverse)
         return out.reshape(rows, length, heads, dim).transpose(1, 2)
 
-    return attend
+    return attention
 
 
-def _within(metadata: AttentionMetadata, bucket: Bucket, score_mod: ScoreMod) -> AttentionFn:
+def _bucket_attention(metadata: AttentionMetadata, bucket: Bucket, score_mod: ScoreMod) -> AttentionFn:
     """Attention among the documents of a bucket."""
     mask = None if bucket.mask is None else bucket.mask[:, None]
-    if score_mod.plain:
+    if score_mod.is_identity:
         return lambda q, k, v: sdpa(q, k, v, mask, causal=mask is None)
     bias = None
-    if score_mod.alibi:
-        here = _known(metadata).flatten(0, 1)[bucket.index]
-        bias = score_mod.bias(here, here)
+    if score_mod.alibi_heads:
+        coordinates = _coordinates(metadata).flatten(0, 1)[bucket.index]
+        bias = score_mod.bias(coordinates, coordinates)
     length = bucket.index.shape[1]
-    seen = torch.ones(length, length, dtype=torch.bool, device=bucket.index.device).tril() if mask is None else mask
+    visible_keys = torch.ones(length, length, dtype=torch.bool, device=bucket.index.device).tril() if mask is None else mask
     if score_mod.soft_cap:
-        return lambda q, k, v: dense(q, k, v, seen, bias, score_mod)
+        return lambda q, k, v: dense(q, k, v, visible_keys, bias, score_mod)
     assert bias is not None
-    added = bias.masked_fill(~seen, float("-inf"))
-    return lambda q, k, v: sdpa(q, k, v, added)
+    masked = bias.masked_fill(~visible_keys, float("-inf"))
+    return lambda q, k, v: sdpa(q, k, v, masked)
 
 
-def flex(metadata: AttentionMetadata, score_mod: ScoreMod = PLAIN) -> AttentionFn:
-    """The same by flex attention over whole rows, with a block mask made from the rule."""
-    # Imported here: it brings a compiler along, 2 seconds that most programs never need.
+def flex(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> AttentionFn:
+    """`dense` by flex attention over whole rows, with a block mask from the rule."""
+    # Imported late: its compiler takes 2 seconds, which most programs never need.
     from torch.nn.attention.flex_attention import create_block_mask
 
     fields = (metadata.documents, metadata.spans, metadata.private, metadata.index)
@@ -212,36 +212,37 @@ def flex(metadata: AttentionMetadata, score_mod: ScoreMod = PLAIN) -> AttentionF
         length,
         device=metadata.documents.device,
     )
-    run = _compiled_flex()
-    change = None if score_mod.plain else _change(metadata, score_mod)
+    flex_attention = _compiled_flex()
+    modify = None if score_mod.is_identity else _flex_score_mod(metadata, score_mod)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = q.shape[1] != k.shape[1]
-        out = run(q.to(v.dtype), k.to(v.dtype), v, score_mod=change, block_mask=blocks, enable_gqa=grouped)
+        out = flex_attention(q.to(v.dtype), k.to(v.dtype), v, score_mod=modify, block_mask=blocks, enable_gqa=grouped)
         assert isinstance(out, Tensor)
         return out
 
-    return attend
+    return attention
 
 
-def _change(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callable[..., Tensor]:
-    """`score_mod` on one score, as flex attention wants it. The cap is a tensor: a second number would be compiled as a symbol,
-    which flex attention cannot take."""
+def _flex_score_mod(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callable[..., Tensor]:
+    """`score_mod` on one score, in flex attention's form. The cap is a tensor: as a number that changes it would be compiled to
+    a symbol, which flex attention refuses."""
     cap = torch.tensor(score_mod.soft_cap, device=metadata.documents.device)
-    if not score_mod.alibi:
+    if not score_mod.alibi_heads:
         return lambda score, row, head, query, key: cap * (score / cap).tanh()
-    where = _known(metadata)
-    axes, slopes = [axis.contiguous() for axis in where.unbind(-1)], score_mod.slopes(where.device) / where.shape[-1]
+    positions = _coordinates(metadata)
+    axes = [axis.contiguous() for axis in positions.unbind(-1)]
+    slopes = score_mod.slopes(positions.device) / positions.shape[-1]
     capped = bool(score_mod.soft_cap)
 
-    def change(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def modify(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         score = cap * (score / cap).tanh() if capped else score
         distance = (axes[0][row, query] - axes[0][row, key]).abs()
         for axis in axes[1:]:
             distance = distance + (axis[row, query] - axis[row, key]).abs()
         return score - slopes[head] * distance
 
-    return change
+    return modify
 
 
 def _compiled_flex() -> Callable[..., object]:
@@ -256,18 +257,18 @@ def _compiled_flex() -> Callable[..., object]:
 _FLEX: Callable[..., object] | None = None
 
 
-def choose(
+def choose_backend(
     backend: AttentionBackend, *, device: torch.device, backward: bool, cached: bool, capped: bool = False
 ) -> Literal["dense", "sdpa", "document", "flex"]:
-    """The form that will run.
+    """The backend that runs.
 
     Raises:
-        ValueError: the form that is asked for lacks an option; the message names one that has it.
+        ValueError: `backend` lacks an option; the message names one that has it.
     """
     if backend == "auto":
         return ("dense" if capped else "sdpa") if cached else "flex" if device.type == "cuda" else "document"
     if backend not in ("dense", "sdpa", "document", "flex"):
-        raise ValueError(f"no attention form {backend!r}: there are auto, dense, sdpa, document and flex")
+        raise ValueError(f"no attention backend {backend!r}: there are auto, dense, sdpa, document and flex")
     if backend == "sdpa" and capped:
         raise ValueError("sdpa attention here has no soft cap; use dense, document or flex (or auto)")
     if backend in ("document", "flex") and cached:
@@ -277,22 +278,23 @@ def choose(
     return backend
 
 
-def attention(
+def make_attention(
     backend: AttentionBackend,
     query: AttentionMetadata,
     key: AttentionMetadata | None = None,
     *,
     backward: bool = False,
-    score_mod: ScoreMod = PLAIN,
+    score_mod: ScoreMod = IDENTITY,
 ) -> AttentionFn:
-    """Attention for these places, ready for every layer: the mask is made once.
+    """The attention function of these tokens for all layers: the mask is made once.
 
     Args:
-        key: where the keys stand, if they are not the queries themselves (a cache).
-        scores: what is done to scores; where it has a bias by distance, the places must have coordinates.
+        key: metadata of the keys (None: keys are the queries' tokens; with a cache they are not).
+        backward: whether a gradient is needed.
+        score_mod: with ALiBi the metadata need coordinates.
     """
     device, capped = query.documents.device, bool(score_mod.soft_cap)
-    chosen = choose(backend, device=device, backward=backward, cached=key is not None, capped=capped)
+    chosen = choose_backend(backend, device=device, backward=backward, cached=key is not None, capped=capped)
     if chosen == "flex":
         return flex(query, score_mod)
     if chosen == "document":
@@ -300,11 +302,11 @@ def attention(
     key = query if key is None else key
     mask = visible(query, key)[:, None]
     if chosen == "dense":
-        bias = score_mod.bias(_known(query), _known(key)) if score_mod.alibi else None
+        bias = score_mod.bias(_coordinates(query), _coordinates(key)) if score_mod.alibi_heads else None
         return lambda q, k, v: dense(q, k, v, mask, bias, score_mod)
-    if score_mod.alibi:
-        added = score_mod.bias(_known(query), _known(key)).masked_fill(~mask, float("-inf"))
-        return lambda q, k, v: sdpa(q, k, v, added)
-    if mask.device.type == "cpu" and mask.all():  # on other devices it would have to wait for the answer
+    if score_mod.alibi_heads:
+        masked = score_mod.bias(_coordinates(query), _coordinates(key)).masked_fill(~mask, float("-inf"))
+        return lambda q, k, v: sdpa(q, k, v, masked)
+    if mask.device.type == "cpu" and mask.all():  # on other devices this would wait for the device
         return lambda q, k, v: sdpa(q, k, v, None)
     return lambda q, k, v: sdpa(q, k, v, mask)

@@ -1,7 +1,7 @@
-"""Continuous axial positions: one small network per axis of a grid maps a coordinate to a vector, and the axes' are summed.
+"""Continuous axial position embedding: an MLP per grid axis maps a coordinate to a vector; the axes' vectors are summed.
 
-A number in, not an index: so the sizes of items are free, and an item of a size never seen gets sensible positions. It is added
-to slot vectors, whatever coordinates attention turns by. (After the continuous axial embedding of x-transformers.)
+The input is a number, not an index, so item sizes are free and unseen sizes get sensible positions. The sum is added to the
+slots' vectors, beside RoPE. (After the continuous axial embedding of x-transformers.)
 """
 
 import torch
@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class AxisNetwork(nn.Module):
-    """A coordinate -> a vector."""
+class AxisMLP(nn.Module):
+    """Coordinate -> vector."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -23,22 +23,22 @@ class AxisNetwork(nn.Module):
 
 
 class AxialPositions(nn.Module):
-    """Positions of the slots of one modality's items.
+    """Position vectors for the slots of one modality.
 
     Args:
-        extents: the largest grid. Coordinates are in units of it, from 0 to 1, so that a step is as long in every item.
+        extents: the largest grid. Coordinates are fractions of it, so a step has the same length in every item.
     """
 
     def __init__(self, extents: tuple[int, ...], width: int, hidden: int = 64) -> None:
         super().__init__()
         self.extents = extents
-        self.axes = nn.ModuleList(AxisNetwork(width, hidden) for _ in extents)
-        self.start()
+        self.axes = nn.ModuleList(AxisMLP(width, hidden) for _ in extents)
+        self.init_weights()
 
-    def start(self) -> None:
-        """First weights: bends spread over the whole axis, and vectors somewhat fainter than those they are added to."""
+    def init_weights(self) -> None:
+        """Hidden units active along the whole axis; vectors smaller than those that they are added to."""
         for axis in self.axes:
-            assert isinstance(axis, AxisNetwork)
+            assert isinstance(axis, AxisMLP)
             nn.init.normal_(axis.first.weight, std=8.0)
             nn.init.uniform_(axis.first.bias, -8.0, 8.0)
             nn.init.normal_(axis.second.weight, std=0.002)
@@ -48,10 +48,10 @@ class AxialPositions(nn.Module):
         """The vectors of a grid's slots, in raster order."""
         total: Tensor | None = None
         for i, (axis, size, extent) in enumerate(zip(self.axes, grid, self.extents, strict=True)):
-            assert isinstance(axis, AxisNetwork)
+            assert isinstance(axis, AxisMLP)
             weight = axis.first.weight
-            found = axis(torch.arange(size, device=weight.device, dtype=weight.dtype) / extent)
-            found = found.view(*[size if j == i else 1 for j in range(len(grid))], -1)
-            total = found if total is None else total + found
+            vectors = axis(torch.arange(size, device=weight.device, dtype=weight.dtype) / extent)
+            vectors = vectors.view(*[size if j == i else 1 for j in range(len(grid))], -1)
+            total = vectors if total is None else total + vectors
         assert total is not None
         return total.flatten(0, -2)

@@ -1,7 +1,7 @@
-"""Keys and values of unfinished sequences, preallocated: rows join and leave without moving the others.
+"""KV cache of unfinished sequences, preallocated: sequences join and leave without moving the others.
 
-A pass writes its tokens behind a row's committed prefix and reads everything up to them. It moves the row's end only when
-it commits; a denoising pass does not, so the next one writes over the same place and the prefix stays as it was.
+A forward pass writes its tokens after a slot's committed prefix and reads everything up to them. Only `commit` extends the
+prefix: denoising passes never commit, so the next pass overwrites their tokens and the prefix stays.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from transfusion.nn.attention import AttentionMetadata
 
 
-class Cache:
-    """Storage for `rows` sequences of up to `capacity` tokens. One more column takes what padding writes. With `axes`, the
-    tokens' coordinates are kept, too."""
+class KVCache:
+    """Keys and values of `slots` sequences of up to `capacity` tokens; padding is written to one more column. With `axes`, the
+    tokens' coordinates are kept too."""
 
     def __init__(
         self,
@@ -23,111 +23,123 @@ class Cache:
         layers: int,
         kv_heads: int,
         head_dim: int,
-        rows: int,
+        slots: int,
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
         axes: int = 0,
     ) -> None:
-        shape = (rows, kv_heads, capacity + 1, head_dim)
+        shape = (slots, kv_heads, capacity + 1, head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.spans = torch.full((rows, capacity + 1), -1, device=device)
-        self.private = torch.zeros(rows, capacity + 1, dtype=torch.bool, device=device)
-        self.coordinates = torch.zeros(rows, capacity + 1, axes, device=device) if axes else None
+        self.spans = torch.full((slots, capacity + 1), -1, device=device)
+        self.private = torch.zeros(slots, capacity + 1, dtype=torch.bool, device=device)
+        self.coordinates = torch.zeros(slots, capacity + 1, axes, device=device) if axes else None
         self.capacity = capacity
-        self.lengths = [0] * rows
-        self._free = list(range(rows - 1, -1, -1))
+        self.lengths = [0] * slots
+        self._free = list(range(slots - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
-        """Rows that nobody holds."""
+        """Unallocated slots."""
         return len(self._free)
 
-    def take(self) -> int:
-        """A free row, empty."""
-        row = self._free.pop()
-        self.lengths[row] = 0
-        return row
+    def allocate(self) -> int:
+        """A free slot, with an empty prefix."""
+        slot = self._free.pop()
+        self.lengths[slot] = 0
+        return slot
 
-    def give_back(self, row: int) -> None:
-        """Free a row."""
-        self._free.append(row)
+    def free(self, slot: int) -> None:
+        """Return a slot."""
+        self._free.append(slot)
 
-    def shorten(self, row: int, length: int) -> None:
-        """Take back what was committed of a row beyond `length` tokens: what comes next is written in its place."""
-        assert 0 <= length <= self.lengths[row]
-        self.lengths[row] = length
+    def truncate(self, slot: int, length: int) -> None:
+        """Cut a slot's prefix to `length` tokens; the next pass overwrites the rest."""
+        assert 0 <= length <= self.lengths[slot]
+        self.lengths[slot] = length
 
-    def window(
-        self, rows: Sequence[int], counts: Sequence[int], spans: Tensor, private: Tensor, positions: Tensor | None = None
-    ) -> "Window":
-        """A view for one pass that writes `counts[i]` tokens behind the prefix of `rows[i]`.
+    def view(
+        self, slots: Sequence[int], counts: Sequence[int], spans: Tensor, private: Tensor, positions: Tensor | None = None
+    ) -> "CacheView":
+        """The view of a pass that writes `counts[i]` tokens after the prefix of `slots[i]`.
 
-        `spans` and `private` are [len(rows), max(counts)], and `positions`, which a cache of coordinates needs, one axis more;
-        what lies behind a row's count is padding.
+        Args:
+            spans, private: [len(slots), max(counts)]; what exceeds a slot's count is padding.
+            positions: the same with axes, for a cache with coordinates.
+
+        Raises:
+            ValueError: a sequence would exceed the capacity.
         """
-        starts = [self.lengths[row] for row in rows]
+        starts = [self.lengths[slot] for slot in slots]
         end = max(start + count for start, count in zip(starts, counts, strict=True))
         if end > self.capacity:
             raise ValueError(f"{end} tokens exceed the context of {self.capacity}")
         device = self.spans.device
         width = spans.shape[1]
         start = torch.tensor(starts, device=device)
+        count = torch.tensor(counts, device=device)
         offset = torch.arange(width, device=device)
-        at = (start[:, None] + offset).masked_fill(offset >= torch.tensor(counts, device=device)[:, None], self.capacity)
-        index = torch.tensor(rows, device=device)
-        self.spans[index[:, None], at] = spans
-        self.private[index[:, None], at] = private
+        columns = (start[:, None] + offset).masked_fill(offset >= count[:, None], self.capacity)
+        index = torch.tensor(slots, device=device)
+        self.spans[index[:, None], columns] = spans
+        self.private[index[:, None], columns] = private
         if self.coordinates is not None:
             assert positions is not None
-            self.coordinates[index[:, None], at] = positions
-        first, contiguous = rows[0], list(rows) == list(range(rows[0], rows[0] + len(rows)))
-        read: slice | Tensor = slice(first, first + len(rows)) if contiguous else index
-        level = contiguous and min(starts) + width == max(starts) + min(counts)  # one block of the storage, without padding
-        kept = self.coordinates
+            self.coordinates[index[:, None], columns] = positions
+        first, contiguous = slots[0], list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        read: slice | Tensor = slice(first, first + len(slots)) if contiguous else index
+        aligned = contiguous and min(starts) + width == max(starts) + min(counts)
+        coordinates = self.coordinates
         query = AttentionMetadata(
-            torch.zeros_like(spans), spans, private, start[:, None] + offset, None if kept is None else positions
+            torch.zeros_like(spans), spans, private, start[:, None] + offset, None if coordinates is None else positions
         )
-        # What an earlier holder of the row left behind this pass's last token belongs to no document.
-        columns = torch.arange(end, device=device).expand(len(rows), end)
-        stale = columns >= (start + torch.tensor(counts, device=device))[:, None]
+        # Columns after this pass's last token may hold an earlier sequence: they get a document of their own.
+        keys = torch.arange(end, device=device).expand(len(slots), end)
         key = AttentionMetadata(
-            torch.where(stale, -2, 0),
+            torch.where(keys >= (start + count)[:, None], -2, 0),
             self.spans[read, :end],
             self.private[read, :end],
-            columns,
-            None if kept is None else kept[read, :end],
+            keys,
+            None if coordinates is None else coordinates[read, :end],
         )
-        return Window(self, index, at, read, starts[0] if level else None, end, query, key)
+        return CacheView(self, index, columns, read, starts[0] if aligned else None, end, query, key)
 
-    def commit(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """Make what the last pass wrote part of the prefixes."""
-        for row, count in zip(rows, counts, strict=True):
-            self.lengths[row] += count
+    def commit(self, slots: Sequence[int], counts: Sequence[int]) -> None:
+        """Extend the prefixes by what the last pass wrote."""
+        for slot, count in zip(slots, counts, strict=True):
+            self.lengths[slot] += count
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
-    """One pass's view of a cache: where it writes, what it reads, and where both stand."""
+class CacheView:
+    """One pass's view of a cache.
 
-    cache: Cache
-    rows: Tensor
-    at: Tensor
+    Args:
+        slots: Int[sequence], where it writes.
+        columns: Int[sequence, token], where each token is written.
+        read: the slots again, a slice where they are contiguous.
+        block: first column, if what is written is one block of the storage.
+        end: columns read.
+        query, key: metadata of the tokens written, and of all that are read.
+    """
+
+    cache: KVCache
+    slots: Tensor
+    columns: Tensor
     read: slice | Tensor
     block: int | None
-    """Column where all rows begin to write, if what they write is one block of the storage."""
     end: int
     query: AttentionMetadata
     key: AttentionMetadata
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write this pass's keys and values [row, head, length, dim]; everything up to them comes back."""
-        both = []
+        """Write this pass's keys and values [sequence, head, token, dim]; returns those of all tokens up to them."""
+        result = []
         for stored, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             if self.block is None:
-                stored[self.rows[:, None], :, self.at] = new.transpose(1, 2).to(stored.dtype)
+                stored[self.slots[:, None], :, self.columns] = new.transpose(1, 2).to(stored.dtype)
             else:
                 stored[self.read, :, self.block : self.end] = new
-            both.append(stored[self.read, :, : self.end])
-        return both[0], both[1]
+            result.append(stored[self.read, :, : self.end])
+        return result[0], result[1]

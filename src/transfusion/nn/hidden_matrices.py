@@ -1,55 +1,52 @@
-"""Which weights are matrices of the network's inside, and where several stand in one.
+"""Hidden weight matrices, and how fused projections split into them.
 
-A projection is often fused: queries, keys and values in one product, gate and up in another. To an optimiser that treats a
-matrix as a whole (Muon) they are several. The module that owns a weight says so, by a method `matrices`.
+Queries, keys and values are one product, and so are gate and up. An optimizer that treats a matrix as a whole (Muon) needs each
+alone. The module that owns a weight describes it in a method `hidden_matrices`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class Matrices:
-    """A weight, [rows columns] or [expert rows columns], and the matrices that stand in it, one below the other.
+class HiddenMatrix:
+    """A weight [output, input] or [expert, output, input], of one or of several fused matrices.
 
     Args:
         weight: the parameter.
-        parts: rows of each.
-        head: rows of an attention head, where each part is made of heads; 0 where there are none.
+        splits: outputs of each matrix.
+        head_dim: outputs of an attention head; 0: no heads.
+
+    Raises:
+        ValueError: sizes that do not add up to the weight's outputs.
     """
 
     weight: Tensor
-    parts: tuple[int, ...]
-    head: int = 0
+    splits: tuple[int, ...]
+    head_dim: int = 0
 
     def __post_init__(self) -> None:
-        if self.weight.ndim not in (2, 3) or sum(self.parts) != self.weight.shape[-2]:
-            raise ValueError(f"parts {self.parts} must add up to the rows of a weight of shape {tuple(self.weight.shape)}")
-        if self.head and any(part % self.head for part in self.parts):
-            raise ValueError(f"parts {self.parts} must be multiples of the head's {self.head} rows")
+        if self.weight.ndim not in (2, 3) or sum(self.splits) != self.weight.shape[-2]:
+            raise ValueError(f"splits {self.splits} must add up to the outputs of a weight of shape {tuple(self.weight.shape)}")
+        if self.head_dim and any(size % self.head_dim for size in self.splits):
+            raise ValueError(f"splits {self.splits} must be multiples of head_dim {self.head_dim}")
 
-    def rows(self, *, per_head: bool) -> tuple[int, ...]:
-        """Rows of each matrix, or of each head of each."""
-        if not (per_head and self.head):
-            return self.parts
-        return (self.head,) * (sum(self.parts) // self.head)
-
-
-def matrices(module: nn.Module) -> list[Matrices]:
-    """All that the parts of a module declare, where they are trained."""
-    found: Iterator[Matrices] = (m for part in module.modules() if hasattr(part, "matrices") for m in _declared(part))
-    return [m for m in found if m.weight.requires_grad]
+    def sizes(self, *, per_head: bool) -> tuple[int, ...]:
+        """Outputs of each matrix, or of each head of each."""
+        if not (per_head and self.head_dim):
+            return self.splits
+        return (self.head_dim,) * (sum(self.splits) // self.head_dim)
 
 
-def cut(x: Tensor, rows: tuple[int, ...]) -> list[Tensor]:
-    """Views of the matrices of a weight (or of something of its shape), each [rows columns]."""
-    return [one for part in torch.split(x, list(rows), dim=-2) for one in (part if part.ndim == 3 else (part,))]
+def hidden_matrices(module: nn.Module) -> list[HiddenMatrix]:
+    """The trainable hidden matrices of a module and its children."""
+    owners = [cast(Any, child) for child in module.modules() if hasattr(child, "hidden_matrices")]
+    return [matrix for owner in owners for matrix in owner.hidden_matrices() if matrix.weight.requires_grad]
 
 
-def _declared(part: nn.Module) -> list[Matrices]:
-    declare = part.matrices
-    assert callable(declare)
-    return declare()  # type: ignore[return-value]
+def split_matrices(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    """Views [output, input] of the matrices of a weight, or of a tensor of its shape."""
+    return [m for split in torch.split(x, list(sizes), dim=-2) for m in (split if split.ndim == 3 else (split,))]

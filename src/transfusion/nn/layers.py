@@ -1,12 +1,11 @@
-"""What every layer is made of: the norm, the matrix, the feed-forward."""
-
-from collections.abc import Callable
+"""What every layer is made of: the norm, the linear layer, the MLP."""
 
 import torch
 from torch import Tensor, nn
 
-from transfusion.nn.hidden_matrices import Matrices
-from transfusion.nn.pointwise import recompute_linear, rms_norm, swiglu
+from transfusion.nn.hidden_matrices import HiddenMatrix
+from transfusion.nn.pointwise import rms_norm, swiglu
+from transfusion.nn.recompute import recomputable, recompute_linear
 
 
 class RMSNorm(nn.Module):
@@ -18,41 +17,56 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., width] -> [..., width]"""
-        return rms_norm(x, self.weight, self.eps)
+        """[..., width] -> [..., width]; `recompute_linear` computes it again in backward."""
+        return recomputable(rms_norm, x, self.weight, self.eps)
 
 
-FEW = 32
-"""Rows up to which a product is taken the other way round, see `Linear`."""
+MAX_TRANSPOSED_VECTORS = 32
+"""Vectors up to which `Linear` multiplies from the other side."""
 
 
 class Linear(nn.Linear):
-    """A matrix, with a bias only if asked for. Where a CPU decodes a few rows in fp32, weight @ rows^T is taken instead of
-    rows @ weight^T: the same numbers, but that product is shared among cores and reads the weights at memory speed (LOG.md
-    has both).
+    """A linear layer without a bias by default.
+
+    Where a CPU decodes a few vectors in fp32 it computes weight @ x^T instead of x @ weight^T: the same numbers, but that
+    product is shared among cores and reads the weights at memory speed (both measured in LOG.md).
 
     Args:
-        fused: outputs of each matrix, where this one is several in one; head: outputs of an attention head.
+        splits: outputs of each matrix, where several are fused.
+        head_dim: outputs of each attention head, where there are heads.
+        residual: it projects into the residual stream, see `init_weights`.
     """
 
     def __init__(
-        self, rows: int, columns: int, bias: bool = False, *, fused: tuple[int, ...] | None = None, head: int = 0
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        splits: tuple[int, ...] | None = None,
+        head_dim: int = 0,
+        residual: bool = False,
     ) -> None:
-        super().__init__(rows, columns, bias=bias)
-        self._fused, self._head = fused or (columns,), head
+        super().__init__(in_features, out_features, bias=bias)
+        self.splits, self.head_dim, self.residual = splits or (out_features,), head_dim, residual
 
-    def matrices(self) -> list[Matrices]:
-        """What its weight holds."""
-        return [Matrices(self.weight, self._fused, self._head)]
+    def hidden_matrices(self) -> list[HiddenMatrix]:
+        """Its weight, as the matrices that are fused in it."""
+        return [HiddenMatrix(self.weight, self.splits, self.head_dim)]
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., rows] -> [..., columns]"""
+        """[..., in_features] -> [..., out_features]"""
         count = input.numel() // input.shape[-1]
-        if count > FEW or torch.is_grad_enabled() or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if (
+            count > MAX_TRANSPOSED_VECTORS
+            or torch.is_grad_enabled()
+            or input.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
+        ):
             return super().forward(input)
         flat = input.reshape(count, input.shape[-1])
         if count == 1:
-            flat = torch.cat([flat, flat])  # a single column would be taken as a matrix-vector product
+            flat = torch.cat([flat, flat])  # a single column would become a matrix-vector product
         out = (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
@@ -62,9 +76,9 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = Linear(width, 2 * hidden, fused=(hidden, hidden))
-        self.down = Linear(hidden, width)
+        self.gate_up = Linear(width, 2 * hidden, splits=(hidden, hidden))
+        self.down = Linear(hidden, width, residual=True)
 
-    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        """[..., width] -> [..., width]; `norm` is applied to x first."""
-        return recompute_linear(swiglu, self.down, recompute_linear(norm, self.gate_up, x))
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]"""
+        return recompute_linear(self.down, recomputable(swiglu, recompute_linear(self.gate_up, x)))

@@ -1,11 +1,11 @@
-"""Mixture of experts: several feed-forwards, of which each token runs through a few that a router chooses for it.
+"""Mixture of experts: a router sends each token through a few of several MLPs.
 
-Experts chosen per token, by its own vector alone and without a limit on how many tokens an expert takes: so what a token gets
-does not depend on its neighbours, and cached, packed and batched passes agree.
+The router sees the token's vector alone and experts have no capacity limit, so a token's result does not depend on its
+neighbours: cached, packed and batched passes agree.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,15 +19,14 @@ from transfusion.nn.layers import MLP
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """How many, and how they are chosen (Switch Transformer, arXiv 2101.03961; DeepSeekMoE, arXiv 2401.06066).
+    """Experts and routing (Switch Transformer, arXiv 2101.03961; DeepSeekMoE, arXiv 2401.06066).
 
     Args:
-        num_experts: experts in each layer (0: one plain feed-forward instead); each is as wide as the trunk's `hidden` says.
-        top_k: experts that a token runs through, the most probable ones; each weighted by its probability.
-        shared: one more expert that every token runs through, whatever the router says.
-        aux_loss_weight: weight of the loss that keeps experts equally busy. It is no part of the losses that are reported: its
-            gradient is added where the router's probabilities pass backward, in full for each batch that is run backward, but
-            for a batch that is said to be a part of one (`balancing`), as the trainer's are where it accumulates.
+        num_experts: experts per layer, each of the transformer's `mlp_width` (0: a plain MLP).
+        top_k: experts per token, the most probable ones, weighted by their probability.
+        shared: one more expert that all tokens use.
+        aux_loss_weight: load-balancing loss weight. Only its gradient is added, in the backward of the router, once per
+            optimizer step; with gradient accumulation each micro-batch counts by its share (`balancing`).
     """
 
     num_experts: int = 0
@@ -39,7 +38,7 @@ class MoEConfig:
         if self.num_experts < 0 or (self.num_experts and not 1 <= self.top_k <= self.num_experts):
             raise ValueError(f"moe.top_k must be between 1 and moe.num_experts ({self.num_experts}), not {self.top_k}")
         if not 0 <= self.aux_loss_weight < math.inf:
-            raise ValueError(f"moe.aux_loss_weight must not be negative, and finite, not {self.aux_loss_weight}")
+            raise ValueError(f"moe.aux_loss_weight must be a finite number, 0 or more, not {self.aux_loss_weight}")
 
 
 _share: ContextVar[float] = ContextVar("share", default=1.0)
@@ -47,8 +46,8 @@ _share: ContextVar[float] = ContextVar("share", default=1.0)
 
 @contextmanager
 def balancing(share: float) -> Iterator[None]:
-    """Passes in this block count as this share of a batch in the balance: the share of a step's tokens for one of its parts, 0
-    for a pass whose tokens are balanced in another."""
+    """Scale the load-balancing gradient by this micro-batch's share of the step's tokens (0: these tokens are balanced in
+    another pass)."""
     before = _share.set(share)
     try:
         yield
@@ -57,68 +56,68 @@ def balancing(share: float) -> Iterator[None]:
 
 
 class MixtureOfExperts(nn.Module):
-    """shared(x) + sum over the chosen experts of probability * expert(x)."""
+    """shared(x) + sum over the top-k experts of probability * expert(x)."""
 
     def __init__(self, width: int, hidden: int, config: MoEConfig) -> None:
         super().__init__()
-        self.options = config
+        self.config = config
         self.router = nn.Linear(width, config.num_experts, bias=False)
         self.experts = nn.ModuleList(MLP(width, hidden) for _ in range(config.num_experts))
         self.shared = MLP(width, hidden) if config.shared else None
 
-    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor], real: Tensor | None = None) -> Tensor:
-        """[..., width] -> [..., width]; `norm` is applied to x first.
+    def forward(self, x: Tensor, is_token: Tensor | None = None) -> Tensor:
+        """[..., width] -> [..., width]
 
         Args:
-            real: Bool[...], which tokens count in the balance (None: all); padding does not.
+            is_token: Bool[...], False for padding, which the load balance leaves out (None: no padding).
         """
-        options, h = self.options, norm(x).flatten(0, -2)
+        config, h = self.config, x.flatten(0, -2)
         logits = self.router(h)
         probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
-        chosen = probabilities.detach().topk(options.top_k, -1).indices
+        chosen = probabilities.detach().topk(config.top_k, -1).indices
         order = chosen.flatten().argsort(stable=True)
-        counts = torch.bincount(chosen.flatten(), minlength=options.num_experts).tolist()
-        if self.training and torch.is_grad_enabled() and (part := options.aux_loss_weight * _share.get()):
-            probabilities = balanced(probabilities, chosen, part, None if real is None else real.flatten())
+        counts = torch.bincount(chosen.flatten(), minlength=config.num_experts).tolist()
+        if self.training and torch.is_grad_enabled() and (loss_weight := config.aux_loss_weight * _share.get()):
+            probabilities = balanced(probabilities, chosen, loss_weight, None if is_token is None else is_token.flatten())
         weight = probabilities.gather(-1, chosen).to(h.dtype)
-        pieces = h.index_select(0, order // options.top_k).split(counts)
-        outs = [expert(piece, same) for expert, piece in zip(self.experts, pieces, strict=True) if len(piece)]
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        found = torch.cat(outs).index_select(0, back).unflatten(0, chosen.shape)
-        out = (found * weight.unsqueeze(-1)).sum(1)
+        pieces = h.index_select(0, order // config.top_k).split(counts)
+        outs = [expert(piece) for expert, piece in zip(self.experts, pieces, strict=True) if len(piece)]
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        routed = torch.cat(outs).index_select(0, inverse).unflatten(0, chosen.shape)
+        out = (routed * weight.unsqueeze(-1)).sum(1)
         if self.shared is not None:
-            out = out + self.shared(h, same)
+            out = out + self.shared(h)
         return out.view(x.shape)
 
 
-def same(x: Tensor) -> Tensor:
-    """x"""
-    return x
+def load_balancing_loss(probabilities: Tensor, chosen: Tensor, mask: Tensor) -> Tensor:
+    """Number of experts * sum over experts of (share of the choices) * (mean probability); 1 for equal load (arXiv 2401.06066,
+    eq. 12 to 14).
+
+    Args:
+        probabilities: [token, expert].
+        chosen: [token, top_k], expert indices.
+        mask: [token], 1 for tokens and 0 for padding.
+    """
+    return (_relative_load(probabilities, chosen, mask) * probabilities * mask[:, None]).sum() / mask.sum().clamp_min(1)
 
 
-def balance(probabilities: Tensor, chosen: Tensor, real: Tensor) -> Tensor:
-    """The loss of unequal work: number of experts * sum over them of (share of the choices) * (mean probability), 1 where work
-    is equal (arXiv 2401.06066, eq. 12 to 14). `probabilities` [token, expert], `chosen` [token, active], `real` [token] of 0
-    and 1."""
-    return (_shares(probabilities, chosen, real) * probabilities * real[:, None]).sum() / real.sum().clamp_min(1)
+def balanced(probabilities: Tensor, chosen: Tensor, weight: float, is_token: Tensor | None) -> Tensor:
+    """The probabilities unchanged; backward adds the gradient of weight * `load_balancing_loss`."""
+    mask = probabilities.new_ones(len(probabilities)) if is_token is None else is_token.to(probabilities)
+    gradient = _relative_load(probabilities, chosen, mask) * mask[:, None] * (weight / mask.sum().clamp_min(1))
+    return _AddGradient.apply(probabilities, gradient)  # pyright: ignore[reportReturnType]
 
 
-def balanced(probabilities: Tensor, chosen: Tensor, weight: float, real: Tensor | None) -> Tensor:
-    """The probabilities as they are; backward adds the gradient of weight * `balance`."""
-    counted = probabilities.new_ones(len(probabilities)) if real is None else real.to(probabilities)
-    gradient = _shares(probabilities, chosen, counted) * counted[:, None] * (weight / counted.sum().clamp_min(1))
-    return _Added.apply(probabilities, gradient)  # pyright: ignore[reportReturnType]
+def _relative_load(probabilities: Tensor, chosen: Tensor, mask: Tensor) -> Tensor:
+    """Each expert's share of the choices times the number of experts: [expert]."""
+    num_experts, top_k = probabilities.shape[-1], chosen.shape[-1]
+    counts = mask.new_zeros(num_experts).index_add(0, chosen.flatten(), mask.repeat_interleave(top_k))
+    return counts * num_experts / (top_k * mask.sum().clamp_min(1))
 
 
-def _shares(probabilities: Tensor, chosen: Tensor, real: Tensor) -> Tensor:
-    """Each expert's share of the choices, times their number: [expert]."""
-    number, active = probabilities.shape[-1], chosen.shape[-1]
-    taken = real.new_zeros(number).index_add(0, chosen.flatten(), real.repeat_interleave(active))
-    return taken * number / (active * real.sum().clamp_min(1))
-
-
-class _Added(torch.autograd.Function):
+class _AddGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)

@@ -1,10 +1,9 @@
-"""What is done to each token's numbers between matrix products: norms, rotations, the gate of a feed-forward.
+"""Pointwise functions between matrix products: RMSNorm, rotation, SwiGLU.
 
-Each is written twice: plainly (`plain_*`, what the others are tested against), and with its backward written out, which takes
-fewer passes over memory and keeps nothing that can be had from what is kept anyway. Where a CPU trains, the second is used.
+Each has two forms, tested equal: a plain one (`plain_*`), and one with a hand-written backward for training on a CPU, which
+takes fewer passes over memory, saves fewer activations and recomputes the rest.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,14 +27,14 @@ def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def plain_swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up, of one tensor that holds both (SwiGLU, Shazeer 2020, arXiv 2002.05202)."""
+    """silu(gate) * up, both in one tensor (SwiGLU, Shazeer 2020, arXiv 2002.05202)."""
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate) * up
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`plain_rms_norm`, the faster way."""
-    if _written_out(x):
+    """`plain_rms_norm`, faster on a CPU."""
+    if fused(x):
         return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
     return (x * _scale(x, eps)).mul_(weight) if _eager(x) else plain_rms_norm(x, weight, eps)
 
@@ -47,39 +46,21 @@ def _scale(x: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`plain_rotate`, the faster way. Angles broadcast against [..., head_dim] and get no gradient."""
-    return _Rotate.apply(x, cos, sin) if _written_out(x) else plain_rotate(x, cos, sin)  # pyright: ignore[reportReturnType]
+    """`plain_rotate`, faster on a CPU. Angles broadcast against [..., head_dim] and get no gradient."""
+    return _Rotate.apply(x, cos, sin) if fused(x) else plain_rotate(x, cos, sin)  # pyright: ignore[reportReturnType]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """`plain_swiglu`, the faster way."""
-    return _SwiGLU.apply(gate_up) if _written_out(gate_up) else plain_swiglu(gate_up)  # pyright: ignore[reportReturnType]
-
-
-def recompute_linear(function: Callable[[Tensor], Tensor], matrix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """matrix(function(x)). Where backward is written out, what stands between is not kept for it: it is computed again."""
-    between = function(x)
-    if not _written_out(between):
-        return matrix(between)
-    if torch.is_autocast_enabled("cpu"):
-        between = between.to(torch.get_autocast_dtype("cpu"))
-    place, size, dtype = between.data_ptr(), between.numel(), between.dtype
-
-    def pack(kept: Tensor) -> Tensor | torch.Size:
-        return kept.shape if kept.data_ptr() == place and kept.numel() == size else kept
-
-    def unpack(kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else function(x).to(dtype).view(kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return matrix(between)
+    """`plain_swiglu`, faster on a CPU."""
+    return _SwiGLU.apply(gate_up) if fused(gate_up) else plain_swiglu(gate_up)  # pyright: ignore[reportReturnType]
 
 
 def _eager(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _written_out(x: Tensor) -> bool:
+def fused(x: Tensor) -> bool:
+    """Whether the functions with a backward of their own run: on a CPU, in training, uncompiled."""
     return _eager(x) and torch.is_grad_enabled()
 
 
@@ -96,10 +77,10 @@ class _RMSNorm(torch.autograd.Function):
         (grad,) = grads
         x, weight, scale = ctx.saved_tensors
         unit, weight = x * scale, weight.to(grad.dtype)
-        both = grad * unit
-        by_weight = both.sum_to_size(weight.shape)
-        along = both.mul_(weight).sum(-1, keepdim=True).mul_(-1 / x.shape[-1])
-        return torch.mul(grad, weight, out=both).addcmul_(unit, along).mul_(scale), by_weight, None
+        buffer = grad * unit
+        weight_grad = buffer.sum_to_size(weight.shape)
+        along = buffer.mul_(weight).sum(-1, keepdim=True).mul_(-1 / x.shape[-1])
+        return torch.mul(grad, weight, out=buffer).addcmul_(unit, along).mul_(scale), weight_grad, None
 
 
 class _Rotate(torch.autograd.Function):
@@ -139,7 +120,7 @@ class _SwiGLU(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
         out = torch.empty_like(gate_up)
-        by_gate, by_up = out.chunk(2, -1)
-        torch.mul(grad, F.silu(gate), out=by_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=by_gate)
+        gate_grad, up_grad = out.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=up_grad)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=gate_grad)
         return out

@@ -1,7 +1,7 @@
 """Rotary position embedding over several axes (RoPE, Su et al. 2021, arXiv 2104.09864; Llama's halves convention).
 
-Each frequency belongs to one axis, in turn. A token with the same coordinate on every axis gets exactly the 1-D rotation.
-Coordinates and angles are fp32 whatever the model computes in.
+Frequencies are assigned to the axes in turn. A token with the same coordinate on every axis gets exactly the 1-D rotation.
+Coordinates and angles are fp32 in every precision of the model.
 """
 
 import math
@@ -15,21 +15,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Unscaled:
-    """Frequencies as they are."""
+    """No scaling of the frequencies."""
 
     kind: ClassVar[str] = "none"
 
     def __call__(self, frequency: Tensor) -> Tensor:
-        """The same."""
+        """Unchanged frequencies."""
         return frequency
 
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """All frequencies divided by a factor, as if positions were (Chen et al. 2023, arXiv 2306.15595).
+    """Position interpolation: all frequencies divided by a factor (Chen et al. 2023, arXiv 2306.15595).
 
     Args:
-        factor: how many times longer than in training sequences may become.
+        factor: context extension, as a multiple of the original context.
     """
 
     kind: ClassVar[str] = "linear"
@@ -37,26 +37,24 @@ class LinearScaling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor < math.inf:
-            raise ValueError(
-                f"the factor says how many times longer sequences become, at least 1 and finite, not {self.factor}"
-            )
+            raise ValueError(f"rope_scaling.factor must be a finite number of at least 1, not {self.factor}")
 
     def __call__(self, frequency: Tensor) -> Tensor:
-        """Lower frequencies."""
+        """frequency / factor"""
         return frequency / self.factor
 
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's: low frequencies divided by the factor, high ones kept, a linear passage between (arXiv 2407.21783).
+    """Llama 3.1's: low frequencies divided by the factor, high ones kept, linear interpolation between (arXiv 2407.21783).
 
-    With turns = original / wavelength, the rotations that a frequency makes within the original context:
-    turns < low: frequency / factor; turns > high: frequency; between, s = (turns - low) / (high - low) parts of the second.
+    With turns = original / wavelength, the rotations within the original context, and s = (turns - low) / (high - low) clamped
+    to [0, 1]: (1 - s) * frequency / factor + s * frequency.
 
     Args:
-        factor: how many times longer sequences become.
-        low, high: turns between which the passage is.
-        original: context of the training before.
+        factor: context extension, as a multiple of the original context.
+        low, high: turns below which frequencies are divided, and above which they are kept.
+        original: original context length.
     """
 
     kind: ClassVar[str] = "llama3"
@@ -67,10 +65,12 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         if not 1 <= self.factor < math.inf or not 0 < self.low < self.high < math.inf or self.original < 1:
-            raise ValueError(f"needs a finite factor of at least 1, finite 0 < low < high, and an original context, not {self}")
+            raise ValueError(
+                f"llama3 scaling needs a finite factor of at least 1, 0 < low < high and original of at least 1, not {self}"
+            )
 
     def __call__(self, frequency: Tensor) -> Tensor:
-        """Scaled frequencies."""
+        """Interpolated frequencies."""
         turns = self.original * frequency / (2 * math.pi)
         share = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
         return (1 - share) * frequency / self.factor + share * frequency
@@ -85,7 +85,7 @@ def angles(
     """Cosines and signed sines of the rotation angles.
 
     angle_j = position[axis j mod axes] * theta^(-2j / head_dim), j = 0 .. head_dim / 2 - 1. Both halves of a head carry the
-    same angles; the sine of the first half is negated, so that a rotation is x * cos + swap_halves(x) * sin. `scaling` acts on
+    same angles; the sine of the first half is negated, so that a rotation is x * cos + swap_halves(x) * sin. `scaling` changes
     the frequencies.
     """
     half = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)

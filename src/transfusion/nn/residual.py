@@ -1,26 +1,71 @@
-"""Other residual streams than x + part(x): hyper-connections, attention over depth, and long skips between the halves.
+"""Residual streams: plain, hyper-connections, attention over depth; and long skips between the halves of the network.
 
-Each stands around a part of a layer: `stream(state, part) -> state`, where `part` maps [row, length, width] to the same.
+A stream begins with the embedding, and ends as one vector per token: `begin(x) -> state`, `end(state) -> x`. Each layer's
+attention and MLP have a connection to it: `connection(state, sublayer) -> state`, where the sublayer maps [row, length, width]
+to the same.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from transfusion.nn.config import TransformerConfig
+
 Sublayer: TypeAlias = Callable[[Tensor], Tensor]
-"""A layer's attention or feed-forward, [row, length, width] -> [row, length, width]."""
+
+
+def residual_connection(config: TransformerConfig, index: int) -> nn.Module:
+    """The connection of sublayer number `index`: 2 layer for attention, 2 layer + 1 for the MLP."""
+    if config.residual == "hyper":
+        return HyperConnections(config.width, config.num_streams, index, config.norm_eps)
+    if config.residual == "attention":
+        return DepthAttention(config.width, config.norm_eps, first=index == 0)
+    return PlainResidual()
+
+
+class ResidualStream(Protocol):
+    """How the stream begins and ends."""
+
+    def begin(self, x: Tensor) -> Any:
+        """The state from the embedding [row, length, width]."""
+        ...
+
+    def end(self, state: Any) -> Tensor:
+        """The final vectors [row, length, width]."""
+        ...
+
+
+def residual_stream(config: TransformerConfig) -> Any:
+    """The `ResidualStream` of a configuration; a module, since it may have weights."""
+    if config.residual == "hyper":
+        return HyperStreams(config.num_streams)
+    return DepthAttention(config.width, config.norm_eps) if config.residual == "attention" else PlainResidual()
+
+
+class PlainResidual(nn.Module):
+    """x + sublayer(x)"""
+
+    def forward(self, x: Tensor, sublayer: Sublayer) -> Tensor:
+        """[row, length, width] -> [row, length, width]"""
+        return x + sublayer(x)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """x"""
+        return x
+
+    end = begin
 
 
 class HyperConnections(nn.Module):
-    """Dynamic hyper-connections (arXiv 2409.19606): n streams [row, length, n, width]. A part reads a mixture of them; they are
-    mixed among themselves, and the part's output is added to each by a share of its own. All three depend on the token.
+    """Dynamic hyper-connections (arXiv 2409.19606): n streams [row, length, n, width]. A sublayer reads a mixture of the
+    streams; the streams are mixed among themselves; the output is added to each with its own weight. All three depend on the
+    token.
 
     Args:
-        index: number of the part in the network; in the beginning it reads stream index mod n and writes into all of them,
-            which is the plain residual.
+        index: number of the sublayer. Initially it reads stream index mod n and writes into all: the plain residual.
     """
 
     def __init__(self, width: int, streams: int, index: int, eps: float) -> None:
@@ -32,88 +77,97 @@ class HyperConnections(nn.Module):
         self.read = nn.Parameter(torch.empty(streams))
         self.mix = nn.Parameter(torch.empty(streams, streams))
         self.write = nn.Parameter(torch.empty(streams))
-        self.start()
+        self.init_weights()
 
-    def start(self) -> None:
-        """First weights: those of the plain residual (the paper's eq. 14)."""
+    def init_weights(self) -> None:
+        """The plain residual (the paper's eq. 14)."""
         nn.init.zeros_(self.dynamic.weight)
         nn.init.eye_(self.mix)
         nn.init.ones_(self.write)
         with torch.no_grad():
             self.read.copy_(torch.eye(self.streams)[self.index % self.streams])
 
-    def forward(self, state: Tensor, part: Sublayer) -> Tensor:
-        """[row, length, stream, width] -> the same"""
+    def forward(self, state: Tensor, sublayer: Sublayer) -> Tensor:
+        """[row, length, stream, width] -> [row, length, stream, width]"""
         n = self.streams
-        moved = self.dynamic(F.rms_norm(state, state.shape[-1:], self.norm.to(state.dtype), self.eps)).to(state.dtype).tanh()
-        read = moved[..., 0] * self.scale[0] + self.read
-        mix = moved[..., 1 : 1 + n] * self.scale[0] + self.mix
-        write = moved[..., 1 + n] * self.scale[1] + self.write
-        out = part((read.unsqueeze(-1) * state).sum(-2))
+        normed = F.rms_norm(state, state.shape[-1:], self.norm.to(state.dtype), self.eps)
+        dynamic = self.dynamic(normed).to(state.dtype).tanh()
+        read = dynamic[..., 0] * self.scale[0] + self.read
+        mix = dynamic[..., 1 : 1 + n] * self.scale[0] + self.mix
+        write = dynamic[..., 1 + n] * self.scale[1] + self.write
+        out = sublayer((read.unsqueeze(-1) * state).sum(-2))
         mixed = mix.transpose(-1, -2).to(state.dtype) @ state
         return mixed + write.unsqueeze(-1) * out.unsqueeze(-2)
 
-    @staticmethod
-    def begin(x: Tensor, streams: int) -> Tensor:
-        """Every stream begins with the embedding."""
-        return x.unsqueeze(-2).expand(*x.shape[:-1], streams, x.shape[-1])
 
-    @staticmethod
-    def end(state: Tensor) -> Tensor:
-        """The sum of the streams."""
+class HyperStreams(nn.Module):
+    """Every stream begins with the embedding; at the end they are summed."""
+
+    def __init__(self, streams: int) -> None:
+        super().__init__()
+        self.streams = streams
+
+    def begin(self, x: Tensor) -> Tensor:
+        """[row, length, width] -> [row, length, stream, width]"""
+        return x.unsqueeze(-2).expand(*x.shape[:-1], self.streams, x.shape[-1])
+
+    def end(self, state: Tensor) -> Tensor:
+        """[row, length, stream, width] -> [row, length, width]"""
         return state.sum(-2)
 
 
-State: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
-"""The embedding and the output of every part so far, each with its normalised form."""
+DepthState: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
+"""The embedding and every sublayer's output so far, each with its normalised form."""
 
 
 class DepthAttention(nn.Module):
-    """Attention residual ("Attention Residuals", Kimi team, 2026): a part reads, token by token, a softmax-weighted mean of the
-    embedding and of all earlier parts' outputs, by a learned query; nothing else is summed up. The query begins at 0, so that
-    all weigh the same. The network's very `first` part has nothing to choose from."""
+    """Attention residual ("Attention Residuals", Kimi team, 2026): a sublayer reads, token by token, a softmax-weighted mean of
+    the embedding and of all earlier sublayers' outputs, by a learned query. Outputs are not summed. The query starts at 0:
+    equal weights. The network's `first` sublayer has only the embedding, and no query."""
 
     def __init__(self, width: int, eps: float, *, first: bool = False) -> None:
         super().__init__()
         self.query = None if first else nn.Parameter(torch.zeros(width))
         self.eps = eps
 
-    def read(self, state: State) -> Tensor:
-        """[row, length, width] from all that there is."""
+    def begin(self, x: Tensor) -> DepthState:
+        """The embedding alone."""
+        return (self._entry(x),)
+
+    def end(self, state: DepthState) -> Tensor:
+        """The weighted mean, [row, length, width]."""
         if self.query is None:
             return state[0][0]
         query = self.query.to(state[0][1].dtype)
         weights = torch.stack([unit @ query for _, unit in state]).softmax(0).unsqueeze(-1)
         return torch.stack([weight * value for weight, (value, _) in zip(weights, state, strict=True)]).sum(0)
 
-    def forward(self, state: State, part: Sublayer) -> State:
-        """The state, and the part's output."""
-        return (*state, noted(part(self.read(state)), self.eps))
+    def forward(self, state: DepthState, sublayer: Sublayer) -> DepthState:
+        """The state and the sublayer's output."""
+        return (*state, self._entry(sublayer(self.end(state))))
 
-
-def noted(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """An entry of `State`."""
-    return x, F.rms_norm(x, x.shape[-1:], None, eps)
+    def _entry(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, F.rms_norm(x, x.shape[-1:], None, self.eps)
 
 
 class LongSkip(nn.Module):
-    """A long skip of a U-ViT (arXiv 2209.12152): x and what left a layer of the first half, concatenated and projected; the
-    projection is added to x and begins at 0."""
+    """Long skip of a U-ViT (arXiv 2209.12152): x and the output of a layer of the first half, concatenated, projected, and
+    added to x. The projection starts at 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.project = nn.Linear(2 * width, width, bias=False)
-        self.start()
+        self.init_weights()
 
-    def start(self) -> None:
-        """First weights: zero."""
+    def init_weights(self) -> None:
+        """All zero."""
         nn.init.zeros_(self.project.weight)
 
     def forward(self, x: Tensor, earlier: Tensor) -> Tensor:
-        """Two of [..., width] -> one"""
+        """Two [..., width] -> [..., width]"""
         return x + self.project(torch.cat([x, earlier], -1))
 
 
-def paired(depth: int) -> int:
-    """Layers of each half that long skips join: the first with the last, and so on; one or two are left in the middle."""
+def num_long_skips(depth: int) -> int:
+    """Layers of each half that long skips join: the first with the last, and so on; one or two in the middle have none."""
     return (depth - 1) // 2

@@ -1,8 +1,8 @@
-"""Kinds of tokens: which tokens of a pass run through which set of weights.
+"""Modality routing: which tokens of a forward pass use which modality's weights.
 
-Set 0 is that of text and control tokens, set 1 + m that of modality m. A pass in which several kinds occur is cut into a piece
-for each (`split`) and put together again (`join`), so that each token costs one set; where all tokens are of one kind, as in
-decoding text and in denoising, nothing is moved.
+Index 0 is text and control tokens, 1 + m is modality m. With several modalities present, `split` sorts tokens by modality into
+one piece each and `join` undoes that, so that each token runs through one set of weights. With one modality present, as in
+decoding text or denoising media, nothing moves.
 """
 
 import math
@@ -16,46 +16,49 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ModalityRouting:
-    """The kinds that occur in a pass over tokens [row, length].
+    """The modalities of tokens [row, length].
 
-    `present` names them, in order; `sizes` is how many tokens each has. `order` are the flat indices of all tokens, kind by
-    kind, and `back` the inverse permutation; both None where there is only one kind.
+    Args:
+        present: indices of the modalities that occur, ascending.
+        sizes: number of tokens of each.
+        order: flat indices of all tokens, sorted by modality (None: one modality only).
+        inverse: the inverse permutation.
     """
 
     present: tuple[int, ...] = (0,)
     sizes: tuple[int, ...] = ()
     order: Int[Tensor, " token"] | None = None
-    back: Int[Tensor, " token"] | None = None
+    inverse: Int[Tensor, " token"] | None = None
 
     @classmethod
     def of(cls, shape: Sequence[int], slots: Iterable[tuple[int, Tensor]], device: torch.device) -> "ModalityRouting":
-        """From (kind, flat indices of its tokens) pairs, of which a kind may have several; what no pair names is of kind 0.
+        """From (modality index, flat token indices) pairs; an index may occur several times, all other tokens have index 0.
         `shape` is (row, length)."""
-        named, counts = list(slots), {0: math.prod(shape)}
-        for kind, index in named:
-            counts[kind] = counts.get(kind, 0) + index.numel()
-            counts[0] -= index.numel()
-        present = tuple(sorted(kind for kind, count in counts.items() if count))
+        groups, counts = list(slots), {0: math.prod(shape)}
+        for index, tokens in groups:
+            counts[index] = counts.get(index, 0) + tokens.numel()
+            counts[0] -= tokens.numel()
+        present = tuple(sorted(index for index, count in counts.items() if count))
         if len(present) < 2:
             return cls(present or (0,))
-        kinds = torch.zeros(math.prod(shape), dtype=torch.int64, device=device)
-        for kind, index in named:
-            kinds[index.flatten()] = kind
-        order = kinds.argsort(stable=True)  # not nonzero: its size would have to come from the device
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=device)
-        return cls(present, tuple(counts[kind] for kind in present), order, back)
+        indices = torch.zeros(math.prod(shape), dtype=torch.int64, device=device)
+        for index, tokens in groups:
+            indices[tokens.flatten()] = index
+        order = indices.argsort(stable=True)  # nonzero would wait for the device
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=device)
+        return cls(present, tuple(counts[index] for index in present), order, inverse)
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
-        """The tokens of each kind that occurs, of x [row, length, ...]: [token, ...]; x itself if there is but one."""
+        """x [row, length, ...] -> the tokens [token, ...] of each modality present; x itself if there is only one."""
         return (x,) if self.order is None else x.flatten(0, 1).index_select(0, self.order).split(self.sizes)
 
     def join(self, pieces: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        """The inverse: pieces [token, ...] of the kinds in order -> [row, length, ...]; `shape` begins with row, length."""
-        if self.back is None:
+        """The inverse of `split`, to [row, length, ...]; `shape` begins with row, length."""
+        if self.inverse is None:
             return pieces[0]
-        return torch.cat(list(pieces)).index_select(0, self.back).unflatten(0, tuple(shape[:2]))
+        return torch.cat(list(pieces)).index_select(0, self.inverse).unflatten(0, tuple(shape[:2]))
 
 
-ONE = ModalityRouting()
-"""All tokens run through the same weights."""
+UNROUTED = ModalityRouting()
+"""All tokens use the same weights."""

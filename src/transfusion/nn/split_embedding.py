@@ -1,7 +1,7 @@
-"""Rows of a vocabulary in two parts: those that a language model brings, and new ones behind them.
+"""Embedding and head of an extended vocabulary: the pretrained ids in one parameter, new ids in another.
 
-They are parameters of their own, so that the first can be frozen, or learn at another rate, while the second are trained: no
-weight decay, moment, average or clipping that is meant for one part reaches the other.
+So the pretrained vectors can be frozen, or have their own learning rate, while the new ones train: weight decay, moments, EMA
+and clipping never mix them.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transfusion.nn.layers import Linear
 
 
 class SplitEmbedding(nn.Embedding):
-    """Vectors of ids: `weight` holds those below `old`, `new` those from there on."""
+    """Embedding; `weight` holds ids below `old`, `new` all further ids."""
 
     def __init__(self, old: int, new: int, width: int) -> None:
         super().__init__(old, width)
@@ -26,17 +26,17 @@ class SplitEmbedding(nn.Embedding):
 
 
 class SplitHead(Linear):
-    """Scores of ids: first those of `weight`, then those of `new`."""
+    """Logits: of `weight` first, then of `new`."""
 
     def __init__(self, width: int, old: int, new: int) -> None:
         super().__init__(width, old)
         self.new = nn.Parameter(torch.empty(new, width))
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., width] -> [..., id]"""
+        """[..., width] -> logits [..., id]"""
         return torch.cat([super().forward(input), F.linear(input, self.new)], -1)
 
 
-def rows(part: nn.Embedding | Linear) -> Tensor:
-    """All rows of an embedding or a head, whole or in two parts."""
-    return torch.cat([part.weight, part.new]) if isinstance(part, SplitEmbedding | SplitHead) else part.weight
+def whole_weight(module: nn.Embedding | Linear) -> Tensor:
+    """The weight [id, width] of an embedding or a head, split or not."""
+    return torch.cat([module.weight, module.new]) if isinstance(module, SplitEmbedding | SplitHead) else module.weight

@@ -1,261 +1,203 @@
-"""The trunk: a Llama-type transformer (RMSNorm before each part, SwiGLU, rotary positions) over vectors of any origin.
+"""The transformer: a Llama-like stack (pre-norm, SwiGLU, RoPE) over vectors of any origin.
 
-Weights may come in sets, one for each kind of token (`TransformerConfig.modality_weights`); what is here says which set a token
-runs through, and `nn/routing.py` brings it there.
-Everything else that a `TransformerConfig` can ask for has a file of its own beside this one.
+vectors [row, length, width], their positions, and what attention needs to know of the tokens (`AttentionMetadata`, or a view of
+a cache) go in; vectors come out. `Block` is the default layer, `BlockWithOptions` every other one.
 """
 
 import math
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.nn.adaln import AdaLN, AdaLNParameters, TimeCondition
-from transfusion.nn.attention import AttentionFn
-from transfusion.nn.cache import Window
+from transfusion.nn.adaln import AdaLN, AdaLNParameters, TimeCondition, modulated_norm
+from transfusion.nn.attention import AttentionBackend, AttentionMetadata
+from transfusion.nn.cache import CacheView
 from transfusion.nn.config import TransformerConfig
-from transfusion.nn.layers import MLP, Linear, RMSNorm
+from transfusion.nn.layers import MLP, RMSNorm
 from transfusion.nn.moe import MixtureOfExperts
-from transfusion.nn.pointwise import recompute_linear, rms_norm, rotate
-from transfusion.nn.residual import DepthAttention, HyperConnections, LongSkip, Sublayer, noted, paired
-from transfusion.nn.routing import ONE, ModalityRouting
-from transfusion.nn.values import ValueResidual, laser
+from transfusion.nn.positions import angles
+from transfusion.nn.residual import LongSkip, num_long_skips, residual_connection, residual_stream
+from transfusion.nn.routing import UNROUTED, ModalityRouting
+from transfusion.nn.self_attention import AttentionWeights, ForwardContext, SelfAttention, attention_fn
 
 
-@dataclass(frozen=True, eq=False)
-class ForwardContext:
-    """What all layers of one pass are told: angles [row, length, 1, dim], the form of attention, the cache's view if there is
-    one, the kinds of tokens, the times of media, and which tokens are no padding; `first` keeps the first layer's values."""
+class BlockWeights(nn.Module):
+    """The weights of a layer that one modality's tokens use: MLP and its norm, and unless `attention` is None that and its
+    norm."""
 
-    cos: Tensor
-    sin: Tensor
-    attend: AttentionFn
-    window: Window | None
-    routing: ModalityRouting
-    condition: TimeCondition | None = None
-    real: Bool[Tensor, "row length"] | None = None
-    first: list[Tensor] = field(default_factory=list)
-
-
-class Attention(nn.Module):
-    """Multi-head attention with rotary positions; queries, keys and values in one projection."""
-
-    def __init__(self, transformer: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, attention: AttentionWeights | None) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.dim = transformer.num_heads, transformer.sizes.num_kv_heads, transformer.sizes.head_dim
-        parts = (self.heads * self.dim, self.kv_heads * self.dim, self.kv_heads * self.dim)
-        self.qkv = Linear(transformer.width, sum(parts), transformer.qkv_bias, fused=parts, head=self.dim)
-        self.out = Linear(self.heads * self.dim, transformer.width)
-        self.q_norm = RMSNorm(self.dim, transformer.norm_eps) if transformer.qk_norm else None
-        self.k_norm = RMSNorm(self.dim, transformer.norm_eps) if transformer.qk_norm else None
-        self.gate = nn.Linear(transformer.width, self.heads) if transformer.attention.gated else None
-
-    def project(self, x: Tensor, norm: Sublayer) -> tuple[Tensor, ...]:
-        """[..., width] -> queries and keys in one [..., heads + kv_heads, dim], before rotation; values [..., kv_heads, dim];
-        and gates [..., heads, 1] if there are any. `norm` is applied to x first."""
-        heads, kv_heads = self.heads, self.kv_heads
-        if self.gate is not None:
-            h = norm(x)
-            both, gates = self.qkv(h), (self.gate(h).sigmoid().unsqueeze(-1),)
-        else:
-            both, gates = recompute_linear(norm, self.qkv, x), ()
-        qk, v = both.unflatten(-1, (-1, self.dim)).split([heads + kv_heads, kv_heads], -2)
-        if self.q_norm is not None and self.k_norm is not None:
-            weight = torch.cat([self.q_norm.weight.expand(heads, -1), self.k_norm.weight.expand(kv_heads, -1)])
-            qk = rms_norm(qk, weight, self.q_norm.eps)
-        return qk, v, *gates
-
-    def attend_to(self, run: ForwardContext, layer: int, qk: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
-        """What `project` gave, for all tokens [row, length, ...] -> [row, length, heads * dim], before `out`."""
-        q, k = rotate(qk, run.cos, run.sin).split([self.heads, self.kv_heads], 2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if run.window is not None:
-            k, v = run.window.update(layer, k, v)
-        found = run.attend(q, k, v).transpose(1, 2)
-        return (found if gate is None else found * gate).flatten(2)
+        if attention is not None:
+            self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        if attention is not None:
+            self.attention = attention
+        hidden = config.sizes.mlp_width
+        self.mlp = MixtureOfExperts(config.width, hidden, config.moe) if config.moe.num_experts else MLP(config.width, hidden)
 
 
-class Layer(nn.Module):
-    """One kind's weights of a layer: feed-forward and its norm, and if `whole` attention and its norm."""
+class Block(BlockWeights):
+    """A layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, transformer: TransformerConfig, *, whole: bool = True) -> None:
-        super().__init__()
-        if whole:
-            self.attention_norm = RMSNorm(transformer.width, transformer.norm_eps)
-        self.mlp_norm = RMSNorm(transformer.width, transformer.norm_eps)
-        if whole:
-            self.attention = Attention(transformer)
-        self.mlp = (
-            MixtureOfExperts(transformer.width, transformer.sizes.mlp_width, transformer.moe)
-            if transformer.moe.num_experts
-            else MLP(transformer.width, transformer.sizes.mlp_width)
-        )
+    attention: SelfAttention
 
-    def mlp_of(self, x: Tensor, norm: Sublayer, real: Tensor | None) -> Tensor:
-        """feed_forward(norm(x)); `real` where a mixture of experts is to be told what is padding."""
-        return self.mlp(x, norm) if real is None else self.mlp(x, norm, real)
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config, SelfAttention(config, layer))
+
+    def forward(self, x: Any, context: ForwardContext) -> Any:
+        """[row, length, width] -> [row, length, width]"""
+        x = x + self.attention(self.attention_norm(x), context)
+        return x + self.mlp(self.mlp_norm(x))
 
 
-class Block(Layer):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)), or another residual stream around the two.
+class BlockWithOptions(Block):
+    """A layer with modality-specific weights, experts, another residual stream, long skips, adaLN or dropout.
 
-    Its own weights are set 0; `media[m]`, where there are sets, is set 1 + m.
+    Its own weights are those of text; `media[m]` holds those of modality m.
     """
 
-    def __init__(self, transformer: TransformerConfig, num_modalities: int, layer: int) -> None:
-        super().__init__(transformer)
-        self.modality_weights, self.layer = transformer.modality_weights, layer
-        unusual = (
-            transformer.moe.num_experts or transformer.attention.value_residual or transformer.adaln or transformer.dropout
+    def __init__(self, config: TransformerConfig, num_modalities: int, layer: int) -> None:
+        super().__init__(config, layer)
+        self.modality_weights = config.modality_weights
+        self.media = nn.ModuleList(
+            BlockWeights(config, AttentionWeights(config) if config.modality_weights == "all" else None)
+            for _ in range(num_modalities if config.modality_weights != "none" else 0)
         )
-        self.plain = transformer.modality_weights == "none" and transformer.residual == "plain" and not unusual
-        if transformer.modality_weights != "none":
-            self.media = nn.ModuleList(
-                Layer(transformer, whole=transformer.modality_weights == "all") for _ in range(num_modalities)
-            )
-        self.adaln_modulation = AdaLN(transformer.width) if transformer.adaln else None
-        self.value_residual = ValueResidual() if transformer.attention.value_residual and layer else None
-        self.remembers = transformer.attention.value_residual and not layer
-        self.dropout = nn.Dropout(transformer.dropout) if transformer.dropout else None
-        self.skip = (
-            LongSkip(transformer.width)
-            if transformer.long_skips and layer >= transformer.depth - paired(transformer.depth)
-            else None
-        )
-        self.streams: nn.ModuleList | None = None
-        if transformer.residual == "hyper":
-            parts = (2 * layer, 2 * layer + 1)
-            self.streams = nn.ModuleList(
-                HyperConnections(transformer.width, transformer.num_streams, i, transformer.norm_eps) for i in parts
-            )
-        elif transformer.residual == "attention":
-            self.streams = nn.ModuleList(
-                DepthAttention(transformer.width, transformer.norm_eps, first=i + layer == 0) for i in range(2)
-            )
+        self.adaln = AdaLN(config.width) if config.adaln else None
+        self.dropout = nn.Dropout(config.dropout)
+        skips = num_long_skips(config.depth) if config.long_skips else 0
+        self.saves_skip = layer < skips
+        self.skip = LongSkip(config.width) if layer >= config.depth - skips else None
+        self.residuals = nn.ModuleList(residual_connection(config, index) for index in (2 * layer, 2 * layer + 1))
 
-    def forward(self, x: Any, run: ForwardContext) -> Any:
-        """[row, length, width] -> [row, length, width]; or the state of another residual stream to the same."""
-        if self.plain:  # what follows, said directly: in decoding, the questions below would take 1 or 2 % of the time
-            attention = self.attention
-            x = x + attention.out(attention.attend_to(run, self.layer, *attention.project(x, self.attention_norm)))
-            return x + self.mlp(x, self.mlp_norm)
-        attend_to, feed = None, None
-        if self.adaln_modulation is not None and run.condition is not None:
-            attend_to, feed = self.adaln_modulation(run.condition, run.cos)
-        if self.streams is None:
-            x = x + self.attend_to(x, run, attend_to)
-            return x + self.feed(x, run, feed)
-        x = self.streams[0](x, lambda h: self.attend_to(h, run, attend_to))
-        return self.streams[1](x, lambda h: self.feed(h, run, feed))
+    def forward(self, x: Any, context: ForwardContext) -> Any:
+        """The state of the residual stream -> the same; for the plain stream [row, length, width]."""
+        for_attention, for_mlp = None, None
+        if self.adaln is not None and context.condition is not None:
+            for_attention, for_mlp = self.adaln(context.condition, context.cos)
+        if self.skip is not None:
+            x = self.skip(x, context.skips.pop())
+        x = self.residuals[0](x, lambda h: self._attention(h, context, for_attention))
+        x = self.residuals[1](x, lambda h: self._mlp(h, context, for_mlp))
+        if self.saves_skip:
+            context.skips.append(x)
+        return x
 
-    def attend_to(self, x: Tensor, run: ForwardContext, change: AdaLNParameters | None) -> Tensor:
-        """Attention's part, [row, length, width] -> [row, length, width]."""
-        routing = run.routing if self.modality_weights == "all" else ONE
-        sets = self.sets(routing)
-        norms = changed([s.attention_norm for s in sets], change, routing)
-        projected = [s.attention.project(p, norm) for s, norm, p in zip(sets, norms, routing.split(x), strict=True)]
-        qk, v, *gates = (routing.join(pieces, x.shape) for pieces in zip(*projected, strict=True))
-        if self.value_residual is not None:
-            v = self.value_residual(v, run.first[0])
-        elif self.remembers:
-            run.first.append(v)
-        seen = self.attention.attend_to(run, self.layer, qk, v, *gates)
-        out = routing.join([s.attention.out(piece) for s, piece in zip(sets, routing.split(seen), strict=True)], x.shape)
-        return self.given(out, change)
+    def _attention(self, x: Tensor, context: ForwardContext, modulation: AdaLNParameters | None) -> Tensor:
+        """attention(norm(x)), each modality's tokens by its own weights."""
+        routing = context.routing if self.modality_weights == "all" else UNROUTED
+        weights = self._weights(routing)
+        normed = _normalize([w.attention_norm for w in weights], x, modulation, routing)
+        projected = [w.attention.project(h) for w, h in zip(weights, normed, strict=True)]
+        y = self.attention.attend(context, *(routing.join(pieces, x.shape) for pieces in zip(*projected, strict=True)))
+        pieces = [w.attention.out(piece) for w, piece in zip(weights, routing.split(y), strict=True)]
+        return self._gate(routing.join(pieces, x.shape), modulation)
 
-    def feed(self, x: Tensor, run: ForwardContext, change: AdaLNParameters | None) -> Tensor:
-        """The feed-forward's part, [row, length, width] -> [row, length, width]."""
-        routing = run.routing
-        sets = self.sets(routing)
-        norms = changed([s.mlp_norm for s in sets], change, routing)
-        real = routing.split(run.real) if run.real is not None else [None] * len(sets)
-        pieces = zip(sets, norms, routing.split(x), real, strict=True)
-        out = routing.join([s.mlp_of(piece, norm, here) for s, norm, piece, here in pieces], x.shape)
-        return self.given(out, change)
+    def _mlp(self, x: Tensor, context: ForwardContext, modulation: AdaLNParameters | None) -> Tensor:
+        """mlp(norm(x)), each modality's tokens by its own weights."""
+        routing = context.routing
+        weights = self._weights(routing)
+        normed = _normalize([w.mlp_norm for w in weights], x, modulation, routing)
+        if context.is_token is None:
+            pieces = [w.mlp(h) for w, h in zip(weights, normed, strict=True)]
+        else:
+            is_token = routing.split(context.is_token)
+            pieces = [w.mlp(h, real) for w, h, real in zip(weights, normed, is_token, strict=True)]
+        return self._gate(routing.join(pieces, x.shape), modulation)
 
-    def given(self, out: Tensor, change: AdaLNParameters | None) -> Tensor:
-        """What a part adds to the stream: its output, gated and thinned where that is asked for."""
-        if change is not None:
-            out = out * change.gate
-        return out if self.dropout is None else self.dropout(out)
+    def _gate(self, y: Tensor, modulation: AdaLNParameters | None) -> Tensor:
+        return self.dropout(y if modulation is None else y * modulation.gate)
 
-    def sets(self, routing: ModalityRouting) -> list[Layer]:
-        """The weights of each kind that occurs."""
-        return [self if kind == 0 else cast(Layer, self.media[kind - 1]) for kind in routing.present]
+    def _weights(self, routing: ModalityRouting) -> list[BlockWeights]:
+        """The weights of each modality that occurs."""
+        return [self if index == 0 else cast(BlockWeights, self.media[index - 1]) for index in routing.present]
 
 
-def changed(norms: Sequence[RMSNorm], change: AdaLNParameters | None, routing: ModalityRouting) -> Sequence[Sublayer]:
-    """Each kind's norm, and behind it the scale and shift of its tokens."""
-    if change is None:
-        return norms
-    pieces = zip(norms, routing.split(change.scale), routing.split(change.shift), strict=True)
-    return [partial(_modulated, norm=norm, scale=scale, shift=shift) for norm, scale, shift in pieces]
-
-
-def _modulated(x: Tensor, *, norm: RMSNorm, scale: Tensor, shift: Tensor) -> Tensor:
-    return norm(x) * (1 + scale) + shift
+def _normalize(
+    norms: Sequence[RMSNorm], x: Tensor, modulation: AdaLNParameters | None, routing: ModalityRouting
+) -> list[Tensor]:
+    """The tokens of each modality by its norm, shifted and scaled if there is a modulation."""
+    pieces = routing.split(x)
+    if modulation is None:
+        return [norm(piece) for norm, piece in zip(norms, pieces, strict=True)]
+    scales, shifts = routing.split(modulation.scale), routing.split(modulation.shift)
+    return [modulated_norm(*arguments) for arguments in zip(norms, pieces, scales, shifts, strict=True)]
 
 
 class Transformer(nn.Module):
-    """The blocks and the last norm.
+    """The blocks and the final norm.
 
     Args:
-        num_modalities: sets of weights beside that of text, where `transformer.modality_weights` asks for sets.
+        num_modalities: modalities beside text, for `config.modality_weights`.
     """
 
-    def __init__(self, transformer: TransformerConfig, num_modalities: int = 0) -> None:
+    def __init__(self, config: TransformerConfig, num_modalities: int = 0) -> None:
         super().__init__()
-        self.transformer = transformer
-        self.blocks = nn.ModuleList(Block(transformer, num_modalities, layer) for layer in range(transformer.depth))
-        self.norm = RMSNorm(transformer.width, transformer.norm_eps)
-        if transformer.modality_weights == "all":
-            self.media_norms = nn.ModuleList(RMSNorm(transformer.width, transformer.norm_eps) for _ in range(num_modalities))
-        self.depth_attention = (
-            DepthAttention(transformer.width, transformer.norm_eps) if transformer.residual == "attention" else None
+        self.config = config
+        options = (config.moe.num_experts, config.long_skips, config.adaln, config.dropout)
+        plain = config.modality_weights == "none" and config.residual == "plain" and not any(options)
+        self.blocks = nn.ModuleList(
+            Block(config, layer) if plain else BlockWithOptions(config, num_modalities, layer) for layer in range(config.depth)
         )
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.media_norms = nn.ModuleList(
+            RMSNorm(config.width, config.norm_eps) for _ in range(num_modalities if config.modality_weights == "all" else 0)
+        )
+        self.residual = residual_stream(config)
 
     def forward(
         self,
         x: Float[Tensor, "row length width"],
-        angles: tuple[Tensor, Tensor],
-        attend: AttentionFn,
-        window: Window | None = None,
+        positions: Float[Tensor, "row length axes"],
+        tokens: AttentionMetadata | CacheView,
         *,
-        routing: ModalityRouting = ONE,
+        backend: AttentionBackend = "auto",
+        routing: ModalityRouting = UNROUTED,
         condition: TimeCondition | None = None,
         layers: list[Tensor] | None = None,
-        real: Bool[Tensor, "row length"] | None = None,
     ) -> Float[Tensor, "row length width"]:
         """Run all layers.
 
         Args:
-            angles: from `positions.angles`.
-            window: where keys are cached.
-            kinds: where weights come in sets.
-            condition: the times of the media, for adaLN.
-            layers: takes what each layer gives.
-            real: which tokens are no padding, for the balance of experts.
+            positions: rotary coordinates.
+            tokens: documents, spans and privacy of whole rows; or a view of a cache, for rows that go on.
+            backend: attention backend. With a cache, flex and document fall back to auto.
+            routing: which tokens use which modality's weights.
+            condition: times of the media, for adaLN.
+            layers: receives the output of each layer.
         """
-        transformer = self.transformer
-        cos, sin = (a.unsqueeze(2).to(torch.promote_types(x.dtype, torch.float32)) for a in angles)
-        if transformer.attention.laser:
-            attend = laser(attend, transformer.attention.laser)
-        run = ForwardContext(cos, sin, attend, window, routing, condition, real)
-        x = self._run(x, run, layers)
-        if transformer.modality_weights != "all":
+        config = self.config
+        cos, sin = angles(positions, config.sizes.head_dim, config.rope_theta, config.rope_scaling)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        backward = torch.is_grad_enabled() and x.requires_grad
+        view = tokens if isinstance(tokens, CacheView) else None
+        is_token = tokens.documents >= 0 if config.moe.num_experts and not isinstance(tokens, CacheView) else None
+        context = ForwardContext(
+            cos.unsqueeze(2).to(dtype),
+            sin.unsqueeze(2).to(dtype),
+            attention_fn(config, positions, tokens, backend, backward=backward),
+            view,
+            routing,
+            condition,
+            is_token,
+        )
+        state = self.residual.begin(x)
+        for block in self.blocks:
+            state = block(state, context)
+            if layers is not None:
+                layers.append(self.residual.end(state))
+        x = self.residual.end(state)
+        if not self.media_norms:
             return self.norm(x)
-        norms = [self.norm if kind == 0 else self.media_norms[kind - 1] for kind in routing.present]
+        norms = [self.norm if index == 0 else self.media_norms[index - 1] for index in routing.present]
         return routing.join([norm(piece) for norm, piece in zip(norms, routing.split(x), strict=True)], x.shape)
 
     def text_counterparts(self) -> dict[str, tuple[int, str]]:
         """Name of each modality-specific weight -> (index of its modality, name of the text's weight in the same place)."""
-        lists: list[tuple[str, str, Any]] = [("media_norms.", "norm.", getattr(self, "media_norms", ()))]
+        lists: list[tuple[str, str, Any]] = [("media_norms.", "norm.", self.media_norms)]
         lists += [(f"blocks.{i}.media.", f"blocks.{i}.", getattr(block, "media", ())) for i, block in enumerate(self.blocks)]
         return {
             f"{own}{m}.{name}": (m, text + name)
@@ -264,51 +206,26 @@ class Transformer(nn.Module):
             for name in module.state_dict()
         }
 
-    def media_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that only media slots pass through: modality-specific weights, and the modulation of adaLN."""
-        for module in (*self.blocks, self):
-            for name in ("media", "media_norms", "adaln_modulation"):
-                if isinstance(child := getattr(module, name, None), nn.Module):
-                    yield from child.parameters()
-
-    def _run(self, x: Tensor, run: ForwardContext, layers: list[Tensor] | None) -> Tensor:
-        transformer, state = self.transformer, cast(Any, x)
-        if transformer.residual == "hyper":
-            state = HyperConnections.begin(x, transformer.num_streams)
-        elif transformer.residual == "attention":
-            state = (noted(x, transformer.norm_eps),)
-        earlier: list[Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            if block.skip is not None:
-                state = block.skip(state, earlier.pop())
-            state = block(state, run)
-            if transformer.long_skips and layer < paired(transformer.depth):
-                earlier.append(state)
-            if layers is not None:
-                layers.append(self._settled(state))
-        return self._settled(state)
-
-    def _settled(self, state: Any) -> Tensor:
-        """The state of the residual stream as one vector a token."""
-        if self.depth_attention is not None:
-            return self.depth_attention.read(state)
-        return HyperConnections.end(state) if self.transformer.residual == "hyper" else state
-
-
-RESIDUAL = re.compile(r"(attention\.out|mlp(\.shared|\.experts\.\d+)?\.down)\.weight$")
-"""Names of the projections that write into the residual stream."""
+    def media_parameters(self) -> list[nn.Parameter]:
+        """The weights that only media use: modality-specific ones and adaLN."""
+        modules: list[nn.Module] = [
+            self.media_norms,
+            *(block.media for block in self.blocks if isinstance(block, BlockWithOptions)),
+        ]
+        modules += [module for module in self.modules() if isinstance(module, AdaLN)]
+        return [p for module in modules for p in module.parameters()]
 
 
 def init_weights(module: nn.Module, depth: int) -> None:
-    """Normal(0, 0.02) weights; projections back into the residual stream scaled by 1 / sqrt(2 depth) (GPT-2). A part with a
-    method `start` sets its own."""
-    for name, weight in module.named_parameters():
-        if name.endswith(".bias"):
-            nn.init.zeros_(weight)
-        if weight.ndim < 2:
-            continue
-        nn.init.normal_(weight, std=0.02 / math.sqrt(2 * depth) if RESIDUAL.search(name) else 0.02)
-    for part in module.modules():
-        if hasattr(part, "start"):
-            cast(Any, part).start()
+    """Matrices from Normal(0, 0.02), biases 0. Projections into the residual stream (`Linear.residual`) have their standard
+    deviation scaled by 1 / sqrt(2 depth) (GPT-2). A module's own `init_weights` overrides this."""
+    for child in module.modules():
+        std = 0.02 / math.sqrt(2 * depth) if getattr(child, "residual", None) is True else 0.02
+        for name, weight in child.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.zeros_(weight)
+            if weight.ndim >= 2:
+                nn.init.normal_(weight, std=std)
+    for child in module.modules():
+        if hasattr(child, "init_weights"):
+            cast(Any, child).init_weights()

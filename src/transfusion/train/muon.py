@@ -1,14 +1,12 @@
-"""Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon): momentum whose matrices are made orthogonal before a step.
+"""Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon): momentum, orthogonalized per matrix, as the update.
 
     M <- mu M + (1 - mu) G      U = mu M + (1 - mu) G (Nesterov)      O = orthogonal(U)      W <- (1 - lr decay) W - lr s O
 
-O has the singular vectors of U, and singular values near 1: every direction of a matrix is learned at one rate. With
-s = 0.2 sqrt(max(rows, columns)) an entry of a step is as large as AdamW's on average ("Muon is scalable", arXiv 2502.16982,
-section 2.2), so AdamW's rate and decay serve both. It is for the matrices between a network's inside and inside; embeddings,
-heads, small matrices at the edge, norms and biases stay with AdamW, in the same optimiser.
+O has the singular vectors of U and singular values near 1: all directions of a matrix learn at one rate. With
+s = 0.2 sqrt(max(rows, columns)) the root mean square of an update is AdamW's ("Muon is scalable", arXiv 2502.16982, section
+2.2), so both use one learning rate and weight decay. Muon is for hidden matrices; embeddings, head, norms and biases use AdamW.
 
-A fused projection is several matrices (queries, keys, values; gate, up); each is made orthogonal alone. The module that owns
-it says which rows are whose (`nn/matrices.py`).
+Fused projections (queries, keys, values; gate, up) are orthogonalized matrix by matrix (`nn/hidden_matrices.py`).
 """
 
 import math
@@ -20,17 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from transfusion.nn.hidden_matrices import Matrices, cut
+from transfusion.nn.hidden_matrices import HiddenMatrix, split_matrices
 from transfusion.train.device import has_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Jordan's quintic: steepest at 0, so that 5 steps bring singular values from 0.01 to 1 into 0.7 to 1.2."""
-TOGETHER = 1 << 24
-"""Numbers at most in one batch of matrices: bounds what a step needs beside the weights."""
+"""Jordan's quintic, steepest at 0: 5 steps bring singular values from [0.01, 1] into [0.7, 1.2]."""
+MAX_BATCH_ELEMENTS = 1 << 24
+"""Elements of matrices that are orthogonalized in one batch: bounds the memory of a step."""
 
 
 def muon_group(
-    matrices: Sequence[Matrices],
+    matrices: Sequence[HiddenMatrix],
     *,
     weight_decay: float,
     lr_scale: float = 1.0,
@@ -42,7 +40,7 @@ def muon_group(
     """A parameter group for `MuonAdamW`; see `MuonConfig` for the arguments."""
     return {
         "params": [m.weight for m in matrices],
-        "rows": [m.rows(per_head=per_head) for m in matrices],
+        "splits": [m.sizes(per_head=per_head) for m in matrices],
         "lr_scale": lr_scale,
         "weight_decay": weight_decay,
         "momentum": momentum,
@@ -71,11 +69,11 @@ def orthogonal(x: Float[Tensor, "matrix rows columns"], steps: int = 5, dtype: t
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups that name the rows of their matrices (`muon_group`) by Muon, all others by AdamW.
+    """Muon for groups made by `muon_group`, AdamW for all others.
 
     Args:
-        lr: learning rate of groups that have none. A group's own `lr_scale` is for those who set `lr` at each step.
-        dtype: of the orthogonalisation, see `orthogonal`.
+        lr: learning rate of groups without their own. A schedule multiplies it by the group's `lr_scale`.
+        dtype: of the orthogonalization, see `orthogonal`.
     """
 
     def __init__(
@@ -89,39 +87,39 @@ class MuonAdamW(torch.optim.Optimizer):
         dtype: torch.dtype | None = None,
     ) -> None:
         self._dtype = dtype
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "rows": None})
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "splits": None})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Move all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["rows"] is None:
+            if group["splits"] is None:
                 self._adamw(group)
             else:
                 self._muon(group)
         return loss
 
     def _adamw(self, group: dict[str, Any]) -> None:
-        held = [p for p in group["params"] if p.grad is not None]
-        if not held:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if not parameters:
             return
-        for p in held:
+        for p in parameters:
             if not self.state[p]:
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
         beta1, beta2 = group["betas"]
         adamw(
-            held,
-            [p.grad for p in held],
-            [self.state[p]["exp_avg"] for p in held],
-            [self.state[p]["exp_avg_sq"] for p in held],
+            parameters,
+            [p.grad for p in parameters],
+            [self.state[p]["exp_avg"] for p in parameters],
+            [self.state[p]["exp_avg_sq"] for p in parameters],
             [],
-            [self.state[p]["step"] for p in held],
+            [self.state[p]["step"] for p in parameters],
             fused=True,
             amsgrad=False,
             beta1=beta1,
@@ -134,8 +132,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any]) -> None:
         rate, mu = group["lr"], group["momentum"]
-        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-        for p, rows in zip(group["params"], group["rows"], strict=True):
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for p, splits in zip(group["params"], group["splits"], strict=True):
             if p.grad is None:
                 continue
             if not self.state[p]:
@@ -143,13 +141,13 @@ class MuonAdamW(torch.optim.Optimizer):
             momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - mu)
             update = p.grad.lerp(momentum, mu) if group["nesterov"] else momentum
             p.mul_(1 - rate * group["weight_decay"])
-            for weight, piece in zip(cut(p, rows), cut(update, rows), strict=True):
-                alike.setdefault(tuple(weight.shape), []).append((weight, piece))
-        for shape, pairs in alike.items():
+            for weight, matrix in zip(split_matrices(p, splits), split_matrices(update, splits), strict=True):
+                by_shape.setdefault(tuple(weight.shape), []).append((weight, matrix))
+        for shape, pairs in by_shape.items():
             scale = 0.2 * math.sqrt(max(shape))
-            together = max(TOGETHER // math.prod(shape), 1)
-            for first in range(0, len(pairs), together):
-                some = pairs[first : first + together]
-                moved = orthogonal(torch.stack([piece for _, piece in some]), group["steps"], self._dtype)
-                for (weight, _), o in zip(some, moved, strict=True):
+            batch_size = max(MAX_BATCH_ELEMENTS // math.prod(shape), 1)
+            for first in range(0, len(pairs), batch_size):
+                batch = pairs[first : first + batch_size]
+                updates = orthogonal(torch.stack([matrix for _, matrix in batch]), group["steps"], self._dtype)
+                for (weight, _), o in zip(batch, updates, strict=True):
                     weight.add_(o.to(weight.dtype), alpha=-rate * scale)

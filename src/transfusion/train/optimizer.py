@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate."""
+"""Optimizers and their learning-rate schedule."""
 
 import math
 from dataclasses import dataclass
@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 from transfusion.model.network import Network
-from transfusion.nn.hidden_matrices import Matrices, matrices
+from transfusion.nn.hidden_matrices import HiddenMatrix, hidden_matrices
 from transfusion.nn.transformer import Transformer
 from transfusion.train.muon import MuonAdamW, muon_group
-
-EMBEDDINGS = ("embed.weight", "embed.new")
 
 
 @dataclass(frozen=True)
@@ -20,14 +18,14 @@ class AdamWConfig:
     """AdamW with linear warm-up, cosine decay to `min_lr`, and gradient clipping.
 
     Args:
-        lr: highest learning rate.
+        lr: peak learning rate.
         min_lr: learning rate at the end of the cosine.
         warmup: steps of linear warm-up to `lr`.
         beta1, beta2, eps: of AdamW.
-        weight_decay: on matrices only.
-        max_grad_norm: gradients are clipped to this norm.
-        language_lr_scale: factor on the learning rate of what came from a language model (`Network.language_parameters`); 0: it
-            is frozen, and costs neither gradients nor moments.
+        weight_decay: on matrices; embeddings, norms and biases have none.
+        max_grad_norm: global gradient norm above which gradients are clipped.
+        language_lr_scale: factor on the learning rate of the weights of a language model (`Network.language_parameters`);
+            0: frozen, without gradients or moments.
     """
 
     kind: ClassVar[str] = "adamw"
@@ -51,7 +49,7 @@ class AdamWConfig:
         if self.warmup < 0:
             raise ValueError(f"warmup must be 0 steps or more, not {self.warmup}")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"beta1 and beta2 are shares from 0 to below 1, not {self.beta1} and {self.beta2}")
+            raise ValueError(f"beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}")
         if not 0 <= self.language_lr_scale < math.inf:
             raise ValueError(
                 f"language_lr_scale is a factor on the learning rate, 0 (frozen) or more, not {self.language_lr_scale}"
@@ -65,59 +63,58 @@ class AdamWConfig:
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser: matrices with decay, vectors (norms, biases) and embeddings without. A group's `lr_scale`, if it has
-        one, is on the learning rate.
+        """The optimizer of a module's trainable weights. `lr_scale` of a parameter group multiplies the learning rate.
 
-        With `language_lr_scale` 0 the language model's weights are frozen: from then on they ask for no gradient.
+        With `language_lr_scale` 0 the language model's weights get `requires_grad` False.
 
         Raises:
-            ValueError: nothing is left to train; or a rate for a language model where there is none.
+            ValueError: nothing is left to train; or `language_lr_scale` without a language model.
         """
         slow: set[int] = set()
         if self.language_lr_scale != 1.0:
-            language = _language(module)
+            language = _language_parameters(module)
             if self.language_lr_scale:
                 slow = {id(p) for p in language}
             else:
                 for p in language:
                     p.requires_grad_(False)
-        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
-            raise ValueError(
-                "nothing is left to train: all weights are frozen (optimizer.language_lr_scale 0 freezes a language model's)"
-            )
-        inside = [] if not isinstance(self, MuonConfig) else _inside(module)
-        groups = self._groups({n: p for n, p in trained.items() if id(p) not in slow}, inside)
+            raise ValueError("no weights to train, all are frozen (optimizer.language_lr_scale 0 freezes a language model)")
+        matrices = _muon_matrices(module) if isinstance(self, MuonConfig) else []
+        no_decay = _no_decay(module)
+        groups = self._groups([p for p in trained if id(p) not in slow], matrices, no_decay)
         if slow:
-            for group in self._groups({n: p for n, p in trained.items() if id(p) in slow}, inside):
+            for group in self._groups([p for p in trained if id(p) in slow], matrices, no_decay):
                 groups.append(group | {"lr_scale": group.get("lr_scale", 1.0) * self.language_lr_scale})
         betas = (self.beta1, self.beta2)
         if not isinstance(self, MuonConfig):
             return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=True)
         return MuonAdamW(groups, lr=self.lr, betas=betas, eps=self.eps)
 
-    def _groups(self, named: dict[str, nn.Parameter], inside: list[Matrices]) -> list[dict[str, Any]]:
-        """Groups of some parameters; `inside` are matrices for Muon, where they are among these."""
-        chosen = {id(p) for p in named.values()}
-        inside = [m for m in inside if id(m.weight) in chosen]
-        taken = {id(m.weight) for m in inside}
-        rest = [(name, p) for name, p in named.items() if id(p) not in taken]
-        with_decay = [p for name, p in rest if p.ndim >= 2 and not name.endswith(EMBEDDINGS)]
-        without = [p for name, p in rest if p.ndim < 2 or name.endswith(EMBEDDINGS)]
-        groups = [{"params": with_decay, "weight_decay": self.weight_decay}, {"params": without, "weight_decay": 0.0}]
-        return groups if not isinstance(self, MuonConfig) else [*groups, self.group(inside)]
+    def _groups(self, parameters: list[nn.Parameter], matrices: list[HiddenMatrix], no_decay: set[int]) -> list[dict[str, Any]]:
+        """Parameter groups: with decay, without, and for Muon those of `parameters` that are among `matrices`."""
+        chosen = {id(p) for p in parameters}
+        matrices = [m for m in matrices if id(m.weight) in chosen]
+        by_muon = {id(m.weight) for m in matrices}
+        others = [p for p in parameters if id(p) not in by_muon]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in others if id(p) not in no_decay], "weight_decay": self.weight_decay},
+            {"params": [p for p in others if id(p) in no_decay], "weight_decay": 0.0},
+        ]
+        return groups if not isinstance(self, MuonConfig) else [*groups, self.group(matrices)]
 
 
 @dataclass(frozen=True)
 class MuonConfig(AdamWConfig):
-    """Muon for the hidden weight matrices of the trunk, AdamW for embeddings, heads, patchers, norms and biases.
+    """Muon for the transformer's hidden matrices, AdamW for embeddings, head, patchers, norms and biases.
 
     Args:
-        lr_scale: factor on the learning rate of the matrices that Muon updates.
-        momentum: share of the old momentum kept at each step.
+        lr_scale: factor on the learning rate of Muon's matrices.
+        momentum: decay of the momentum.
         nesterov: Nesterov momentum.
-        newton_schulz_steps: iterations of the orthogonalisation.
-        per_head: orthogonalise each attention head's rows alone.
+        newton_schulz_steps: iterations of the orthogonalization.
+        per_head: orthogonalize each attention head's matrix alone.
     """
 
     kind: ClassVar[str] = "muon"
@@ -135,7 +132,7 @@ class MuonConfig(AdamWConfig):
                 f"{self.momentum} and {self.newton_schulz_steps}"
             )
 
-    def group(self, matrices: list[Matrices]) -> dict[str, Any]:
+    def group(self, matrices: list[HiddenMatrix]) -> dict[str, Any]:
         """The parameter group that Muon updates."""
         return muon_group(
             matrices,
@@ -151,23 +148,26 @@ class MuonConfig(AdamWConfig):
 OptimizerConfig: TypeAlias = AdamWConfig | MuonConfig
 
 
-def _language(module: nn.Module) -> list[nn.Parameter]:
-    """What came from a language model. Raises ValueError where there is none."""
-    found = [p for part in module.modules() if isinstance(part, Network) for p in part.language_parameters()]
-    if not found:
+def _no_decay(module: nn.Module) -> set[int]:
+    """Ids of the parameters without weight decay: those of embeddings, and all vectors (norms, biases)."""
+    embeddings = {id(p) for child in module.modules() if isinstance(child, nn.Embedding) for p in child.parameters()}
+    return embeddings | {id(p) for p in module.parameters() if p.ndim < 2}
+
+
+def _language_parameters(module: nn.Module) -> list[nn.Parameter]:
+    result = [p for child in module.modules() if isinstance(child, Network) for p in child.language_parameters()]
+    if not result:
         raise ValueError(
-            "this model goes on from no language model whose weights could be frozen or slowed: leave out "
-            "optimizer.language_lr_scale, or start from one (init)"
+            "optimizer.language_lr_scale needs a model that starts from a language model: leave it out, or set init to one"
         )
-    return found
+    return result
 
 
-def _inside(module: nn.Module) -> list[Matrices]:
-    """The matrices of all trunks in a module. Raises ValueError if there are none."""
-    found = [m for part in module.modules() if isinstance(part, Transformer) for m in matrices(part)]
-    if not found:
-        raise ValueError("Muon is for the matrices of a trunk, and none of this model's is trained: use optimizer.method adamw")
-    return found
+def _muon_matrices(module: nn.Module) -> list[HiddenMatrix]:
+    result = [m for child in module.modules() if isinstance(child, Transformer) for m in hidden_matrices(child)]
+    if not result:
+        raise ValueError("Muon needs hidden matrices of a transformer, and none are trained: use optimizer.kind adamw")
+    return result
 
 
 PAPER = AdamWConfig(lr=3e-4, min_lr=1.5e-5, warmup=4000, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, max_grad_norm=1.0)
