@@ -301,7 +301,7 @@ class Engine:
             document = unconditional(whole, len(context.segments), text=branch.drop_text, media=branch.drop_media)
             sequence = tokenize_document(document, self.vocabulary, self.coordinates, add_eos=False)
             start = sequence.items[-1].start
-            self.runner.cache.lengths[cache_slot] = 0
+            self.runner.cache.truncate(cache_slot, 0)
             prefixes.append(Chunk.prefix(cache_slot, sequence, start))
             item_positions = torch.from_numpy(sequence.positions[start:])
             branches.append(CachedBranch(cache_slot, branch.weight, item_positions, len(sequence.items) - 1))
