@@ -6,7 +6,7 @@ Each of scikit-learn's 1,437 digits to train on stands in the data twice, at two
 with captions such as "a three, 8 wide and 12 high". The model is given captions alone: it opens the item, writes its size (a
 token an axis) and draws. Prints the share of prompts whose picture has the size that is named, how often a written size could
 not be used and the default, 8 x 8, was drawn instead, and the share in which a judge of real digits sees the digit that is
-named; writes a sheet, `sizes.png`.
+named; writes an image grid, `sizes.png`.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
-from transfusion.evaluation.classifier import SmallClassifier
-from transfusion.evaluation.image_grid import sheet
-from transfusion.evaluation.record import Proportion
+from transfusion.evaluation.classifier import SmallClassifier, accuracy
+from transfusion.evaluation.estimate import Estimate
+from transfusion.evaluation.image_grid import image_grid
 from transfusion.generate.engine import Engine
 from transfusion.generate.logits import Decoding, Greedy, Sample
 from transfusion.generate.state import Done, ItemDone, Request
@@ -107,7 +107,7 @@ def main() -> None:
     model = train(asked, documents(), [], print)
     trained = time.process_time() - began
     real = read_digits(held_out=False)
-    judge = SmallClassifier(real.images, real.labels)
+    classifier = SmallClassifier(real.images, real.labels)
     report: dict[str, object] = {"steps": options.steps, "seconds": training_seconds(asked.folder), "cpu_seconds": trained}
 
     choices: dict[str, Decoding] = {"most likely": Greedy(), "sampled": Sample()}
@@ -137,14 +137,14 @@ def main() -> None:
         right = sum(tuple(items[id].media.tensor().shape[1:]) == size for id, (_, size) in wanted.items() if id in items)
         pictures = torch.stack([resized(items[id].media.tensor(), (8, 8)) for id in items])
         labels = torch.tensor([wanted[id][0] for id in items])
-        sizes, seen = Proportion(right, len(wanted)), Proportion(int((judge.classify(pictures) == labels).sum()), len(items))
+        sizes, seen = Estimate.proportion(right, len(wanted)), accuracy(classifier, pictures, labels)
         fallen = sum(one.fallback is not None for one in items.values())
         print(f"{name}: size as named {sizes}; drawn {len(items)}; fallen back {fallen} {dict(engine.fallbacks)}; digit {seen}")
         report[name] = {"size": str(sizes), "drawn": len(items), "fallbacks": dict(engine.fallbacks), "digit": str(seen)}
         some = list(items)[:60]
         canvas = [_on_canvas(items[id].media.tensor()) for id in some]
         file = asked.folder / ("sizes.png" if name == "most likely" else "sizes-sampled.png")
-        sheet(canvas, [captions[id] for id in some], file, side=100)
+        image_grid(canvas, [captions[id] for id in some], file, side=100)
     (asked.folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['seconds']:.0f} s of training ({trained:.0f} s of processor); sheets in {asked.folder}")
 

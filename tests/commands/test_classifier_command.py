@@ -1,4 +1,4 @@
-"""transfusion train classifier, from its command to the folder that keeps the judge."""
+"""transfusion train classifier, from its command to the folder that holds it."""
 
 import shutil
 from pathlib import Path
@@ -13,10 +13,10 @@ SHORT = "--training.epochs 1 --device cpu"
 def test_idx_files_and_their_own_held_out_part(capfd) -> None:
     write_idx(Path("data"), 200, zipped=True)
     assert command(f"train classifier --data data {SHORT}") == 0
-    judge = ConvolutionalClassifier.load("runs/classifier")
-    assert judge.names == tuple("0123456789") and judge.accuracy is not None and judge.accuracy.count == 200
+    classifier = ConvolutionalClassifier.load("runs/classifier")
+    assert classifier.names == tuple("0123456789") and classifier.accuracy is not None and classifier.accuracy.count == 200
     out = capfd.readouterr().out
-    assert "saved in runs/classifier" in out and judge.digest in out and str(judge.accuracy) in out
+    assert "saved in runs/classifier" in out and classifier.digest in out and str(classifier.accuracy) in out
 
 
 def test_names_for_numbers(capfd) -> None:
@@ -31,9 +31,9 @@ def test_folders_named_for_classes(capfd) -> None:
     for i in range(60):
         png(Path("data") / ("cat", "big_dog")[i % 2] / f"{i}.png", i, size=(20, 16))
     assert command(f"train classifier --data data --out one --channels 3 --side 16 {SHORT} --dtype fp32") == 0
-    judge = ConvolutionalClassifier.load("one")
-    assert judge.names == ("big dog", "cat") and (judge.network.channels, judge.network.side) == (3, 16)
-    assert judge.accuracy is not None and 0 < judge.accuracy.count < 20
+    classifier = ConvolutionalClassifier.load("one")
+    assert classifier.names == ("big dog", "cat") and (classifier.network.channels, classifier.network.side) == (3, 16)
+    assert classifier.accuracy is not None and 0 < classifier.accuracy.count < 20
     assert "a tenth of the images is held out" in capfd.readouterr().out
 
 
@@ -55,6 +55,6 @@ def test_captions_are_no_classes(capfd) -> None:
 
 def test_the_digits_that_come_with_the_package(capfd) -> None:
     assert command("train classifier --device cpu --training.epochs 8") == 0
-    judge = ConvolutionalClassifier.load("runs/classifier")
-    assert judge.names[3] == "three" and judge.accuracy is not None and judge.accuracy.value > 0.95
+    classifier = ConvolutionalClassifier.load("runs/classifier")
+    assert classifier.names[3] == "three" and classifier.accuracy is not None and classifier.accuracy.value > 0.95
     capfd.readouterr()

@@ -1,4 +1,4 @@
-"""transfusion evaluate, from its command to records and sheets."""
+"""transfusion evaluate, from its command to records and image grids."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def test_a_run_with_classes_and_a_suite_that_does_not_fit(quickstart: str, capfd
     found = records("quickstart")
     assert found["draw"].metrics.keys() >= {
         "agreement",
-        "judge",
+        "classifier_accuracy",
         "frechet_pixels",
         "kernel_pixels",
         "precision",
@@ -82,13 +82,13 @@ def test_a_classifier_of_other_classes_is_refused(quickstart: str, capfd) -> Non
     for name in ("cat", "dog"):
         for i in range(40):
             png(Path("classes") / name / f"{i}.png", i, size=(16, 16))
-    assert command("train classifier --data classes --out judge --training.epochs 1 --device cpu --side 16 --channels 3") == 0
-    assert command("evaluate quickstart --suite draw --samples 4 --classifier judge --device cpu") == 1
-    assert "knows cat, dog" in capfd.readouterr().out
+    assert command("train classifier --data classes --out cats --training.epochs 1 --device cpu --side 16 --channels 3") == 0
+    assert command("evaluate quickstart --suite draw --samples 4 --classifier cats --device cpu") == 1
+    assert "has cat, dog" in capfd.readouterr().out
     assert command("evaluate quickstart --suite read --data nowhere --device cpu") == 1, "what is given is what is read"
     assert "no data at nowhere" in capfd.readouterr().out
     colour_model("plain")
-    assert command("evaluate plain --suite draw --data classes --classifier judge --samples 8 --device cpu --dtype fp32") == 0
+    assert command("evaluate plain --suite draw --data classes --classifier cats --samples 8 --device cpu --dtype fp32") == 0
     assert records("plain")["draw"].metrics["agreement"].count == 8
 
 
@@ -123,7 +123,7 @@ def test_scenes_and_coco() -> None:
         assert command(f"evaluate plain --suite scenes coco --data coco --samples 2 {options}") == 0
     found = records("plain")
     assert found["scenes"].metrics["single"].count == 2 and found["scenes"].metrics["checker_true"].value > 0.9
-    assert "cider" in found["coco-read"].metrics and "--inception" in found["coco-draw"].missing["fid"]
+    assert "cider" in found["coco"].metrics and "--inception" in found["coco"].missing["fid"]
 
 
 def test_what_is_wrong_with_the_line_is_said(capfd) -> None:

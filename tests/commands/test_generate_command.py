@@ -31,7 +31,7 @@ def test_own_pictures_from_training_to_answers(capfd) -> None:
     with Image.open(Path("answers") / answers[0][1]["image"]) as drawn:
         assert np.asarray(drawn).shape == (16, 16, 3)
     assert command("generate run --prompt picture --count 3 --out more --sampler.kind ddim --sampler.num-steps 2") == 0
-    assert len(Path("more/outputs.jsonl").read_text().splitlines()) == 3 and Path("more/sheet.png").exists()
+    assert len(Path("more/outputs.jsonl").read_text().splitlines()) == 3 and Path("more/grid.png").exists()
     first = Path("more/outputs.jsonl").read_bytes(), Path("more/00000-1.png").read_bytes()
     assert command("generate run --prompt picture --count 3 --out more --sampler.kind ddim --sampler.num-steps 2") == 0
     assert first == (Path("more/outputs.jsonl").read_bytes(), Path("more/00000-1.png").read_bytes())

@@ -1,4 +1,4 @@
-"""CIDEr by hand, at its ends, and on what cannot be scored."""
+"""CIDEr by hand, at its extremes, and on captions that cannot be scored."""
 
 import math
 import sys
@@ -16,15 +16,15 @@ VARIED = [
 
 
 def test_the_same_words_score_ten() -> None:
-    found = cider(VARIED, [[one] for one in VARIED])
-    assert found.mean == pytest.approx(10, abs=1e-6) and len(found.scores) == 4
-    assert cider([one.upper() + "!" for one in VARIED], [[one] for one in VARIED]).scores == found.scores
+    result = cider(VARIED, [[caption] for caption in VARIED])
+    assert result.mean == pytest.approx(10, abs=1e-6) and len(result.scores) == 4
+    assert cider([caption.upper() + "!" for caption in VARIED], [[caption] for caption in VARIED]).scores == result.scores
 
 
 def test_other_words_score_nothing() -> None:
-    found = cider(VARIED[1:] + VARIED[:1], [[one] for one in VARIED])
-    assert found.mean < 0.3
-    assert cider(["completely unrelated words here"] * 4, [[one] for one in VARIED]).mean == 0
+    result = cider(VARIED[1:] + VARIED[:1], [[caption] for caption in VARIED])
+    assert result.mean < 0.3
+    assert cider(["completely unrelated words here"] * 4, [[caption] for caption in VARIED]).mean == 0
 
 
 def test_a_small_case_by_hand() -> None:
@@ -33,10 +33,10 @@ def test_a_small_case_by_hand() -> None:
     Unigrams: the candidate shares cat of (cat, sat): cosine 1 / (1 * sqrt 2). Bigrams: it has `a cat`, the reference `a cat` and
     `cat sat`: again 1 / sqrt 2. It has no longer n-grams: 0. Length differs by 1 bigram: exp(-1 / 72). Ten times the mean of four.
     """
-    found = cider(["a cat", "a dog"], [["a cat sat"], ["a dog"]])
-    assert found.scores[0] == pytest.approx(10 * (2 / math.sqrt(2)) / 4 * math.exp(-1 / 72))
-    assert found.scores[1] == pytest.approx(10 * 2 / 4)
-    assert found.mean == pytest.approx(sum(found.scores) / 2)
+    result = cider(["a cat", "a dog"], [["a cat sat"], ["a dog"]])
+    assert result.scores[0] == pytest.approx(10 * (2 / math.sqrt(2)) / 4 * math.exp(-1 / 72))
+    assert result.scores[1] == pytest.approx(10 * 2 / 4)
+    assert result.mean == pytest.approx(sum(result.scores) / 2)
 
 
 def test_more_references_are_averaged() -> None:
@@ -71,12 +71,12 @@ def test_an_empty_caption_scores_nothing() -> None:
         (["a", "b"], [["..."], ["b"]], "picture 0"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(candidates: list[str], references: list[list[str]], message: str) -> None:
+def test_captions_that_cannot_be_scored_are_refused(candidates: list[str], references: list[list[str]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cider(candidates, references)
 
 
-def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider_scorer", None)
     with pytest.raises(ValueError, match=r"transfusion\[eval\]"):
         cider(["a", "b"], [["a"], ["b"]])

@@ -1,4 +1,4 @@
-"""Judges: what they learn, how they are kept, what they refuse."""
+"""Classifiers: what they learn, how they are saved, what they refuse."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from transfusion.evaluation.classifier import Classifier, ClassifierTraining, ConvolutionalClassifier, SmallClassifier
 
-SHORT = ClassifierTraining(epochs=2, size=32)
+SHORT = ClassifierTraining(epochs=2, batch_size=32)
 
 
 def bars(count: int, side: int = 16, channels: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noise with a bright bar: lying (0) or standing (1)."""
+    """Noise with a bright bar: horizontal (0) or vertical (1)."""
     generator = torch.Generator().manual_seed(seed)
     pictures = torch.rand(count, channels, side, side, generator=generator) - 1
     labels = torch.arange(count) % 2
@@ -24,71 +24,74 @@ def bars(count: int, side: int = 16, channels: int = 1, seed: int = 0) -> tuple[
 
 
 @pytest.fixture(scope="module")
-def judge() -> ConvolutionalClassifier:
-    return ConvolutionalClassifier.fit(*bars(200), seed=0, names=("lying", "standing"), training=SHORT)
+def classifier() -> ConvolutionalClassifier:
+    return ConvolutionalClassifier.fit(*bars(200), seed=0, names=("horizontal", "vertical"), training=SHORT)
 
 
-def test_it_learns_and_says_how_well(judge: ConvolutionalClassifier) -> None:
-    measured = judge.measured(*bars(100, seed=1))
+def test_it_learns_and_says_how_well(classifier: ConvolutionalClassifier) -> None:
+    measured = classifier.measured(*bars(100, seed=1))
     assert measured.accuracy is not None and measured.accuracy.value > 0.95 and measured.accuracy.count == 100
-    assert isinstance(judge, Classifier) and judge.accuracy is None and measured.digest == judge.digest
+    assert isinstance(classifier, Classifier) and classifier.accuracy is None and measured.digest == classifier.digest
     pictures, _ = bars(10)
-    features = judge.features(pictures)
-    assert features.shape == (10, 128) and torch.equal(judge.network.out(features).argmax(-1), judge.classify(pictures))
-    assert torch.allclose(judge.features(pictures[3:4]), features[3:4], atol=1e-5)
+    features = classifier.features(pictures)
+    assert features.shape == (10, 128) and torch.equal(
+        classifier.network.out(features).argmax(-1), classifier.classify(pictures)
+    )
+    assert torch.allclose(classifier.features(pictures[3:4]), features[3:4], atol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_judge() -> None:
+def test_the_same_seed_gives_the_same_classifier() -> None:
     one, same, other = (ConvolutionalClassifier.fit(*bars(64), seed=s, training=SHORT).digest for s in (3, 3, 4))
     assert one == same != other
 
 
 @pytest.mark.parametrize(
-    "training", [ClassifierTraining(epochs=2, size=32, flip=True), ClassifierTraining(epochs=1, shift=0.0, turn=0.0, zoom=0.0)]
+    "training",
+    [ClassifierTraining(epochs=2, batch_size=32, flip=True), ClassifierTraining(epochs=1, shift=0.0, turn=0.0, zoom=0.0)],
 )
 def test_colour_and_other_settings(training: ClassifierTraining) -> None:
     steps = []
-    judge = ConvolutionalClassifier.fit(
-        *bars(100, side=24, channels=3), seed=0, training=training, each=lambda *s: steps.append(s)
+    classifier = ConvolutionalClassifier.fit(
+        *bars(100, side=24, channels=3), seed=0, training=training, progress=lambda *s: steps.append(s)
     )
-    assert judge.names == ("0", "1") and judge.classify(bars(3, 24, 3)[0]).shape == (3,)
+    assert classifier.names == ("0", "1") and classifier.classify(bars(3, 24, 3)[0]).shape == (3,)
     assert steps[-1][0] == steps[-1][1] == len(steps)
 
 
-def test_it_is_kept(judge: ConvolutionalClassifier, tmp_path: Path) -> None:
-    judge = judge.measured(*bars(50, seed=1))
-    judge.save(tmp_path / "judge")
-    again = ConvolutionalClassifier.load(tmp_path / "judge")
+def test_it_comes_back_from_its_folder(classifier: ConvolutionalClassifier, tmp_path: Path) -> None:
+    classifier = classifier.measured(*bars(50, seed=1))
+    classifier.save(tmp_path / "classifier")
+    again = ConvolutionalClassifier.load(tmp_path / "classifier")
     pictures, _ = bars(20, seed=2)
-    assert torch.equal(again.features(pictures), judge.features(pictures))
-    assert (again.names, again.accuracy, again.digest) == (judge.names, judge.accuracy, judge.digest)
-    about = json.loads((tmp_path / "judge" / "judge.json").read_text())
-    assert about["side"] == 16 and about["channels"] == 1 and about["names"] == ["lying", "standing"]
+    assert torch.equal(again.features(pictures), classifier.features(pictures))
+    assert (again.names, again.accuracy, again.digest) == (classifier.names, classifier.accuracy, classifier.digest)
+    manifest = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+    assert manifest["side"] == 16 and manifest["channels"] == 1 and manifest["names"] == ["horizontal", "vertical"]
 
 
-def test_a_damaged_judge_is_refused(judge: ConvolutionalClassifier, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no judge in"):
+def test_a_damaged_classifier_is_refused(classifier: ConvolutionalClassifier, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no classifier in"):
         ConvolutionalClassifier.load(tmp_path)
-    judge.save(tmp_path)
-    about = json.loads((tmp_path / "judge.json").read_text())
+    classifier.save(tmp_path)
+    manifest = json.loads((tmp_path / "classifier.json").read_text())
     for wrong in ({"digest": "0"}, {"side": 32}, {"names": ["one"]}, {"width": None}):
-        (tmp_path / "judge.json").write_text(json.dumps(about | wrong))
+        (tmp_path / "classifier.json").write_text(json.dumps(manifest | wrong))
         with pytest.raises(ValueError, match="damaged"):
             ConvolutionalClassifier.load(tmp_path)
-    (tmp_path / "judge.json").write_text(json.dumps(about))
-    (tmp_path / "judge.safetensors").write_bytes(b"no")
+    (tmp_path / "classifier.json").write_text(json.dumps(manifest))
+    (tmp_path / "classifier.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="damaged"):
         ConvolutionalClassifier.load(tmp_path)
 
 
-def test_other_pictures_are_refused(judge: ConvolutionalClassifier) -> None:
+def test_other_pictures_are_refused(classifier: ConvolutionalClassifier) -> None:
     small = SmallClassifier(*bars(20))
-    for one in (judge, small):
+    for either in (classifier, small):
         for shape in ((1, 20, 20), (3, 16, 16)):
-            with pytest.raises(ValueError, match=f"{shape[0]} x {shape[1]}.*knows 1 x 16 x 16"):
-                one.classify(torch.zeros(2, *shape))
+            with pytest.raises(ValueError, match=f"{shape[0]} x {shape[1]}.*takes 1 x 16 x 16"):
+                either.classify(torch.zeros(2, *shape))
         with pytest.raises(ValueError, match="NaN"):
-            one.classify(torch.full((2, 1, 16, 16), torch.nan))
+            either.classify(torch.full((2, 1, 16, 16), torch.nan))
 
 
 def test_what_cannot_be_learned_is_refused() -> None:
@@ -105,7 +108,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
         ConvolutionalClassifier.fit(pictures, labels, seed=0, names=("one",))
 
 
-def test_the_small_judge_names_what_it_learned() -> None:
+def test_the_digest_of_the_small_classifier_is_that_of_its_data() -> None:
     pictures, labels = bars(40)
     one, same, other = (
         SmallClassifier(pictures, labels),
@@ -120,4 +123,4 @@ def test_settings_that_fit_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="at least"):
         ClassifierTraining(epochs=0)
     with pytest.raises(ValueError, match="at least"):
-        ClassifierTraining(size=1)
+        ClassifierTraining(batch_size=1)

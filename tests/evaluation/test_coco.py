@@ -1,12 +1,17 @@
-"""COCO's folder, on an imitation of ten pictures: what is drawn, what comes in which split, what is said of what is missing."""
+"""COCO on an imitation of ten pictures: prompts, references of a split, missing files, and the suite."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from small import png
-from transfusion.evaluation.coco import karpathy, prompts
+from small import model, png
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.media import Fit
+from transfusion.evaluation.coco import read_prompts, read_references, score
+from transfusion.evaluation.suite import EvalContext, caption
+
+FIT = Fit((4, 4), 1)
 
 
 @pytest.fixture
@@ -37,46 +42,61 @@ def coco(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def number(document: Document) -> int:
+    return int(Path(document.name).stem[-4:])
+
+
 def test_prompts_are_drawn_by_the_seed_each_with_its_picture(coco: Path) -> None:
-    all_of_them = prompts(coco, 50)
-    assert len({p.caption for p in all_of_them}) == 50
-    for image, caption in all_of_them:
-        assert image.exists() and caption.startswith(f"picture {int(image.stem[-4:])}, said ")
-    assert prompts(coco, 7) == all_of_them[:7] != prompts(coco, 7, seed=1)
+    prompts = read_prompts(coco, FIT, 50)
+    assert len({p.text for p in prompts}) == 50
+    for prompt in prompts:
+        assert isinstance(prompt.segments[0], Text) and prompt.media[0].tensor().shape == (1, 4, 4)
+        assert prompt.text.startswith(f"picture {number(prompt)}, said ")
+    captions = [p.text for p in prompts]
+    assert [p.text for p in read_prompts(coco, FIT, 7)] == captions[:7] != [p.text for p in read_prompts(coco, FIT, 7, seed=1)]
 
 
 def test_captions_may_lie_in_the_folder_itself(coco: Path) -> None:
     (coco / "annotations" / "captions_val2014.json").rename(coco / "captions_val2014.json")
-    assert len(prompts(coco, 3)) == 3
+    assert len(read_prompts(coco, FIT, 3)) == 3
 
 
 def test_karpathy_split(coco: Path) -> None:
-    found = karpathy(coco)
-    assert [int(r.image.stem[-4:]) for r in found] == [0, 1, 2, 3]
-    assert found[1].captions == tuple(f"picture 1, said {j}" for j in range(5))
-    assert len(karpathy(coco, "val")) == 6
+    references = read_references(coco, FIT)
+    assert [number(r) for r in references] == [0, 1, 2, 3] and isinstance(references[0].segments[0], Media)
+    assert [caption(references[1], j) for j in range(5)] == [f"picture 1, said {j}" for j in range(5)]
+    assert len(read_references(coco, FIT, "val")) == 6
+
+
+def test_prompts_are_drawn_and_references_captioned(coco: Path) -> None:
+    documents = [*read_prompts(coco, FIT, 3), *read_references(coco, FIT)]
+    result = score(model(), documents, EvalContext())
+    assert result.record.suite == "coco" and result.record.metrics["cider"].count == 4
+    assert "--inception" in result.record.missing["fid"] and len(result.documents) == 7
+    with pytest.raises(ValueError, match="no captions"):
+        score(model(), documents[3:], EvalContext())
 
 
 def test_what_is_missing_is_named(coco: Path) -> None:
     with pytest.raises(ValueError, match="50 captions: ask for 1 to 50"):
-        prompts(coco, 51)
-    with pytest.raises(ValueError, match="no part 'restval'; there are test, val"):
-        karpathy(coco, "restval")
+        read_prompts(coco, FIT, 51)
+    with pytest.raises(ValueError, match="no split 'restval'; it has test, val"):
+        read_references(coco, FIT, "restval")
     (coco / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
-    for call in (lambda: prompts(coco, 50), lambda: karpathy(coco)):
+    for call in (lambda: read_prompts(coco, FIT, 50), lambda: read_references(coco, FIT)):
         with pytest.raises(ValueError, match=r"COCO_val2014_000000000002.jpg, and 0 more .* val2014.zip"):
             call()
     (coco / "dataset_coco.json").write_text('{"images": [{}]}')
     with pytest.raises(ValueError, match=r"not Karpathy's split.*'split'"):
-        karpathy(coco)
+        read_references(coco, FIT)
     (coco / "dataset_coco.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
-        karpathy(coco)
+        read_references(coco, FIT)
     (coco / "dataset_coco.json").unlink()
     with pytest.raises(ValueError, match=r'no dataset_coco.json in .*it holds \{"images"'):
-        karpathy(coco)
+        read_references(coco, FIT)
     (coco / "annotations" / "captions_val2014.json").write_text("[]")
     with pytest.raises(ValueError, match="is not COCO's"):
-        prompts(coco, 1)
+        read_prompts(coco, FIT, 1)
     with pytest.raises(ValueError, match=r"no captions_val2014.json in .*annotations"):
-        prompts(coco / "nowhere", 1)
+        read_prompts(coco / "nowhere", FIT, 1)

@@ -25,9 +25,9 @@ def test_the_command_draws_runs_of_different_lengths(tmp_path: Path, monkeypatch
     write(Path("one"), 50)
     write(Path("two"), 30, lr=0.1)
     with pytest.raises(SystemExit) as ended:
-        main(["plot", "one", "two", "--metric", "text_loss", "lr", "media_loss", "--out", "sheets/c.png", "--smooth", "5"])
-    assert ended.value.code == 0 and "sheets/c.png" in capfd.readouterr().out
-    with Image.open("sheets/c.png") as image:
+        main(["plot", "one", "two", "--metric", "text_loss", "lr", "media_loss", "--out", "plots/c.png", "--smooth", "5"])
+    assert ended.value.code == 0 and "plots/c.png" in capfd.readouterr().out
+    with Image.open("plots/c.png") as image:
         assert image.size[0] > 2 * image.size[1] and len(np.unique(np.asarray(image.convert("L")))) > 20
 
 

@@ -62,7 +62,7 @@ def test_kernel_is_that_of_torchmetrics() -> None:
     other.update(b.double(), real=False)
     mean, _ = other.compute()
     found = kernel(a, b, subsets=2, size=200, seed=0)
-    assert found.whole == pytest.approx(mean.item(), rel=1e-10) and found.mean == pytest.approx(mean.item(), rel=1e-10)
+    assert found.full == pytest.approx(mean.item(), rel=1e-10) and found.mean == pytest.approx(mean.item(), rel=1e-10)
     assert found.std == pytest.approx(0, abs=1e-9 * abs(found.mean))
 
 
@@ -70,9 +70,9 @@ def test_kernel_over_subsets() -> None:
     a, b = sets(400, 300)
     found = kernel(a, b, subsets=200, size=100, seed=0)
     assert found == kernel(a, b, subsets=200, size=100, seed=0) != kernel(a, b, subsets=200, size=100, seed=1)
-    assert abs(found.mean - found.whole) < 4 * found.std / 200**0.5 and found.std > 0
+    assert abs(found.mean - found.full) < 4 * found.std / 200**0.5 and found.std > 0
     c = torch.randn(600, 24)
-    same = [kernel(c[i], c[~i], subsets=1, size=2, seed=0).whole for i in (torch.rand(50, 600) < 0.5)]
+    same = [kernel(c[i], c[~i], subsets=1, size=2, seed=0).full for i in (torch.rand(50, 600) < 0.5)]
     assert abs(np.mean(same)) < 4 * np.std(same) / 50**0.5 + 1e-3, "unbiased: 0 between samples of one distribution"
 
 
@@ -133,7 +133,7 @@ def test_features_that_cannot_be_compared_are_refused(a: Tensor, b: Tensor, mess
             measure(a, b)
 
 
-def test_how_many_samples_are_needed_is_said() -> None:
+def test_the_number_of_samples_needed_is_named() -> None:
     a = torch.randn(3, 4)
     with pytest.raises(ValueError, match="at least 1000"):
         kernel(a, a, seed=0)

@@ -1,25 +1,31 @@
 """Scenes and their checker: what is held out stays out, true scenes are right, a changed fact is wrong, and why."""
 
+import numpy as np
 import pytest
 import torch
 
 from small import model
 from transfusion import rng
+from transfusion.data.document import Document, Text
 from transfusion.data.sources.digits import Digits, read_digits
 from transfusion.data.sources.scenes import (
     KINDS,
     NOVEL,
     STATED,
+    LazyScene,
     Scene,
     Thing,
     change,
     combined,
     compose,
     draw,
+    held_out_scenes,
     is_held_out,
     relation,
 )
-from transfusion.evaluation.scenes import check, checker, compare, scene_classifier, score, see
+from transfusion.evaluation.scene_checker import check, checker_accuracy, compare, scene_classifier, see
+from transfusion.evaluation.scenes import score
+from transfusion.evaluation.suite import EvalContext
 from transfusion.modality import Modality
 
 
@@ -86,7 +92,7 @@ def test_scenes_that_cannot_be(things: tuple[Thing, ...]) -> None:
 
 def test_the_checker_is_right_about_real_scenes_and_changed_ones() -> None:
     """Measured with 1,000 of each kind: 0.993 and 1.000; here 40."""
-    shares = checker(scene_classifier(), count=40)
+    shares = checker_accuracy(scene_classifier(), count=40)
     assert shares["checker_true"].count == 240 and shares["checker_true"].value >= 0.95
     assert shares["checker_changed"].count == 600 and shares["checker_changed"].value >= 0.95
 
@@ -132,11 +138,28 @@ def test_other_digits_of_another_size() -> None:
 
 def test_score_of_a_model_that_knows_nothing() -> None:
     image = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
-    told: list[tuple[int, int]] = []
-    scored = score(model(image), count=2, seed=0, dtype=torch.float32, progress=lambda *args: told.append(args))
-    assert scored.shares.keys() >= {*KINDS, *(f"{kind}_held_out" for kind in NOVEL), "all", "all_held_out", "checker_true"}
-    assert scored.shares["all"].count == 12 and scored.shares["all_held_out"].count == 10
-    assert scored.pictures.shape == (22, 3, 16, 16) and told[-1] == (22, 22)
-    assert len(scored.captions) == len(scored.verdicts) == len(scored.scenes) == len(set(scored.seeds)) == 22
-    again = score(model(image), count=2, seed=0, dtype=torch.float32)
-    assert again.captions == scored.captions and again.shares == scored.shares
+    calls: list[tuple[int, int]] = []
+    asked = held_out_scenes(2, seed=0)
+    context = EvalContext(progress=lambda *args: calls.append(args))
+    result = score(model(image), asked, context)
+    metrics = result.record.metrics
+    assert metrics.keys() >= {*KINDS, *(f"{kind}_held_out" for kind in NOVEL), "all", "all_held_out", "checker_true"}
+    assert metrics["all"].count == 12 and metrics["all_held_out"].count == 10 and metrics["two_held_out"].count == 2
+    assert [d.media[-1].tensor().shape for d in result.documents] == [(3, 16, 16)] * 22 and calls[-1] == (22, 22)
+    assert len(result.verdicts) == len(set(result.labels)) == 22 and [d.text for d in result.documents] == [
+        d.text for d in asked
+    ]
+    again = score(model(image), held_out_scenes(2, seed=0), EvalContext())
+    assert [d.text for d in again.documents] == [d.text for d in result.documents] and again.record.metrics == metrics
+    with pytest.raises(ValueError, match="held_out_scenes"):
+        score(model(image), [Document((Text("a three"),))], EvalContext())
+
+
+def test_composed_scenes_are_right() -> None:
+    """The suite's own documents show what their captions state, and exactly the held-out ones hold a held-out combination."""
+    documents = held_out_scenes(2, seed=0)
+    seen = see(torch.stack([d.media[0].tensor() for d in documents]), scene_classifier())
+    scenes = [d.media[0].values.scene for d in documents if isinstance(d.media[0].values, LazyScene)]
+    assert np.mean([compare(scene, things).right for scene, things in zip(scenes, seen, strict=True)]) > 0.9
+    for scene, document in zip(scenes, documents, strict=True):
+        assert any(is_held_out(*c) for c in combined(scene)) == document.name.endswith("_held_out")

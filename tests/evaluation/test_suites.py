@@ -1,4 +1,4 @@
-"""Suites against plain computations, on small models with random weights and on stubs that always say the same."""
+"""Suites agree with plain computations, on small models with random weights and on stubs with fixed answers."""
 
 import json
 import math
@@ -12,10 +12,11 @@ from torch import Tensor
 from small import documents, model, picture
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.evaluation import draw, edit, estimate, read, results, text
+from transfusion.evaluation import draw, edit, read, text
 from transfusion.evaluation.classifier import SmallClassifier
-from transfusion.evaluation.record import Metric, Proportion, Record
-from transfusion.evaluation.suite import EvalContext, caption
+from transfusion.evaluation.estimate import Estimate
+from transfusion.evaluation.questions import Question, read_questions
+from transfusion.evaluation.suite import EvalContext, caption, class_named, generate
 
 NAMES = ("dark", "bright")
 
@@ -35,18 +36,19 @@ def pairs(count: int, seed: int = 0) -> list[Document]:
     ]
 
 
-def how(**options: object) -> EvalContext:
-    return replace(EvalContext(samples=60, judge=SmallClassifier(*squares(200, 9)), names=NAMES), **options)  # type: ignore[arg-type]
+CONTEXT = EvalContext(samples=60, class_names=NAMES)
+
+
+@pytest.fixture(scope="module")
+def context() -> EvalContext:
+    return replace(CONTEXT, classifier=SmallClassifier(*squares(200, 9)))
 
 
 def drawing(m: Transfusion, monkeypatch: pytest.MonkeyPatch, make) -> None:
-    """Let a model draw what `make` says of each prompt."""
+    """Let a model draw `make(index, prompt)` for each prompt."""
 
     def generate(prompts, **options):
-        return [
-            Document(((p,) if isinstance(p, str) else p.segments) and (*_segments(p), Media(make(i, p))))
-            for i, p in enumerate(prompts)
-        ]
+        return [Document((*_segments(p), Media(make(i, p)))) for i, p in enumerate(prompts)]
 
     monkeypatch.setattr(m, "generate", generate)
 
@@ -65,10 +67,10 @@ def test_nats_are_those_of_the_loss() -> None:
         Document((Text("a longer line of text"),)),
         Document((Text("x", loss=False), Text("yz"))),
     ]
-    for one, (total, count) in zip(docs, text.nats(m, docs, EvalContext()), strict=True):
+    for one, (total, count) in zip(docs, text.text_nats(m, docs, EvalContext()), strict=True):
         losses = m(m.batch([one]))
         assert count == losses.text.count and math.isclose(total, losses.text.sum.item(), rel_tol=1e-5)
-    open_ended = text.nats(m, docs, EvalContext(), add_eos=False)
+    open_ended = text.text_nats(m, docs, EvalContext(), add_eos=False)
     assert [count for _, count in open_ended] == [5, 21, 2]
 
 
@@ -89,11 +91,11 @@ def test_perplexity_and_bits_of_a_model_that_knows_nothing() -> None:
 def test_long_text_is_cut_to_the_context() -> None:
     m = model(context_length=40)
     whole = "the quick brown fox jumps over the lazy dog, and again it jumps. " * 3
-    parts = text._parts(m, whole)
+    parts = text._split(m, whole)
     assert "".join(parts) == whole and all(len(m.vocabulary.encode(p)) <= 38 for p in parts)
     counts = [
         n
-        for _, n in text.nats(
+        for _, n in text.text_nats(
             m, [Document((Text(p),)) for p in parts], EvalContext(), add_eos=[False] * (len(parts) - 1) + [True]
         )
     ]
@@ -104,25 +106,25 @@ def test_long_text_is_cut_to_the_context() -> None:
 def test_ranked_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all choices the likeliest a token wins, not the shortest; only the choice's tokens count."""
     known = {"of course": (4.0, 9), "no": (3.0, 2), "never": (9.0, 5)}
-    monkeypatch.setattr(text, "nats", lambda _, docs, how, add_eos: [known[str(d.segments[1].content)] for d in docs])
+    monkeypatch.setattr(text, "text_nats", lambda _, docs, context, add_eos: [known[str(d.segments[1].content)] for d in docs])
     file = tmp_path / "q.jsonl"
     rows = [("why", ["no", "of course"], 1), ("how", ["never", "of course", "no"], 1), ("who", ["never", "no"], 0)]
     file.write_text("\n".join(json.dumps(dict(zip(("question", "choices", "answer"), row, strict=True))) for row in rows))
-    assert text.choose(model(), text.read_questions(file), EvalContext()) == Proportion(2, 3)
+    assert text.choose(model(), read_questions(file), EvalContext()) == Estimate.proportion(2, 3)
 
 
 def test_a_trained_model_answers() -> None:
     """Taught that b follows a and d follows c, it knows so."""
     m = model().train()
     optimizer = torch.optim.AdamW(m.parameters(), lr=3e-3)
-    needs_ema_teacher = [Document((Text("ab" * 8),)), Document((Text("cd" * 8),))]
+    texts = [Document((Text("ab" * 8),)), Document((Text("cd" * 8),))]
     for _ in range(60):
         optimizer.zero_grad()
-        m.loss(needs_ema_teacher).backward()
+        m.loss(texts).backward()
         optimizer.step()
-    asked = [text.Question("aba", ("bab", "dcd"), 0), text.Question("cdc", ("bab", "dcd"), 1)]
-    record = text.score(m, needs_ema_teacher, EvalContext(), asked).record
-    assert record.metrics["choice_accuracy"] == Metric.of(Proportion(2, 2)) and record.metrics["perplexity"].value < 1.5
+    asked = [Question("aba", ("bab", "dcd"), 0), Question("cdc", ("bab", "dcd"), 1)]
+    record = text.score(m, texts, EvalContext(questions=tuple(asked))).record
+    assert record.metrics["choice_accuracy"] == Estimate.proportion(2, 2) and record.metrics["perplexity"].value < 1.5
 
 
 @pytest.mark.parametrize(
@@ -137,9 +139,9 @@ def test_a_trained_model_answers() -> None:
 def test_bad_questions_are_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "q.jsonl").write_text(line)
     with pytest.raises(ValueError, match=r"q\.jsonl:1"):
-        text.read_questions(tmp_path / "q.jsonl")
+        read_questions(tmp_path / "q.jsonl")
     with pytest.raises(ValueError, match="cannot read questions"):
-        text.read_questions(tmp_path / "none.jsonl")
+        read_questions(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="holds text"):
         text.score(model(), [Document((Media(picture(1)),))], EvalContext())
 
@@ -147,83 +149,85 @@ def test_bad_questions_are_named(tmp_path: Path, line: str) -> None:
 # ---- draw ---------------------------------------------------------------------------------------------------------------
 
 
-def test_perfect_and_wrong_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perfect_and_wrong_drawings(monkeypatch: pytest.MonkeyPatch, context: EvalContext) -> None:
     m, docs = model(), pairs(60)
     fresh, _ = squares(60, seed=5)
     drawing(m, monkeypatch, lambda i, p: fresh[i])
     trained, _ = squares(300, seed=6)
-    good = draw.score(m, docs, how(trained=trained)).record
-    assert good.metrics["agreement"] == Metric.of(Proportion(60, 60)) and good.metrics["judge"].value == 1
+    good = draw.score(m, docs, replace(context, trained=trained)).record
+    assert good.metrics["agreement"] == Estimate.proportion(60, 60) and good.metrics["classifier_accuracy"].value == 1
     assert abs(good.metrics["nearest_training"].value - 1) < 0.1
     assert good.metrics["precision"].value > 0.7 and good.metrics["recall"].value > 0.7
     drawing(m, monkeypatch, lambda i, p: -fresh[i])
-    assert draw.score(m, docs, how()).record.metrics["agreement"].value == 0
+    assert draw.score(m, docs, context).record.metrics["agreement"].value == 0
     drawing(m, monkeypatch, lambda i, p: trained[i])
-    copied = draw.score(m, docs, how(trained=trained)).record.metrics
+    copied = draw.score(m, docs, replace(context, trained=trained)).record.metrics
     assert copied["nearest_training"].value < 1e-6, "copies show"
     drawing(m, monkeypatch, lambda i, p: fresh[i % 2])
-    same = draw.score(m, docs, how(trained=trained)).record.metrics
+    same = draw.score(m, docs, replace(context, trained=trained)).record.metrics
     assert same["recall"].value < 0.2 < good.metrics["recall"].value, "drawing always the same shows"
     assert same["frechet_pixels"].value > 2 * good.metrics["frechet_pixels"].value
 
 
-def test_captions_come_in_all_wordings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_come_in_all_paraphrases(monkeypatch: pytest.MonkeyPatch, context: EvalContext) -> None:
     m = model()
     drawing(m, monkeypatch, lambda i, p: squares(60)[0][i])
-    said = [one.text for one in draw.score(m, pairs(4), how()).documents]
-    assert said[:4] == ["a dark one", "one that is bright", "a dark one", "one that is bright"] and len(said) == 60
+    captions = [one.text for one in draw.score(m, pairs(4), context).documents]
+    assert captions[:4] == ["a dark one", "one that is bright", "a dark one", "one that is bright"] and len(captions) == 60
 
 
-def test_the_same_weights_and_seed_give_the_same_record() -> None:
+def test_the_same_weights_and_seed_give_the_same_record(context: EvalContext) -> None:
     m = model()
-    one, other = (draw.score(m, pairs(8), how(samples=20)).record for _ in range(2))
+    one, other = (draw.score(m, pairs(8), replace(context, samples=20)).record for _ in range(2))
     assert one == other and one.weights == other.weights
-    assert draw.score(m, pairs(8), how(samples=20, seed=1)).record != one
+    assert draw.score(m, pairs(8), replace(context, samples=20, seed=1)).record != one
     with torch.no_grad():
         m.network.head.weight[0, 0] += 1
-    assert draw.score(m, pairs(8), how(samples=20)).record.weights != one.weights
+    assert draw.score(m, pairs(8), replace(context, samples=20)).record.weights != one.weights
 
 
-def test_what_cannot_be_measured_says_why(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_says_why(tmp_path: Path, context: EvalContext) -> None:
     m = model()
-    few = draw.score(m, pairs(4), how(samples=5)).record
+    few = draw.score(m, pairs(4), replace(context, samples=5)).record
     assert "too few" in few.missing["frechet_pixels"] and "agreement" in few.metrics
     none = draw.score(m, pairs(4), EvalContext(samples=2)).record
     assert "train classifier" in none.missing["agreement"] and "--inception" in none.missing["fid"]
-    asked = draw.score(m, pairs(4), how(samples=2, inception=str(tmp_path / "none.pth"), clip=str(tmp_path))).record
+    asked = draw.score(
+        m, pairs(4), replace(context, samples=2, inception=str(tmp_path / "none.pth"), clip=str(tmp_path))
+    ).record
     assert "none.pth" in asked.missing["fid"] and "no CLIP model in" in asked.missing["clip_score"] and asked.metrics
     assert "its run" in asked.missing["nearest_training"]
-    with pytest.raises(ValueError, match="judge knows"):
-        draw.score(m, pairs(4), how(judge=SmallClassifier(torch.randn(8, 1, 6, 6), torch.arange(8) % 2)))
+    with pytest.raises(ValueError, match="classifier takes"):
+        draw.score(m, pairs(4), replace(context, classifier=SmallClassifier(torch.randn(8, 1, 6, 6), torch.arange(8) % 2)))
     with pytest.raises(ValueError, match="--data"):
-        draw.score(m, [], how())
+        draw.score(m, [], context)
 
 
-def test_drawings_with_nan_are_refused() -> None:
+def test_drawings_with_nan_are_refused(context: EvalContext) -> None:
     m = model()
     with torch.no_grad():
         m.network.patchers["image"].proj_out.weight.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="NaN"):
-        draw.score(m, pairs(4), how(samples=2))
+        draw.score(m, pairs(4), replace(context, samples=2))
 
 
 # ---- read and edit ------------------------------------------------------------------------------------------------------
 
 
-def test_reading_counts_named_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_counts_named_classes(monkeypatch: pytest.MonkeyPatch, context: EvalContext) -> None:
     m, docs = model(), pairs(20)
     monkeypatch.setattr(m, "generate", lambda prompts, **_: [Document((*p.segments, Text("it is bright"))) for p in prompts])
-    assert read.score(m, docs, how()).record.metrics["accuracy"] == Metric.of(Proportion(10, 20))
-    free = read.score(m, docs, how(names=())).record
+    assert read.score(m, docs, context).record.metrics["accuracy"] == Estimate.proportion(10, 20)
+    free = read.score(m, docs, replace(context, class_names=())).record
     assert "cider" in free.metrics and "accuracy" in free.missing
     monkeypatch.setattr(
         m,
         "generate",
         lambda prompts, **_: [Document((*p.segments, Text(caption(d)))) for p, d in zip(prompts, docs, strict=True)],
     )
-    assert read.score(m, docs, how(names=())).record.metrics["cider"].value > free.metrics["cider"].value
+    assert read.score(m, docs, replace(context, class_names=())).record.metrics["cider"].value > free.metrics["cider"].value
     with pytest.raises(ValueError, match="one picture and a caption"):
-        read.score(m, [documents()[3]], how())
+        read.score(m, [documents()[3]], context)
 
 
 def test_edits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,49 +252,21 @@ def test_edits_of_a_model_are_drawn() -> None:
     assert len(found.documents) == 3 and found.record.metrics["nearer"].count == 3
 
 
-# ---- records, intervals, tables -----------------------------------------------------------------------------------------
+# ---- what suites share --------------------------------------------------------------------------------------------------
 
 
-def test_records_come_back_as_they_were(tmp_path: Path) -> None:
-    record = draw.score(model(), pairs(8), how(samples=20, command="transfusion evaluate x")).record
-    assert Record.load(record.save(tmp_path)) == record
-    (tmp_path / "draw.json").write_text(json.dumps({"suite": "draw"}))
-    with pytest.raises(ValueError, match=r"draw\.json is no record"):
-        Record.load(tmp_path / "draw.json")
+def test_names_are_matched_as_whole_words_the_longest_first() -> None:
+    names = ("shirt", "t-shirt", "one", "bag")
+    assert class_named("a t-shirt", names) == 1 and class_named("a shirt", names) == 0
+    assert class_named("someone has a bag", names) == 3
+    assert class_named("a bag and a shirt", names) is None and class_named("nothing", names) is None
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
-    x = torch.randn(2000, generator=torch.Generator().manual_seed(0)).double().numpy()
-    found = estimate.jackknife(lambda kept: float(x[kept].mean()), len(x))
-    half = (found.high - found.low) / 2
-    assert math.isclose(found.value, x.mean()) and 0.6 < half / (2.093 * x.std() / math.sqrt(len(x))) < 1.5
-    classes = (torch.arange(2000) % 10).double().numpy()  # in turn: leaving out a group must not leave out a class
-    inturn = estimate.jackknife(lambda kept: float(classes[kept].mean()), len(classes))
-    assert (inturn.high - inturn.low) / 2 < 2 * 2.093 * classes.std() / math.sqrt(len(classes))
-    with pytest.raises(ValueError, match="at least 40"):
-        estimate.jackknife(lambda kept: 0.0, 39)
-
-
-def test_tables_come_from_records(tmp_path: Path) -> None:
-    record = draw.score(model(), pairs(8), how(samples=20, command="transfusion evaluate x")).record
-    record.save(tmp_path / "one" / "records")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{results.OPEN}\nold\n{results.CLOSE}\nafter\n")
-    results.Results(out=str(tmp_path / "results.md"), readme=str(readme)).write([tmp_path])
-    assert "| one | " in readme.read_text() and "old" not in readme.read_text() and "after" in readme.read_text()
-    said = (tmp_path / "results.md").read_text()
-    assert record.weights in said and "`transfusion evaluate x`" in said
-    assert f"| agreement | {record.metrics['agreement'].value:.3f} |" in said
-    with pytest.raises(ValueError, match="no records below"):
-        results.Results().write([tmp_path / "two"])
-
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def test_published_tables_are_those_of_the_records() -> None:
-    """`make results` was run after the last change of a record."""
-    runs = results.find([ROOT / "docs" / "records"])
-    assert runs and (ROOT / "docs" / "results.md").read_text() == results.tables(runs)
-    readme = (ROOT / "README.md").read_text()
-    assert readme == results.within(readme, runs) and results.OPEN in readme
+def test_suites_share_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt i has the same seed whatever the count, and another one in another suite or under another seed."""
+    m = model()
+    used: list[list[int]] = []
+    monkeypatch.setattr(m, "generate", lambda prompts, seeds, **_: used.append(seeds) or [Document((Text("x"),))] * len(seeds))
+    for samples, options in ((4, {}), (6, {}), (6, {"suite": "other"}), (6, {"seed": 1})):
+        generate(m, ["a"] * samples, "draw", EvalContext(**options))  # type: ignore[arg-type]
+    assert used[0] == used[1][:4] and len({seed for seeds in used[1:] for seed in seeds}) == 18

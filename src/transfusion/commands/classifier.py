@@ -79,7 +79,7 @@ def run(arguments: list[str], log: LogFn) -> int:
             names=names,
             training=options.training,
             dtype=pick_dtype(options.dtype, device),
-            each=each,
+            progress=each,
         ).measured(*held_out)
     classifier.save(options.out)
     log(f"accuracy on held-out images: {classifier.accuracy}")

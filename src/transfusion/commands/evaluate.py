@@ -7,28 +7,26 @@ exit code is 1.
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from transfusion import config, rng
 from transfusion.api import Transfusion
 from transfusion.commands.report import fitted_classifier, print_table
 from transfusion.config import ConfigError
-from transfusion.data.document import Document, Media, Text
-from transfusion.data.media import Fit, Picture
+from transfusion.data.document import Document, Text
+from transfusion.data.media import Fit
 from transfusion.data.sources.read import read as read_data
+from transfusion.data.sources.scenes import held_out_scenes
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
 from transfusion.evaluation.classifier import ConvolutionalClassifier
-from transfusion.evaluation.image_grid import sheet
-from transfusion.evaluation.suite import EvalContext, SuiteResult
+from transfusion.evaluation.image_grid import image_grid
+from transfusion.evaluation.questions import read_questions
+from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_pictures
 from transfusion.modality import is_image
 from transfusion.model_folder import read_settings
 from transfusion.recipes import RECIPES, find
@@ -39,6 +37,7 @@ from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 from transfusion.train.log import LogFn, progress
 
 Suite = Literal["text", "draw", "read", "edit", "scenes", "coco"]
+SUITES = {"text": text, "draw": draw, "read": read, "edit": edit, "scenes": scenes, "coco": coco}
 RECORDS, GRIDS = "records", "grids"
 NUM_DRAWN = 5000
 """Images to draw by default: enough for a stable Fréchet distance."""
@@ -101,52 +100,53 @@ def run(arguments: list[str], log: LogFn) -> int:
     model = Transfusion.from_pretrained(folder, device=device).eval()
     model.config = replace(model.config, sampler=options.sampler, guidance=options.guidance)
     failed = 0
-    how = EvalContext(
+    context = EvalContext(
         seed=options.seed,
         dtype=pick_dtype(options.dtype, device),
-        names=options.names,
         inception=options.inception,
         clip=options.clip,
         command=shlex.join(["transfusion", "evaluate", *arguments]),
     )
     for name in dict.fromkeys(options.suite):
         try:
-            for result in _suite(name, folder, options, model, how):
-                path = result.record.save(Path(folder) / RECORDS)
-                _write_grid(result, Path(folder) / GRIDS, log)
-                print_table(result.record.suite, result.record.metrics)
-                reasons = dict.fromkeys(result.record.missing.values())
-                for reason in reasons:
-                    names = ", ".join(name for name, why in result.record.missing.items() if why == reason)
-                    log(f"{names}: not measured ({reason})")
-                log(f"record: {path}")
+            documents, prepared = _prepare(name, folder, options, model, context)
+            with progress(name) as each:
+                result = SUITES[name].score(model, documents, replace(prepared, progress=each))
+            path = result.record.save(Path(folder) / RECORDS)
+            _write_grid(result, Path(folder) / GRIDS, log)
+            print_table(result.record.suite, result.record.metrics)
+            for reason, names in result.record.missing_by_reason().items():
+                log(f"{names}: not measured ({reason})")
+            log(f"record: {path}")
         except Exception as error:  # the other suites still run
             failed += 1
             log(f"{name} could not be measured: {error or type(error).__name__}")
     return 1 if failed else 0
 
 
-def _suite(name: Suite, folder: str, options: EvaluateOptions, model: Transfusion, how: EvalContext) -> Iterator[SuiteResult]:
+def _prepare(
+    name: Suite, folder: str, options: EvaluateOptions, model: Transfusion, context: EvalContext
+) -> tuple[list[Document], EvalContext]:
+    """A suite's documents, and the context with all that the suite needs."""
     classifier = ConvolutionalClassifier.load(options.classifier) if options.classifier else None
-    with progress(name) as each:
-        names = options.names or (classifier.names if classifier else ())
-        how = replace(how, progress=each, judge=classifier, names=names)
-        if name == "scenes":
-            count = options.samples or 100
-            scored = scenes.score(model, count=count, seed=how.seed, dtype=how.dtype, progress=how.progress)
-            yield scenes.suite_result(model, scored, how)
-        elif name == "coco":
-            yield from _coco(model, options, how)
-        elif name == "text":
-            questions = text.read_questions(options.questions) if options.questions else ()
-            documents = [] if questions and not options.data else _texts(folder, options, model)
-            yield text.score(model, documents, replace(how, samples=options.samples or len(documents) or 1), questions)
-        else:
-            documents, how = _held_out(folder, options, how, model, judged=name == "draw")
-            if not documents:
-                raise ValueError("the held-out split is empty: give data with --data")
-            samples = options.samples or (NUM_DRAWN if name == "draw" else len(documents))
-            yield {"draw": draw, "read": read, "edit": edit}[name].score(model, documents, replace(how, samples=samples))
+    names = options.names or (classifier.names if classifier else ())
+    context = replace(context, classifier=classifier, class_names=names)
+    samples = options.samples
+    if name == "scenes":
+        documents = held_out_scenes(samples or 100, options.seed)
+        samples = len(documents)
+    elif name == "coco":
+        documents = _coco(model, options)
+        samples = len(documents)
+    elif name == "text":
+        context = replace(context, questions=read_questions(options.questions) if options.questions else ())
+        documents = [] if context.questions and not options.data else _texts(folder, options, model)
+    else:
+        documents, context = _held_out(folder, options, context, model, drawing=name == "draw")
+        if not documents:
+            raise ValueError("the held-out split is empty: give data with --data")
+        samples = samples or (NUM_DRAWN if name == "draw" else 0)
+    return documents, replace(context, samples=samples or len(documents) or 1)
 
 
 def _run(folder: str) -> Run | None:
@@ -179,26 +179,27 @@ def _texts(folder: str, options: EvaluateOptions, model: Transfusion) -> list[Do
 
 
 def _held_out(
-    folder: str, options: EvaluateOptions, how: EvalContext, model: Transfusion, *, judged: bool
+    folder: str, options: EvaluateOptions, context: EvalContext, model: Transfusion, *, drawing: bool
 ) -> tuple[list[Document], EvalContext]:
     """Documents that the run was not trained on, in an order drawn by the seed, and what is known of them."""
     run = _run(folder)
     task = _task(run)
     if run is not None and task is not None:
         run = replace(run, out=folder)
-        if how.names and how.names != task.names:
+        if context.class_names and context.class_names != task.names:
             raise ValueError(
-                f"the classifier (or --names) knows {', '.join(how.names)}; the captions name {', '.join(task.names)}: fit one "
-                "of these classes, in this order, with transfusion train classifier"
+                f"the classifier (or --names) has {', '.join(context.class_names)}; the captions name {', '.join(task.names)}: "
+                "fit one of these classes, in this order, with transfusion train classifier"
             )
-        how = replace(how, names=task.names)
-        if judged:
-            how = replace(how, judge=how.judge or fitted_classifier(run, task), trained=task.images(run, False)[0])
+        context = replace(context, class_names=task.names)
+        if drawing:
+            classifier = context.classifier or fitted_classifier(run, task)
+            context = replace(context, classifier=classifier, trained=task.images(run, False)[0])
     if run is not None and task is not None and not options.data:
         documents = task.held_out_documents(run)
-        if judged:
+        if drawing:
             images, labels = task.images(run, True)
-            how = replace(how, real=images, real_classes=labels)
+            context = replace(context, real=images, real_classes=labels)
     else:
         documents, trained = _read(run, options, model)
         notes: dict[str, str | int] = {
@@ -215,11 +216,11 @@ def _held_out(
                     "has no held-out split: give documents that it was not trained on with --data"
                 )
             notes["trained_on"] = again
-        how = replace(how, notes=notes)
-        if judged and how.trained is None and trained:
-            how = replace(how, trained=_images(trained))
-    order = rng.generator(rng.key("evaluate", how.seed)).permutation(len(documents))
-    return [documents[i] for i in order], how
+        context = replace(context, notes=notes)
+        if drawing and context.trained is None and trained:
+            context = replace(context, trained=stack_pictures(trained))
+    order = rng.generator(rng.key("evaluate", context.seed)).permutation(len(documents))
+    return [documents[i] for i in order], context
 
 
 def _read(run: Run | None, options: EvaluateOptions, model: Transfusion) -> tuple[list[Document], list[Document]]:
@@ -235,45 +236,28 @@ def _read(run: Run | None, options: EvaluateOptions, model: Transfusion) -> tupl
     return list(read_data(data, fit, train=False)), trained
 
 
-def _images(documents: Sequence[Document], most: int = 10_000) -> Tensor | None:
-    """The last image of each document, Float32[image, ...]; None where their shapes differ."""
-    images = [document.media[-1].tensor() for document in documents[:most] if document.media]
-    return torch.stack(images) if images and all(image.shape == images[0].shape for image in images) else None
-
-
-def _coco(model: Transfusion, options: EvaluateOptions, how: EvalContext) -> Iterator[SuiteResult]:
-    """The paper's protocol: FID and CLIP score on prompts of the validation captions, CIDEr on Karpathy's test pictures.
-
-    FID compares with at most 10,000 of the prompts' own pictures, each once; the paper's count is 30,000.
-    """
+def _coco(model: Transfusion, options: EvaluateOptions) -> list[Document]:
+    """Prompts of the validation captions, then Karpathy's test images."""
     if not options.data:
         raise ValueError("coco needs --data PATH: the folder with MS-COCO's annotations and pictures")
     fit = Fit.of(model.config.model.modalities)
     if fit is None:
         raise ValueError("this model has no modality of pictures")
-    asked, references = coco.prompts(options.data, options.samples or 30_000, options.seed), coco.karpathy(options.data)
-    documents = [Document((Text(one.caption), Media(Picture(one.image, fit, one.image.name)))) for one in asked]
-    once = list({one.image: document for one, document in zip(asked, documents, strict=True)}.values())
-    drawn = draw.score(model, documents, replace(how, samples=len(documents), real=_images(once)))
-    yield replace(drawn, record=replace(drawn.record, suite="coco-draw"))
-    found = [
-        Document((Text(one.captions[0], paraphrases=one.captions[1:]), Media(Picture(one.image, fit, one.image.name))))
-        for one in references
-    ]
-    told = read.score(model, found, replace(how, samples=min(options.samples or len(found), len(found)), names=()))
-    yield replace(told, record=replace(told.record, suite="coco-read"))
+    prompts = coco.read_prompts(options.data, fit, options.samples or coco.NUM_PROMPTS, options.seed)
+    references = coco.read_references(options.data, fit)
+    return prompts + references[: options.samples or len(references)]
 
 
-def _write_grid(suite_result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -> None:
-    """A sheet of a suite's first pictures, with captions and seeds."""
+def _write_grid(result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -> None:
+    """A grid of a suite's images, every n-th of many, with captions, indices of the prompts and verdicts."""
     shown = [
-        (one.media[-1].tensor(), one.text, str(seed))
-        for one, seed in zip(suite_result.documents, suite_result.seeds, strict=True)
-        if one.media and is_image(one.media[-1].tensor().shape)
+        (document.media[-1].tensor(), document.text, label)
+        for document, label in zip(result.documents, result.labels, strict=True)
+        if document.media and is_image(document.media[-1].tensor().shape)
     ]
     shown = shown[:: max(len(shown) // most, 1)][:most]
     if shown:
-        pictures, captions, seeds = zip(*shown, strict=True)
-        path = folder / f"{suite_result.record.suite}.png"
-        sheet(pictures, captions, path, labels=seeds)
-        log(f"pictures: {path}")
+        images, captions, labels = zip(*shown, strict=True)
+        path = folder / f"{result.record.suite}.png"
+        image_grid(images, captions, path, labels=labels)
+        log(f"images: {path}")

@@ -22,8 +22,8 @@ from transfusion.data.outputs import OUTPUTS, write_documents
 from transfusion.data.sources.jsonl import parse_line
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.evaluation.image_grid import sheet
-from transfusion.evaluation.suite import Count
+from transfusion.evaluation.image_grid import image_grid
+from transfusion.evaluation.suite import DocumentCounter
 from transfusion.generate.logits import Decoding, Greedy
 from transfusion.modality import IMAGE, is_image
 from transfusion.model_folder import TransfusionConfig, read_settings
@@ -97,8 +97,9 @@ def run(arguments: list[str], log: LogFn) -> int:
         log(f"text: {documents[0].text!r}")
     images = [(d.media[-1].tensor(), d.text) for d in documents if d.media and is_image(d.media[-1].tensor().shape)]
     if images:
-        sheet([image for image, _ in images], [text for _, text in images], out / "sheet.png", columns=min(10, len(images)))
-        log(f"images: {out / 'sheet.png'}")
+        grid = out / "grid.png"
+        image_grid([image for image, _ in images], [text for _, text in images], grid, columns=min(10, len(images)))
+        log(f"images: {grid}")
     log(f"documents: {out / OUTPUTS}")
     return 0
 
@@ -135,7 +136,7 @@ def _generate(
         modes.setdefault(_mode(prompt, options.mode), []).append(index)
     results: dict[int, Document] = {}
     with progress("generating") as each:
-        counter = Count(len(prompts), each)
+        counter = DocumentCounter(len(prompts), each)
         for mode, indices in modes.items():
             documents = model.generate(
                 [prompts[i] for i in indices],

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from transfusion.api import Transfusion
+from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
 from transfusion.evaluation import draw, read, scenes
-from transfusion.evaluation.classifier import ABOUT, Classifier, ConvolutionalClassifier
-from transfusion.evaluation.image_grid import sheet
-from transfusion.evaluation.record import Metric, Proportion, short
+from transfusion.evaluation.classifier import MANIFEST, Classifier, ConvolutionalClassifier, accuracy
+from transfusion.evaluation.estimate import Estimate, short
+from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.suite import EvalContext
 from transfusion.run.command_line import command_line
 from transfusion.run.recipe import ClassTask, Recipe
@@ -46,7 +47,7 @@ def report(run: Run, recipe: Recipe, model: Transfusion, log: LogFn, *, training
     numbers: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
     numbers |= last_losses(run.folder)
     for name, metric in metrics.items():
-        numbers |= {name: metric.value, f"{name}_interval": [metric.low, metric.high], f"{name}_count": metric.count}
+        numbers |= metric.to_report(name)
     # the time of the steps themselves: a repeated command, which trains nothing, reports the same
     numbers["seconds"] = max(training, training_seconds(run.folder)) + time.monotonic() - began
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
@@ -56,22 +57,21 @@ def report(run: Run, recipe: Recipe, model: Transfusion, log: LogFn, *, training
     log(f"{numbers['seconds']:.0f} seconds; {images}numbers: {run.folder / 'report.json'}")
 
 
-def print_table(title: str, rows: Mapping[str, Metric]) -> None:
+def print_table(title: str, rows: Mapping[str, Estimate]) -> None:
     """Metrics as a table: value, interval, count."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("metric", "value", "95 % interval", "of", title=title)
     for name, metric in rows.items():
-        interval = "" if metric.low is None or metric.high is None else f"{short(metric.low)} to {short(metric.high)}"
-        table.add_row(name, short(metric.value), interval, f"{metric.count:,}")
+        table.add_row(name, short(metric.value), metric.interval or metric.note, f"{metric.count:,}")
     Console().print(table)
 
 
 def fitted_classifier(run: Run, task: ClassTask) -> Classifier:
     """The classifier of a task, fitted on real training images; a convolutional one is kept in the run's `classifier/`."""
     folder = run.folder / "classifier"
-    if (folder / ABOUT).exists():
+    if (folder / MANIFEST).exists():
         return ConvolutionalClassifier.load(folder)
     with progress("fitting the classifier") as each:
         classifier = task.fit_classifier(run, each)
@@ -80,7 +80,7 @@ def fitted_classifier(run: Run, task: ClassTask) -> Classifier:
     return classifier
 
 
-def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dict[str, Metric]:
+def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dict[str, Estimate]:
     """Agreement of drawn images with their captions, accuracy of captions; records, and the grid `samples.png`."""
     records = run.folder / "records"
     images, labels = task.images(run, True)
@@ -89,12 +89,11 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dic
         samples=run.report.images or 1,
         seed=run.seed,
         dtype=pick_dtype(run.dtype, pick_device(run.device)),
-        judge=classifier,
-        names=task.names,
+        classifier=classifier,
+        class_names=task.names,
         command=command,
     )
-    right = Proportion(int((classifier.classify(images) == labels).sum()), len(labels))
-    metrics = {"classifier_accuracy": Metric.of(right)}
+    metrics = {"classifier_accuracy": accuracy(classifier, images, labels)}
     if run.report.images:
         with progress("drawing") as each:
             prompts = task.prompts(task.paraphrases, context.samples)
@@ -104,14 +103,15 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dic
         metrics["text_to_image_agreement"] = drawn.record.metrics["agreement"]
         metrics |= {name: drawn.record.metrics[name] for name in CLASS_ROWS if name in drawn.record.metrics}
         first = drawn.documents[: 5 * len(task.names)]
-        seeds = [str(seed) for seed in drawn.seeds[: len(first)]]
-        sheet([d.media[0].tensor() for d in first], [d.text for d in first], run.folder / "samples.png", labels=seeds)
+        shown, captions = [document.media[0].tensor() for document in first], [document.text for document in first]
+        image_grid(shown, captions, run.folder / "samples.png", labels=drawn.labels[: len(first)])
         if task.held_out_paraphrases:
             count = max(run.report.images // 2, len(task.names))
             with progress("drawing from held-out captions") as each:
                 prompts = task.prompts(task.held_out_paraphrases, count)
-                record = draw.score(model, prompts, replace(context, samples=count, seed=run.seed + 1, progress=each)).record
-            replace(record, suite="draw-new-wordings").save(records)
+                other = replace(context, suite="draw-held-out-paraphrases", samples=count, progress=each)
+                record = draw.score(model, prompts, other).record
+            record.save(records)
             metrics["text_to_image_agreement_held_out_paraphrases"] = record.metrics["agreement"]
     with progress("captioning") as each:
         context = replace(context, samples=run.report.readings or len(labels), progress=each)
@@ -121,20 +121,17 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dic
     return {name: metrics[name] for name in CLASS_ROWS if name in metrics}
 
 
-def _scenes(run: Run, model: Transfusion, command: str) -> dict[str, Metric]:
-    """Share of correct scenes by kind; the record, and the grid `samples.png` of ten of each kind with seed and verdict."""
+def _scenes(run: Run, model: Transfusion, command: str) -> dict[str, Estimate]:
+    """Share of correct scenes by kind; the record, and the grid `samples.png` of ten of each kind with verdicts."""
     if not run.report.images:
         return {}
-    dtype = pick_dtype(run.dtype, pick_device(run.device))
-    groups = 2 * len(scenes.KINDS) - 1
+    count = max(run.report.images // (len(KINDS) + len(NOVEL)), 1)
+    context = EvalContext(seed=run.seed, dtype=pick_dtype(run.dtype, pick_device(run.device)), command=command)
     with progress("drawing") as each:
-        count = max(run.report.images // groups, 1)
-        scored = scenes.score(model, count=count, seed=run.seed, dtype=dtype, progress=each)
-    context = EvalContext(seed=run.seed, dtype=dtype, command=command)
-    record = scenes.suite_result(model, scored, context).record
-    record.save(run.folder / "records")
-    picked = [i for first in range(0, len(scored.scenes), count) for i in range(first, first + min(count, 10))]
-    labels = [f"{scored.seeds[i]}: {'right' if scored.verdicts[i].right else 'wrong'}" for i in picked]
-    captions = [scored.captions[i] for i in picked]
-    sheet([scored.pictures[i] for i in picked], captions, run.folder / "samples.png", labels=labels)
-    return record.metrics
+        result = scenes.score(model, held_out_scenes(count, run.seed), replace(context, progress=each))
+    result.record.save(run.folder / "records")
+    picked = [i for first in range(0, len(result.documents), count) for i in range(first, first + min(count, 10))]
+    images = [result.documents[i].media[-1].tensor() for i in picked]
+    captions, labels = [result.documents[i].text for i in picked], [result.labels[i] for i in picked]
+    image_grid(images, captions, run.folder / "samples.png", labels=labels)
+    return result.record.metrics

@@ -21,7 +21,7 @@ from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.loader import Loader
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
-from transfusion.evaluation.image_grid import sheet
+from transfusion.evaluation.image_grid import image_grid
 from transfusion.modality import IMAGE
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
@@ -100,7 +100,7 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: Log
     def draw(step: int) -> None:
         documents = model.generate(list(prompts), force=IMAGE, seed=run.seed, dtype=dtype)
         images = [document.media[-1].tensor() for document in documents]
-        sheet(images, list(prompts), run.folder / "samples" / f"step-{step:08d}.png")
+        image_grid(images, list(prompts), run.folder / "samples" / f"step-{step:08d}.png")
 
     hooks: list[tuple[int, Hook]] = [(run.trainer.sample_every, draw)] if prompts and run.model.modalities else []
     trainer = Trainer(

@@ -1,14 +1,14 @@
-"""Judges: classifiers fitted on real pictures only, which say what a generated picture shows.
+"""Classifiers fitted on real pictures only: generated pictures in, their classes and features out.
 
-A convolutional judge is kept in a folder, so that one and the same measures many runs; its digest names it in their reports:
+A convolutional classifier is saved in a folder, so that the same one measures many runs; records hold its digest:
 
-    judge.json           names of the classes, channels, side, width, the share of held-out real pictures it finds right, digest
-    judge.safetensors    its weights
+    classifier.json           names of the classes, channels, side, width, accuracy on held-out real pictures, digest
+    classifier.safetensors    weights
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -18,26 +18,27 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from transfusion import rng
 from transfusion.evaluation import digest
-from transfusion.evaluation.record import Proportion
+from transfusion.evaluation.estimate import Estimate
+from transfusion.files import write_tensors, write_text
 
-ABOUT, WEIGHTS = "judge.json", "judge.safetensors"
+MANIFEST, WEIGHTS = "classifier.json", "classifier.safetensors"
 
 
 @runtime_checkable
 class Classifier(Protocol):
-    """Says the class of pictures."""
+    """Classes and features of pictures."""
 
     space: ClassVar[str]
-    """What its features are: "mini", a layer of a small network, or "pixels"."""
+    """Its features: "classifier", the layer before its classes, or "pixels"."""
 
     @property
     def digest(self) -> str:
-        """12 hex digits that name what it learned."""
+        """12 hex digits of its weights and classes."""
         ...
 
     def classify(self, pictures: Tensor) -> Tensor:
@@ -50,10 +51,11 @@ class Classifier(Protocol):
 
 
 class SmallClassifier:
-    """A support-vector machine on pixels, for pictures of some 64 pixels.
+    """A support-vector machine on pixels, for pictures of about 64 pixels.
 
     Args:
-        pictures, labels: real ones, to be fitted.
+        pictures: real pictures, Float[picture, channels, height, width] in [-1, 1].
+        labels: their classes, Int[picture].
     """
 
     space: ClassVar[str] = "pixels"
@@ -70,12 +72,12 @@ class SmallClassifier:
         return torch.from_numpy(self._machine.predict(self.features(pictures).numpy()))
 
     def features(self, pictures: Tensor) -> Tensor:
-        """The pixels themselves, cut to [-1, 1], Float32[picture, pixel]: it has no layer between them and the classes."""
+        """The pixels themselves, clamped to [-1, 1], Float32[picture, pixel]: no layer lies between them and the classes."""
         return _checked(pictures, self._shape).flatten(1)
 
 
 class Convolutions(nn.Module):
-    """Four convolutions, the first three of which halve the picture, and two linear layers."""
+    """Four convolutions, the first three followed by 2 x 2 max pooling, and two linear layers."""
 
     def __init__(self, channels: int, side: int, classes: int, width: int = 32) -> None:
         super().__init__()
@@ -101,47 +103,47 @@ class Convolutions(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """How a convolutional judge is fitted.
+    """Training of a convolutional classifier.
 
     Args:
         epochs: passes over the real pictures.
-        size: pictures a step; fewer where there are not 40 such steps in an epoch, down to 16.
-        lr: highest learning rate.
-        decay: weight decay.
-        shift: how far pictures are moved at random, as a share of their side.
-        turn: how far they are turned at random, in degrees.
-        zoom: how much they are shrunk or enlarged at random, as a share.
-        flip: whether half of them are mirrored; not for digits or letters.
+        batch_size: pictures per step; smaller where an epoch has fewer than 40 steps, down to 16.
+        lr: peak learning rate of the one-cycle schedule.
+        weight_decay: of AdamW.
+        shift: largest random translation, as a fraction of the side.
+        turn: largest random rotation, in degrees.
+        zoom: largest random scaling, as a fraction.
+        flip: mirror half of the pictures; not for digits or letters.
     """
 
     epochs: int = 14
-    size: int = 256
+    batch_size: int = 256
     lr: float = 4e-3
-    decay: float = 0.05
+    weight_decay: float = 0.05
     shift: float = 0.07
     turn: float = 8.0
     zoom: float = 0.08
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.size < 2:
-            raise ValueError(f"{self.epochs} epochs of {self.size} pictures a step: take at least 1, and at least 2 pictures")
+        if self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(f"epochs ({self.epochs}) must be at least 1 and batch_size ({self.batch_size}) at least 2")
 
 
 @dataclass(frozen=True, eq=False)
 class ConvolutionalClassifier:
-    """A small convolutional network, for square pictures from 8 pixels on.
+    """A small convolutional network, for square pictures of at least 8 x 8 pixels.
 
     Args:
-        network: fitted.
-        names: of the classes, in their order.
-        accuracy: share of held-out real pictures that it finds right, where that was measured.
+        network: the fitted network.
+        names: names of the classes, in the order of their numbers.
+        accuracy: on held-out real pictures, where that was measured.
     """
 
     network: Convolutions
     names: tuple[str, ...]
-    accuracy: Proportion | None = None
-    space: ClassVar[str] = "mini"
+    accuracy: Estimate | None = None
+    space: ClassVar[str] = "classifier"
 
     def __post_init__(self) -> None:
         if len(self.names) != self.network.classes:
@@ -158,21 +160,25 @@ class ConvolutionalClassifier:
         names: Sequence[str] = (),
         training: ClassifierTraining = ClassifierTraining(),
         dtype: torch.dtype = torch.float32,
-        each: Callable[[int, int], None] = lambda step, steps: None,
+        progress: Callable[[int, int], None] = lambda step, steps: None,
     ) -> "ConvolutionalClassifier":
-        """Fit one on real pictures Float[picture, channels, side, side] in [-1, 1] and their classes Int[picture].
+        """Fit a classifier on the device of the pictures.
 
         Args:
-            names: of the classes; their numbers if none are given.
-            dtype: bfloat16 computes under autocast; where the pictures are.
-            each: called after every step with its number and how many there are.
+            pictures: real pictures, Float[picture, channels, side, side] in [-1, 1].
+            labels: their classes, Int[picture].
+            seed: random seed of weights, order and augmentation.
+            names: names of the classes (default: their numbers).
+            training: epochs, learning rate, augmentation.
+            dtype: bfloat16 computes under autocast.
+            progress: called after every step with its number and the number of steps.
 
         Raises:
-            ValueError: pictures that are not square, smaller than 8 pixels, or that hold NaN; labels without a name.
+            ValueError: pictures that are not square, are smaller than 8 pixels or hold NaN; labels without a name.
         """
         count, channels, side, width = pictures.shape
         if side != width or side < 8:
-            raise ValueError(f"this judge takes square pictures from 8 pixels on, not {side} x {width}: resize them")
+            raise ValueError(f"this classifier takes square pictures of at least 8 pixels, not {side} x {width}: resize them")
         if not count or len(labels) != count:
             raise ValueError(f"{count} pictures and {len(labels)} labels: give each picture its class")
         names = tuple(names) or tuple(str(i) for i in range(int(labels.max()) + 1))
@@ -183,15 +189,15 @@ class ConvolutionalClassifier:
             torch.manual_seed(rng.key(seed, "judge"))
             network = Convolutions(channels, side, len(names))
         network.to(pictures.device).to(memory_format=torch.channels_last)
-        size = min(count, training.size, max(count // 40, 16))
-        steps = training.epochs * (count // size)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.decay)
+        batch_size = min(count, training.batch_size, max(count // 40, 16))
+        steps = training.epochs * (count // batch_size)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=max(steps, 2))
         step = 0
         for epoch in range(training.epochs):
             order = torch.from_numpy(rng.generator(rng.key(seed, "judge", epoch)).permutation(count))
-            for picked in order[: count // size * size].to(pictures.device).split(size):
-                x = _moved(pictures[picked], training, rng.generator(rng.key(seed, "judge moves", step)))
+            for picked in order[: count // batch_size * batch_size].to(pictures.device).split(batch_size):
+                x = _augment(pictures[picked], training, rng.generator(rng.key(seed, "judge moves", step)))
                 with torch.autocast(pictures.device.type, dtype, enabled=dtype != torch.float32):
                     scores = network(x.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(scores.float(), labels[picked])
@@ -200,94 +206,101 @@ class ConvolutionalClassifier:
                 optimizer.step()
                 schedule.step()
                 step += 1
-                each(step, steps)
+                progress(step, steps)
         return cls(network.cpu(), names)
 
     def measured(self, pictures: Tensor, labels: Tensor) -> "ConvolutionalClassifier":
-        """Itself with its accuracy on held-out real pictures."""
-        return replace(self, accuracy=Proportion(int((self.classify(pictures) == labels.cpu()).sum()), len(labels)))
+        """This classifier with its accuracy on held-out real pictures."""
+        return replace(self, accuracy=accuracy(self, pictures, labels))
 
     @torch.no_grad()
     def classify(self, pictures: Tensor) -> Tensor:
         """Classes. Raises ValueError for pictures of another size, or that hold NaN."""
-        return torch.cat([self.network(part).argmax(-1) for part in self._parts(pictures)])
+        return torch.cat([self.network(batch).argmax(-1) for batch in self._batches(pictures)])
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
         """The layer before the classes, Float32[picture, 128]. Raises as `classify`."""
-        return torch.cat([self.network.features(part) for part in self._parts(pictures)])
+        return torch.cat([self.network.features(batch) for batch in self._batches(pictures)])
 
-    def _parts(self, pictures: Tensor) -> Sequence[Tensor]:
+    def _batches(self, pictures: Tensor) -> Sequence[Tensor]:
         network = self.network
         return _checked(pictures, (network.channels, network.side, network.side)).split(1000)
 
     @property
     def digest(self) -> str:
-        """12 hex digits of its weights and its classes' names."""
+        """12 hex digits of its weights and the names of its classes."""
         return digest.of_tensors(self.network.state_dict(), *self.names)
 
     def save(self, folder: str | Path) -> None:
-        """Keep it in a folder, which is made if need be."""
+        """Save it in a folder, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        network, accuracy = self.network, self.accuracy
-        about = {
+        network = self.network
+        manifest = {
             "names": list(self.names),
             "channels": network.channels,
             "side": network.side,
             "width": network.width,
-            "accuracy": accuracy and {"successes": accuracy.successes, "count": accuracy.count},
+            "accuracy": self.accuracy and asdict(self.accuracy),
             "digest": self.digest,
         }
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        write_tensors(folder / WEIGHTS, network.state_dict())
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "ConvolutionalClassifier":
-        """The judge that a folder keeps.
+        """Load one from a folder.
 
         Raises:
-            ValueError: there is none, or it is damaged.
+            ValueError: the folder holds none, or a damaged one.
         """
         folder = Path(folder)
-        if not (folder / ABOUT).exists():
-            raise ValueError(f"no judge in {folder}: make one with transfusion train judge --data PATH --out {folder}")
+        if not (folder / MANIFEST).exists():
+            raise ValueError(
+                f"no classifier in {folder}: make one with transfusion train classifier --data PATH --out {folder}"
+            )
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            names, accuracy = tuple(about["names"]), about["accuracy"]
-            network = Convolutions(about["channels"], about["side"], len(names), about["width"])
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            names, accuracy = tuple(manifest["names"]), manifest["accuracy"]
+            network = Convolutions(manifest["channels"], manifest["side"], len(names), manifest["width"])
             network.load_state_dict(load_file(folder / WEIGHTS))
-            judge = cls(network, names, accuracy and Proportion(accuracy["successes"], accuracy["count"]))
-            if judge.digest != about["digest"]:
-                raise ValueError("its digest is not that of its weights")
+            classifier = cls(network, names, accuracy and Estimate(**accuracy))
+            if classifier.digest != manifest["digest"]:
+                raise ValueError("the digest in its manifest is not that of its weights")
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"the judge in {folder} is damaged ({error}): make it again with transfusion train judge"
+                f"the classifier in {folder} is damaged ({error}): make it again with transfusion train classifier"
             ) from error
-        return judge
+        return classifier
+
+
+def accuracy(classifier: Classifier, pictures: Tensor, labels: Tensor) -> Estimate:
+    """Share of pictures, Float[picture, channels, height, width], that get their label, Int[picture]."""
+    return Estimate.proportion(int((classifier.classify(pictures) == labels.cpu()).sum()), len(labels))
 
 
 def _checked(pictures: Tensor, shape: tuple[int, ...], *, move: bool = True) -> Tensor:
-    """Float32 pictures of a shape, cut to [-1, 1]; on the CPU if they may be moved."""
+    """Float32 pictures of a shape, clamped to [-1, 1]; on the CPU if `move`."""
     if tuple(pictures.shape[1:]) != shape:
-        given, own = (" x ".join(map(str, one)) for one in (pictures.shape[1:], shape))
+        actual, expected = (" x ".join(map(str, sizes)) for sizes in (pictures.shape[1:], shape))
         raise ValueError(
-            f"pictures are {given}, the judge knows {own} (channels x height x width): resize them, or fit another"
+            f"pictures are {actual}, the classifier takes {expected} (channels x height x width): resize them, or fit another"
         )
     if not torch.isfinite(pictures).all():
-        raise ValueError("pictures hold NaN or infinity: look at how they were made before judging them")
+        raise ValueError("pictures hold NaN or infinity: look at how they were made before they are classified")
     return (pictures.cpu() if move else pictures).float().clamp(-1, 1)
 
 
-def _moved(pictures: Tensor, training: ClassifierTraining, rng: np.random.Generator) -> Tensor:
-    """Pictures [n, c, side, side], each shifted, turned, zoomed and mirrored by its own chance."""
+def _augment(pictures: Tensor, training: ClassifierTraining, generator: np.random.Generator) -> Tensor:
+    """Pictures [n, c, side, side], each shifted, turned, zoomed and mirrored at random."""
     n = len(pictures)
-    shift, turn, zoom = rng.uniform(-1, 1, (n, 2, 1)), rng.uniform(-1, 1, n), rng.uniform(-1, 1, n)
-    mirror = np.where(training.flip & (rng.random(n) < 0.5), -1.0, 1.0)
+    shift, turn, zoom = generator.uniform(-1, 1, (n, 2, 1)), generator.uniform(-1, 1, n), generator.uniform(-1, 1, n)
+    mirror = np.where(training.flip & (generator.random(n) < 0.5), -1.0, 1.0)
     angle, scale = np.deg2rad(training.turn) * turn, 1 + training.zoom * zoom
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     matrix = rearrange([mirror * cos, -sin, mirror * sin, cos], "(i j) n -> n i j", i=2)
-    # grid coordinates run over [-1, 1], so a share of the side is twice that share
+    # grid coordinates run over [-1, 1], so a fraction of the side is twice that fraction
     affine = np.concatenate([matrix, 2 * training.shift * shift], -1, dtype=np.float32)
     grid = F.affine_grid(torch.from_numpy(affine).to(pictures.device), list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)

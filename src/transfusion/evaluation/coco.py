@@ -1,5 +1,5 @@
-"""MS-COCO from a local folder, under the paper's protocol (Zhou et al. 2024, arXiv 2408.11039, 4.1): prompts for FID and CLIP
-score, and Karpathy's split for CIDEr.
+"""MS-COCO under the paper's protocol (Zhou et al. 2024, arXiv 2408.11039, 4.1): FID and CLIP score of pictures drawn from
+captions of the validation set, CIDEr of captions of Karpathy's test pictures. A folder in, documents out, for `score`.
 
     FOLDER/annotations/captions_val2014.json    (or FOLDER/captions_val2014.json; from annotations_trainval2014.zip)
     FOLDER/dataset_coco.json                    (Karpathy and Fei-Fei 2015, arXiv 1412.2306; from caption_datasets.zip)
@@ -7,74 +7,95 @@ score, and Karpathy's split for CIDEr.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from transfusion import rng
+from transfusion.api import Transfusion
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.media import Fit, Picture
+from transfusion.evaluation import draw, read
+from transfusion.evaluation.suite import EvalContext, SuiteResult, make_record, stack_pictures
 
 CAPTIONS = "captions_val2014.json"
 KARPATHY = "dataset_coco.json"
+NUM_PROMPTS = 30_000
+"""Prompts of the paper's protocol."""
 Split = Literal["train", "restval", "val", "test"]
 
 
-class Prompt(NamedTuple):
-    """A caption to draw, and the real picture that it was written for."""
-
-    image: Path
-    caption: str
-
-
-class Reference(NamedTuple):
-    """A picture to caption, and what people wrote about it: five captions, for a few pictures six or seven."""
-
-    image: Path
-    captions: tuple[str, ...]
-
-
-def prompts(folder: str | Path, count: int = 30_000, seed: int = 0) -> list[Prompt]:
-    """Captions of the validation pictures, drawn without return by the seed; the first n of a larger draw are the draw of n.
+def score(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> SuiteResult:
+    """Draw from documents that begin with their caption (`read_prompts`), caption those that begin with their picture
+    (`read_references`). FID compares with at most 10,000 of the prompts' own pictures, each once.
 
     Raises:
-        ValueError: the captions or some pictures are missing or of another form, or there are fewer captions than asked for.
+        ValueError: no documents of either form.
+    """
+    prompts = [document for document in documents if document.segments and isinstance(document.segments[0], Text)]
+    references = [document for document in documents if document.segments and isinstance(document.segments[0], Media)]
+    real = stack_pictures(list({document.name: document for document in prompts}.values()))
+    drawing = replace(context, suite="coco-draw", samples=max(len(prompts), 1), real=real)
+    drawn = draw.score(model, prompts, drawing)
+    captioned = read.score(
+        model, references, replace(context, suite="coco-read", samples=max(len(references), 1), class_names=())
+    )
+    metrics, missing = drawn.record.metrics | captioned.record.metrics, drawn.record.missing | captioned.record.missing
+    record = make_record("coco", model, context, metrics, missing, drawn.record.classifiers)
+    return SuiteResult(record, drawn.documents + captioned.documents)
+
+
+def read_prompts(folder: str | Path, fit: Fit, count: int = NUM_PROMPTS, seed: int = 0) -> list[Document]:
+    """Captions of the validation set, each before its picture, drawn without replacement; the first n of a larger draw are the
+    draw of n.
+
+    Raises:
+        ValueError: captions or pictures are missing or have another form, or there are fewer than `count`.
     """
     folder = Path(folder)
-    file, record = _read(folder, CAPTIONS, '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}')
+    file, content = _read(folder, CAPTIONS, '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}')
     try:
-        names = {image["id"]: image["file_name"] for image in record["images"]}
-        found = [Prompt(folder / "val2014" / names[a["image_id"]], a["caption"].strip()) for a in record["annotations"]]
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions = [(folder / "val2014" / names[a["image_id"]], a["caption"].strip()) for a in content["annotations"]]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not COCO's ({error!r}): take it from annotations_trainval2014.zip") from error
-    if not 0 < count <= len(found):
-        raise ValueError(f"{file} has {len(found):,} captions: ask for 1 to {len(found):,} prompts, not {count:,}")
-    order = rng.generator(rng.key("coco", "prompts", seed)).permutation(len(found))
-    picked = [found[i] for i in order[:count]]
-    _present(one.image for one in picked)
-    return picked
+    if not 0 < count <= len(captions):
+        raise ValueError(f"{file} has {len(captions):,} captions: ask for 1 to {len(captions):,} prompts, not {count:,}")
+    order = rng.generator(rng.key("coco", "prompts", seed)).permutation(len(captions))
+    picked = [captions[i] for i in order[:count]]
+    _check_files(image for image, _ in picked)
+    return [Document((Text(caption), _media(image, fit)), name=str(image)) for image, caption in picked]
 
 
-def karpathy(folder: str | Path, split: Split = "test") -> list[Reference]:
-    """The pictures of a part of Karpathy's split, in its order, with their references (test: 5,000 pictures).
+def read_references(folder: str | Path, fit: Fit, split: Split = "test") -> list[Document]:
+    """Pictures of Karpathy's split in its order (test: 5,000), each before its captions: five, for a few pictures more.
 
     Raises:
-        ValueError: the split or some pictures are missing or of another form, or the part is empty.
+        ValueError: the file or pictures are missing or have another form, or the split is empty.
     """
     folder = Path(folder)
-    form = '{"images": [{"split", "filepath", "filename", "sentences": [{"raw"}]}]}'
-    file, record = _read(folder, KARPATHY, form)
+    file, content = _read(folder, KARPATHY, '{"images": [{"split", "filepath", "filename", "sentences": [{"raw"}]}]}')
     try:
-        found = [
-            Reference(folder / one["filepath"] / one["filename"], tuple(s["raw"].strip() for s in one["sentences"]))
-            for one in record["images"]
-            if one["split"] == split
+        references = [
+            (folder / image["filepath"] / image["filename"], [sentence["raw"].strip() for sentence in image["sentences"]])
+            for image in content["images"]
+            if image["split"] == split
         ]
-        parts = sorted({one["split"] for one in record["images"]})
+        splits = sorted({image["split"] for image in content["images"]})
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not Karpathy's split of COCO ({error!r}): take it from caption_datasets.zip") from error
-    if not found:
-        raise ValueError(f"{file} has no part {split!r}; there are {', '.join(parts) or 'no pictures at all'}")
-    _present(one.image for one in found)
-    return found
+    if not references:
+        raise ValueError(f"{file} has no split {split!r}; it has {', '.join(splits) or 'no pictures at all'}")
+    _check_files(image for image, _ in references)
+    return [
+        Document((_media(image, fit), Text(captions[0], paraphrases=tuple(captions[1:]))), name=str(image))
+        for image, captions in references
+    ]
+
+
+def _media(image: Path, fit: Fit) -> Media:
+    return Media(Picture(image, fit, image.name))
 
 
 def _read(folder: Path, name: str, form: str) -> tuple[Path, Any]:
@@ -87,7 +108,7 @@ def _read(folder: Path, name: str, form: str) -> tuple[Path, Any]:
         raise ValueError(f"{file} is not JSON ({error}): it should hold {form}") from error
 
 
-def _present(images: Iterable[Path]) -> None:
+def _check_files(images: Iterable[Path]) -> None:
     missing = sorted({image for image in images if not image.is_file()})
     if missing:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Curves: what runs noted in their metrics.jsonl, drawn into one PNG, a panel for each metric and a line for each run.
+"""Curves: metrics.jsonl of runs in, one PNG out, with a panel for each metric and a line for each run.
 
 transfusion plot RUN ... [--metric NAME ...] [--out FILE.png]
 """
@@ -18,12 +18,12 @@ Curves = dict[str, tuple[list[int], list[float]]]
 
 @dataclass(frozen=True)
 class Plot:
-    """What to draw of runs.
+    """How curves are drawn.
 
     Args:
         metric: metrics of metrics.jsonl, a panel each.
-        out: the PNG.
-        smooth: steps that a point of a line is the mean of; what was noted stands behind it, fainter (1: as it was noted).
+        out: file for the PNG.
+        smooth: window of the trailing mean, in logged steps; raw values are drawn fainter behind it (1: raw values only).
     """
 
     metric: tuple[str, ...] = ("text_loss", "media_loss")
@@ -35,19 +35,19 @@ class Plot:
             raise ValueError("smooth is 1 step or more, and there is one metric or more")
 
     def draw(self, runs: Sequence[str | Path]) -> Path:
-        """Draw run folders (or their metrics.jsonl) into `out`.
+        """Draw run folders (or their metrics.jsonl) into `out`, and return its path.
 
         Raises:
-            ConfigError: no runs, a run without metrics.jsonl, or a metric that no run has.
+            ConfigError: no runs, a run without metrics.jsonl, or a metric that no run has logged.
             ValueError: matplotlib is not installed.
         """
-        found = {str(run): read_metrics(run) for run in runs}
-        if not found:
+        runs_curves = {str(run): read_metrics(run) for run in runs}
+        if not runs_curves:
             raise ConfigError("nothing to draw: give one run folder or more")
-        known = dict.fromkeys(name for curves in found.values() for name in curves)
+        known = dict.fromkeys(name for curves in runs_curves.values() for name in curves)
         for name in self.metric:
             if name not in known:
-                raise ConfigError(f"no metric {name!r} in {', '.join(found)}{nearest(name, known)}")
+                raise ConfigError(f"no metric {name!r} in {', '.join(runs_curves)}{nearest(name, known)}")
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ class Plot:
         figure = Figure(figsize=(6.4 * len(self.metric), 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         for panel, name in zip(figure.subplots(1, len(self.metric), squeeze=False)[0], self.metric, strict=True):
-            for number, (run, curves) in enumerate(found.items()):
+            for number, (run, curves) in enumerate(runs_curves.items()):
                 if name not in curves:
                     continue
                 steps, values = curves[name]
@@ -74,10 +74,10 @@ class Plot:
 
 
 def read_metrics(run: str | Path) -> Curves:
-    """The curves of a run folder, or of a metrics.jsonl. A line that was cut short, as a killed run leaves it, is left out.
+    """The curves of a run folder, or of a metrics.jsonl. Truncated lines, which a killed run leaves, are skipped.
 
     Raises:
-        ConfigError: there are none; the message lists the runs beside it that have some.
+        ConfigError: no metrics; the message lists runs nearby that have some.
     """
     file = Path(run)
     file = file / "metrics.jsonl" if file.is_dir() else file
@@ -102,11 +102,11 @@ def read_metrics(run: str | Path) -> Curves:
 
 
 def smoothed(values: Sequence[float], width: int) -> np.ndarray:
-    """At each place the mean of the last `width` values that are finite, of fewer at the start; NaN where there are none."""
-    found = np.asarray(values, dtype=float)
-    finite = np.isfinite(found)
-    sums, counts = (np.concatenate([[0.0], np.cumsum(a)]) for a in (np.where(finite, found, 0.0), finite))
-    ends = np.arange(1, len(found) + 1)
+    """Trailing mean of the finite among the last `width` values; NaN where none is finite."""
+    raw = np.asarray(values, dtype=float)
+    finite = np.isfinite(raw)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(a)]) for a in (np.where(finite, raw, 0.0), finite))
+    ends = np.arange(1, len(raw) + 1)
     starts = np.maximum(ends - width, 0)
     count = counts[ends] - counts[starts]
     return np.where(count > 0, (sums[ends] - sums[starts]) / np.maximum(count, 1), np.nan)

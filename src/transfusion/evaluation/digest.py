@@ -1,4 +1,4 @@
-"""Digests: 12 hex digits that name weights and files in a report, so that numbers of different judges are never compared."""
+"""Digests: 12 hex digits of weights, files and documents, so that records of different classifiers are never compared."""
 
 import hashlib
 import json
@@ -12,27 +12,27 @@ from transfusion.data.media import Picture, Pixels
 
 
 def of_tensors(tensors: Mapping[str, Tensor], *words: str) -> str:
-    """Of tensors with their names, types and shapes, and of words."""
-    found = hashlib.sha256(json.dumps(words).encode())
+    """Digest of tensors with their names, types and shapes, and of words."""
+    digest = hashlib.sha256(json.dumps(words).encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def of_files(paths: Iterable[Path]) -> str:
-    """Of files with their names, in the order of these."""
-    found = hashlib.sha256()
-    for path in sorted(paths, key=lambda one: one.name):
+    """Digest of files and their names, in the order of the names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda path: path.name):
         with path.open("rb") as file:
-            found.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return found.hexdigest()[:12]
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def of_content(document: Document) -> tuple[str, ...]:
-    """What makes two documents the same to a model: each picture as it is stored, whatever its name; the text where there is
-    no picture."""
-    found = []
+    """Digests by which copies of a document are recognised: one of each picture as it is stored, whatever its file name, or one
+    of the text without pictures."""
+    digests = []
     for media in document.media:
         values = media.values
         if isinstance(values, Picture):
@@ -41,6 +41,6 @@ def of_content(document: Document) -> tuple[str, ...]:
             data = values.pixels.tobytes()
         else:
             data = media.tensor().numpy().tobytes()
-        found.append(hashlib.sha256(data).hexdigest()[:12])
+        digests.append(hashlib.sha256(data).hexdigest()[:12])
     words = "".join(str(s.content) for s in document.segments if isinstance(s, Text))
-    return tuple(found) or (hashlib.sha256(words.encode()).hexdigest()[:12],)
+    return tuple(digests) or (hashlib.sha256(words.encode()).hexdigest()[:12],)

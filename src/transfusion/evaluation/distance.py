@@ -1,9 +1,9 @@
-"""Distances between two sets of pictures: Float[sample, feature] of each in, numbers out. All in float64.
+"""Distances between two sets of pictures: Float[sample, feature] of each in, numbers out, all in float64.
 
-frechet            means and covariances differ            0: the same Gaussian; biased upwards for few samples
-kernel             any moments up to the third differ      0: the same distribution; unbiased, so it can be negative
-precision_recall   which set leaves the other's support    precision: drawn ones look real; recall: all real kinds are drawn
-nearest            the closest training picture of each    near 0: it is a copy
+frechet            compares means and covariances          0: the same Gaussian; biased upwards for few samples
+kernel             compares moments up to the third        0: the same moments; unbiased, so it can be negative
+precision_recall   samples inside the other set's support  precision: drawn ones look real; recall: all real modes are drawn
+nearest            the closest training picture of each    near 0: a copy
 """
 
 from collections.abc import Callable, Iterator
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from transfusion import rng
-from transfusion.evaluation.record import Proportion
+from transfusion.evaluation.estimate import Estimate
 
-ROWS = 256
-"""Rows of a matrix of pairs that are held at a time."""
+CHUNK = 256
+"""Samples whose distances to all others are in memory at a time."""
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
     """Fréchet distance of the Gaussians through two sets of features (Heusel et al. 2017), squared as there.
 
     |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances. With A = X'X and B = Y'Y the last trace is the sum
-    of the singular values of X Y', which needs no root of a matrix and stays exact where covariances lack rank.
+    of the singular values of X Y', which needs no matrix square root and stays exact for covariances without full rank.
 
     Args:
         a, b: Float[sample, feature], with the same features.
 
     Raises:
-        ValueError: fewer than 2 samples in a set, other widths, NaN or infinity.
+        ValueError: fewer than 2 samples in a set, different widths, NaN or infinity.
     """
     a, b = _checked(a, b, 2)
     mean = (a.mean(0) - b.mean(0)).square().sum()
@@ -43,13 +43,13 @@ class Kernel:
     """A kernel distance.
 
     Args:
-        mean, std: over subsets.
-        whole: between the whole sets.
+        mean, std: over pairs of subsets.
+        full: between the full sets.
     """
 
     mean: float
     std: float
-    whole: float
+    full: float
 
 
 def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: int) -> Kernel:
@@ -57,11 +57,12 @@ def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: 
 
     Args:
         a, b: Float[sample, feature], with the same features.
-        subsets: how many pairs of subsets are drawn, each without replacement.
+        subsets: number of pairs of subsets, each drawn without replacement.
         size: samples of a subset.
+        seed: random seed of the subsets.
 
     Raises:
-        ValueError: a set smaller than a subset, fewer than 2 samples, other widths, NaN or infinity.
+        ValueError: a set smaller than a subset, fewer than 2 samples, different widths, NaN or infinity.
     """
     if subsets < 1 or size < 2:
         raise ValueError(f"{subsets} subsets of {size} samples: take at least 1 subset, of at least 2 samples")
@@ -75,30 +76,30 @@ def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: 
 
 
 def mmd(a: Tensor, b: Tensor) -> float:
-    """Kernel distance of whole sets: unbiased squared MMD (Gretton et al. 2012, equation 3) under the kernel of `kernel`.
+    """Kernel distance of full sets: unbiased squared MMD (Gretton et al. 2012, equation 3) under the kernel of `kernel`.
 
     Raises:
-        ValueError: fewer than 2 samples in a set, other widths, NaN or infinity.
+        ValueError: fewer than 2 samples in a set, different widths, NaN or infinity.
     """
     return mmd_to(b)(a)
 
 
 def mmd_to(b: Tensor) -> Callable[[Tensor], float]:
-    """`mmd` to one set from any others; what depends on it alone is computed once."""
+    """`mmd` from any set to b; the term of b alone is computed once."""
 
     def total(x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([(part @ y.T / y.shape[1] + 1).pow(3).sum() for part in x.split(ROWS)]).sum()
+        return torch.stack([(chunk @ y.T / y.shape[1] + 1).pow(3).sum() for chunk in x.split(CHUNK)]).sum()
 
     def within(x: Tensor) -> Tensor:
-        itself = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
-        return (total(x, x) - itself) / (len(x) * (len(x) - 1))
+        diagonal = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
+        return (total(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
     _, b = _checked(b, b, 2)
-    own = within(b)
+    within_b = within(b)
 
     def distance(a: Tensor) -> float:
         a, _ = _checked(a, b, 2)
-        return float(within(a) + own - 2 * total(a, b) / (len(a) * len(b)))
+        return float(within(a) + within_b - 2 * total(a, b) / (len(a) * len(b)))
 
     return distance
 
@@ -107,67 +108,69 @@ def mmd_to(b: Tensor) -> Callable[[Tensor], float]:
 class PrecisionRecall:
     """Precision: drawn pictures inside the real set's support. Recall: real ones inside the drawn set's."""
 
-    precision: Proportion
-    recall: Proportion
+    precision: Estimate
+    recall: Estimate
 
 
 def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equation 2).
 
-    A set's support is the union of balls around its samples, each as wide as the way to its k-th nearest neighbour. The
-    interval of a share counts its own samples only: the balls are taken as given.
+    A set's support is the union of balls around its samples, each with the distance to its k-th nearest neighbour as radius.
+    Intervals treat the balls as fixed.
 
     Args:
         real, drawn: Float[sample, feature], with the same features; best equally many.
+        k: neighbour that sets the radius.
 
     Raises:
-        ValueError: fewer than k + 1 samples in a set, other widths, NaN or infinity.
+        ValueError: fewer than k + 1 samples in a set, different widths, NaN or infinity.
     """
     if k < 1:
         raise ValueError(f"k is {k}: take the first or a later neighbour")
     real, drawn = _checked(real, drawn, k + 1)
 
-    def inside(samples: Tensor, others: Tensor) -> Proportion:
-        # the sample itself is among its neighbours, at distance 0
-        radii = torch.cat([ways.kthvalue(k + 1).values for ways in _ways(others, others)])
-        return Proportion(sum(int((ways <= radii).any(1).sum()) for ways in _ways(samples, others)), len(samples))
+    def inside(samples: Tensor, others: Tensor) -> Estimate:
+        # kthvalue(k + 1): a sample is its own neighbour, at distance 0
+        radii = torch.cat([chunk.kthvalue(k + 1).values for chunk in _pairwise(others, others)])
+        hits = sum(int((chunk <= radii).any(1).sum()) for chunk in _pairwise(samples, others))
+        return Estimate.proportion(hits, len(samples))
 
     return PrecisionRecall(inside(drawn, real), inside(real, drawn))
 
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """For each sample the Euclidean distance to its nearest training sample, Float64[sample], and its index, Int64[sample]."""
+    """Euclidean distance of each sample to its nearest training sample, Float64[sample], and its index, Int64[sample]."""
 
     distances: Tensor
     indices: Tensor
 
 
 def nearest(drawn: Tensor, train: Tensor) -> Nearest:
-    """The nearest training sample of each drawn one. Copies show as distances well below those of held-out real pictures.
+    """The nearest training sample of each drawn one. Distances of copies are well below those of held-out real pictures.
 
     Args:
-        drawn, train: Float[sample, feature], with the same features (pixels are features too).
+        drawn, train: Float[sample, feature], with the same features (pixels, for example).
 
     Raises:
-        ValueError: an empty set, other widths, NaN or infinity.
+        ValueError: an empty set, different widths, NaN or infinity.
     """
     drawn, train = _checked(drawn, train, 1)
-    found = [ways.min(1) for ways in _ways(drawn, train)]
-    return Nearest(torch.cat([one.values for one in found]), torch.cat([one.indices for one in found]))
+    minima = [chunk.min(1) for chunk in _pairwise(drawn, train)]
+    return Nearest(torch.cat([chunk.values for chunk in minima]), torch.cat([chunk.indices for chunk in minima]))
 
 
-def _ways(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances, some rows [row, len(b)] at a time. Not through products: a copy must be at exactly 0."""
-    for part in a.split(ROWS):
-        yield torch.cdist(part, b, compute_mode="donot_use_mm_for_euclid_dist")
+def _pairwise(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Euclidean distances in chunks [sample of a, sample of b]; without matrix products, so that a copy is at exactly 0."""
+    for chunk in a.split(CHUNK):
+        yield torch.cdist(chunk, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _checked(a: Tensor, b: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Both as float64, if they can be compared."""
-    for one in (a, b):
-        if one.ndim != 2:
-            raise ValueError(f"features are [sample, feature], not {list(one.shape)}: flatten each sample first")
+    """Both sets as float64, after checks that they can be compared."""
+    for features in (a, b):
+        if features.ndim != 2:
+            raise ValueError(f"features are [sample, feature], not {list(features.shape)}: flatten each sample first")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features of {a.shape[1]} and of {b.shape[1]} numbers: take both from the same extractor")
     if min(len(a), len(b)) < least:

@@ -1,6 +1,6 @@
 """Feature extractors with published weights, from local files: pictures Float[n, c, h, w] in [-1, 1] -> Float32[n, feature].
 
-Nothing is downloaded. The digest names the weights: distances under other weights are other numbers.
+Nothing is downloaded. Distances compare only under the same weights, so each extractor has a digest of them.
 """
 
 import pickle
@@ -16,12 +16,12 @@ from transfusion.data.media import to_image
 from transfusion.evaluation import digest
 
 BATCH = 32
-"""Pictures that are computed at a time."""
+"""Pictures per forward pass."""
 
 
 @runtime_checkable
 class Features(Protocol):
-    """Says what a picture shows, in numbers."""
+    """Pictures -> features."""
 
     name: str
     digest: str
@@ -32,16 +32,16 @@ class Features(Protocol):
 
 
 class InceptionFeatures:
-    """The last pooling layer of Inception v3, 2048 numbers, as FID and KID are published with.
+    """The last pooling layer of Inception v3, 2048 numbers: the features of published FID and KID.
 
-    Pictures become bytes, grey ones three equal channels, and are resized to 299 x 299 as TensorFlow 1 did (torch-fidelity).
+    Pictures become uint8, grey ones three equal channels, and are resized to 299 x 299 as TensorFlow 1 did (torch-fidelity).
 
     Args:
-        path: the weights, torch-fidelity's pt_inception (weights-inception-2015-12-05-6726825d.pth).
-        device: where to compute.
+        path: file with the weights, torch-fidelity's pt_inception (weights-inception-2015-12-05-6726825d.pth).
+        device: device of the network.
 
     Raises:
-        ValueError: torch-fidelity is not there, or the file is missing or holds something else.
+        ValueError: torch-fidelity is not installed, or the file is missing or holds other weights.
     """
 
     name = "inception-v3"
@@ -55,7 +55,9 @@ class InceptionFeatures:
         except ImportError as error:
             raise ValueError("Inception features need torch-fidelity: pip install 'transfusion-kit[eval]'") from error
         try:
-            torch.load(path, map_location="cpu", weights_only=True)  # the extractor itself would run code that a file holds
+            torch.load(
+                path, map_location="cpu", weights_only=True
+            )  # refuses pickles with code, which the extractor itself would run
             self._network = FeatureExtractorInceptionV3(self.name, ["2048"], str(path)).to(device)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
@@ -67,22 +69,22 @@ class InceptionFeatures:
     def __call__(self, pictures: Tensor) -> Tensor:
         """Float[n, 1 or 3, h, w] in [-1, 1] -> Float32[n, 2048]. Raises ValueError for other shapes, NaN or infinity."""
         _check(pictures)
-        found = []
-        for part in pictures.split(BATCH):
-            pixels = ((part.to(self._device).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            found.append(self._network(pixels.expand(-1, 3, -1, -1))[0].cpu())
-        return torch.cat(found)
+        features = []
+        for batch in pictures.split(BATCH):
+            pixels = ((batch.to(self._device).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            features.append(self._network(pixels.expand(-1, 3, -1, -1))[0].cpu())
+        return torch.cat(features)
 
 
 class ClipScore:
-    """Pictures and captions in the common space of a CLIP model.
+    """Embeddings of pictures and captions in the joint space of a CLIP model.
 
     Args:
-        path: a folder with a CLIP model, its tokenizer and its preprocessor, as Hugging Face keeps them.
-        device: where to compute.
+        path: folder with a CLIP model, its tokenizer and its preprocessor, in the layout of Hugging Face.
+        device: device of the network.
 
     Raises:
-        ValueError: transformers is not there, or the folder is missing or holds something else.
+        ValueError: transformers is not installed, or the folder holds no CLIP model.
     """
 
     name = "clip"
@@ -107,31 +109,31 @@ class ClipScore:
     def __call__(self, pictures: Tensor) -> Tensor:
         """Float[n, 1 or 3, h, w] in [-1, 1] -> Float32[n, feature] of length 1. Raises ValueError as `InceptionFeatures`."""
         _check(pictures)
-        found = []
-        for part in pictures.split(BATCH):
-            images = [to_image(one).convert("RGB") for one in part]
-            given = self._processor(images=images, return_tensors="pt").to(self._device)
-            found.append(_embedding(self._network.get_image_features(**given)))
-        return F.normalize(torch.cat(found), dim=-1).float().cpu()
+        features = []
+        for batch in pictures.split(BATCH):
+            images = [to_image(picture).convert("RGB") for picture in batch]
+            inputs = self._processor(images=images, return_tensors="pt").to(self._device)
+            features.append(_embedding(self._network.get_image_features(**inputs)))
+        return F.normalize(torch.cat(features), dim=-1).float().cpu()
 
     @torch.no_grad()
     def captions(self, captions: Sequence[str]) -> Tensor:
-        """Float32[n, feature] of length 1; what a caption has beyond the model's tokens (77 in published ones) is left out."""
-        found = []
+        """Float32[n, feature] of length 1; captions are cut to the model's length (77 tokens in published ones)."""
+        features = []
         longest = self._network.config.text_config.max_position_embeddings
         for first in range(0, len(captions), BATCH):
-            some = list(captions[first : first + BATCH])
-            given = self._processor(text=some, return_tensors="pt", padding=True, truncation=True, max_length=longest)
-            found.append(_embedding(self._network.get_text_features(**given.to(self._device))))
-        return F.normalize(torch.cat(found), dim=-1).float().cpu()
+            batch = list(captions[first : first + BATCH])
+            inputs = self._processor(text=batch, return_tensors="pt", padding=True, truncation=True, max_length=longest)
+            features.append(_embedding(self._network.get_text_features(**inputs.to(self._device))))
+        return F.normalize(torch.cat(features), dim=-1).float().cpu()
 
     def score(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
         """CLIPScore of each picture with its caption, Float32[n]: 100 max(cos, 0), as torchmetrics scales it.
 
-        Hessel et al. 2021 have 2.5 in the place of 100.
+        Hessel et al. 2021 scale by 2.5 instead of 100.
 
         Raises:
-            ValueError: not one caption a picture, other shapes, NaN or infinity.
+            ValueError: numbers of pictures and captions differ, other shapes, NaN or infinity.
         """
         if len(pictures) != len(captions):
             raise ValueError(f"{len(pictures)} pictures but {len(captions)} captions: give each picture its caption")
@@ -139,7 +141,7 @@ class ClipScore:
 
 
 def _embedding(output: Any) -> Tensor:
-    """The projected embedding, which newer versions of transformers wrap."""
+    """The projected embedding; newer versions of transformers wrap it in a record."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 

@@ -1,4 +1,4 @@
-"""Sheets: pictures with their captions, for people to look at."""
+"""Pictures with their captions in, a PNG with a grid of them out, for people to look at."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,12 @@ from torch import Tensor
 
 from transfusion.data.media import to_image
 
+CAPTION_LINES = 4
+LINE, GAP = 12, 6
+"""Pixels of a line of text, and between pictures."""
 
-def sheet(
+
+def image_grid(
     pictures: Sequence[Tensor],
     captions: Sequence[str],
     path: Path,
@@ -18,30 +22,30 @@ def sheet(
     columns: int = 10,
     side: int = 72,
 ) -> None:
-    """Write a PNG of pictures (Float[channels, height, width] in [-1, 1]), each over its caption.
+    """Write a PNG of pictures, Float[channels, height, width] in [-1, 1], each above its caption.
 
     Args:
-        labels: a line for each picture to stand under its caption, such as its seed.
-        side: pixels of a picture on the sheet.
+        labels: a line for each picture, below its caption.
+        columns: pictures in a row of the grid.
+        side: pixels of a picture's side in the grid.
     """
     rows = -(-len(pictures) // columns)
     font = ImageFont.load_default(10)
-    lines = [_wrap(caption, side, font) for caption in captions]
+    texts = [_wrap(caption, side, font) for caption in captions]
     if labels:
-        lines = [[*words, label] for words, label in zip(lines, labels, strict=True)]
-    line, gap = 12, 6
-    high = side + line * max(len(one) for one in lines) + gap
-    image = Image.new("RGB", (columns * (side + gap) + gap, rows * high + gap), "white")
-    draw = ImageDraw.Draw(image)
-    for index, (picture, caption) in enumerate(zip(pictures, lines, strict=True)):
-        x, y = gap + index % columns * (side + gap), gap + index // columns * high
-        one = to_image(picture)
-        pixelated = max(one.size) * 2 <= side
-        image.paste(one.resize((side, side), Image.Resampling.NEAREST if pixelated else Image.Resampling.BICUBIC), (x, y))
-        for number, words in enumerate(caption):
-            draw.text((x, y + side + number * line), words, fill="black", font=font)
+        texts = [[*lines, label] for lines, label in zip(texts, labels, strict=True)]
+    height = side + LINE * max(map(len, texts)) + GAP
+    grid = Image.new("RGB", (columns * (side + GAP) + GAP, rows * height + GAP), "white")
+    draw = ImageDraw.Draw(grid)
+    for index, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+        x, y = GAP + index % columns * (side + GAP), GAP + index // columns * height
+        image = to_image(picture)
+        pixelated = max(image.size) * 2 <= side
+        grid.paste(image.resize((side, side), Image.Resampling.NEAREST if pixelated else Image.Resampling.BICUBIC), (x, y))
+        for number, line in enumerate(lines):
+            draw.text((x, y + side + number * LINE), line, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    grid.save(path)
 
 
 def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
@@ -52,4 +56,4 @@ def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeF
             lines[-1] = longer
         else:
             lines.append(word)
-    return lines[:4]
+    return lines[:CAPTION_LINES]

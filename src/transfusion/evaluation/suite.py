@@ -1,64 +1,78 @@
-"""What all suites share: how is measured, and what comes out. A suite is `score(model, documents, how) -> SuiteResult`.
+"""Suites: a model and held-out documents in, a record and documents to look at out. All are called alike:
+
+    score(model, documents, context: EvalContext) -> SuiteResult
 
 text    held-out text                          perplexity, bits per byte, ranked choices
 draw    captions, with their real pictures     agreement, distances, precision and recall, copies, FID, KID, CLIP score
 read    pictures with their captions           accuracy where captions name classes, CIDEr where they are free text
 edit    picture, instruction, picture          share of edits nearer to the target than the source is
-scenes  composed digits (`scenes.py`)          share of right pictures by kind of task
+scenes  composed digits                        share of right pictures by kind of task
+coco    MS-COCO                                `draw` and `read` under the paper's protocol
+
+Prompt i of a suite is generated under the seed rng.key(seed, suite, i), so no two suites share noise.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from transfusion import config
+from transfusion import config, rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Text
 from transfusion.evaluation import digest
 from transfusion.evaluation.classifier import Classifier
-from transfusion.evaluation.estimate import LEAST, bootstrap
-from transfusion.evaluation.record import Metric, Record
+from transfusion.evaluation.estimate import Estimate
+from transfusion.evaluation.questions import Question
+from transfusion.evaluation.record import Record
 from transfusion.generate.state import Done, Event
 
 Progress = Callable[[int, int], None]
-"""Called with how many documents are done, and of how many."""
+"""Called with the number of finished documents and of all."""
+MAX_REAL = 10_000
+"""Real pictures that drawn ones are compared with, at most."""
 
 
-class TooFew(ValueError):
-    """Too few samples for what was asked for."""
+class TooFewSamples(ValueError):
+    """Too few samples for a metric."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvalContext:
-    """How a suite measures.
+    """How a suite measures, and what it needs besides documents.
 
     Args:
         samples: documents to measure on; fewer where there are fewer to read.
-        seed: names all chance.
+        seed: random seed.
+        suite: name of the record, where it is not the suite's own; part of the keys of random numbers.
         dtype: fp32 or bf16.
-        judge: says the class of pictures; its features are what distances are taken in.
-        names: of the classes; captions that name one of them are judged by it.
-        real: real pictures that were held out, Float[picture, channels, height, width] (None: those of the documents).
+        classifier: its classes decide agreement, its features are what distances compare.
+        class_names: names of the classes in captions.
+        real: held-out real pictures, Float[picture, channels, height, width] (default: those of the documents).
         real_classes: their classes, Int[picture].
-        trained: real pictures that were trained on, to find copies of.
+        trained: training pictures, among which copies are looked for.
+        questions: of the suite `text`.
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
-        command: what was typed.
-        notes: more to be kept in the record's settings.
-        progress: called on the way.
+        command: the command line, for the record.
+        notes: more settings for the record.
+        progress: called while documents are finished.
     """
 
     samples: int = 1000
     seed: int = 0
+    suite: str = ""
     dtype: torch.dtype = torch.float32
-    judge: Classifier | None = None
-    names: tuple[str, ...] = ()
+    classifier: Classifier | None = None
+    class_names: tuple[str, ...] = ()
     real: Tensor | None = None
     real_classes: Tensor | None = None
     trained: Tensor | None = None
+    questions: tuple[Question, ...] = ()
     inception: str = ""
     clip: str = ""
     command: str = ""
@@ -72,67 +86,91 @@ class EvalContext:
 
 @dataclass(frozen=True, eq=False)
 class SuiteResult:
-    """A suite's record, and what a person may want to look at: documents, prompts included, each with its seed."""
+    """The result of a suite.
+
+    Args:
+        record: its estimates.
+        documents: generated documents to look at, prompts included.
+        verdicts: a word on each document, in suites that have one.
+    """
 
     record: Record
     documents: tuple[Document, ...] = ()
-    seeds: tuple[int, ...] = ()
+    verdicts: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """For an image grid: the index i of each document, whose seed is rng.key(seed, suite, i), and its verdict."""
+        return [
+            f"#{i} {verdict}".strip() for i, (_, verdict) in enumerate(zip_longest(self.documents, self.verdicts, fillvalue=""))
+        ]
 
 
-class Count:
-    """Counts finished documents, as `each` of `Transfusion.generate`."""
+class DocumentCounter:
+    """Counts finished documents, as the callback of `Transfusion.generate`."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._done, self._total, self._progress = 0, total, progress
 
     def __call__(self, event: Event) -> None:
-        """Take an event."""
+        """Take an event of the engine."""
         if isinstance(event, Done):
             self._done += 1
             self._progress(self._done, self._total)
 
 
-def record(
+def generate(
+    model: Transfusion, prompts: Sequence[Document | str], suite: str, context: EvalContext, **options: Any
+) -> list[Document]:
+    """Generate from each prompt under the suite's own seeds; `options` are those of `Transfusion.generate`."""
+    seeds = [rng.key(context.seed, context.suite or suite, i) for i in range(len(prompts))]
+    counter = DocumentCounter(len(prompts), context.progress)
+    return model.generate(prompts, seeds=seeds, dtype=context.dtype, on_event=counter, **options)
+
+
+def make_record(
     suite: str,
     model: Transfusion,
-    how: EvalContext,
-    metrics: dict[str, Metric],
+    context: EvalContext,
+    metrics: dict[str, Estimate],
     missing: dict[str, str] | None = None,
-    judges: dict[str, str] | None = None,
+    classifiers: dict[str, str] | None = None,
 ) -> Record:
-    """A suite's record, with what is the same for all."""
+    """A suite's record with the fields that all suites share."""
     settings = {
         "sampler": config.to_plain(model.config.sampler),
         "guidance": config.to_plain(model.config.guidance),
-        "dtype": str(how.dtype).removeprefix("torch."),
-        **how.notes,
+        "dtype": str(context.dtype).removeprefix("torch."),
+        **context.notes,
     }
     weights = digest.of_tensors(model.network.state_dict())
-    return Record(suite, metrics, missing or {}, weights, judges or {}, how.seed, settings, how.command)
+    name = context.suite or suite
+    return Record(name, metrics, missing or {}, weights, classifiers or {}, context.seed, settings, context.command)
 
 
-def mean(values: Sequence[float], seed: int, over: Sequence[float] | None = None) -> Metric:
-    """A mean (or ratio of sums) with its bootstrap interval, or without one where there are too few samples for it."""
-    if len(values) < LEAST:
-        return Metric(sum(values) / (len(values) if over is None else sum(over)), len(values))
-    found = bootstrap(values, over, seed=seed)
-    return Metric(found.value, found.count, found.low, found.high)
+def stack_pictures(documents: Sequence[Document]) -> Tensor | None:
+    """The last picture of each document that has one, at most 10,000: Float[picture, channels, height, width]; None without
+    pictures or where their sizes differ."""
+    pictures = [document.media[-1].tensor() for document in [d for d in documents if d.media][:MAX_REAL]]
+    same = pictures and all(picture.shape == pictures[0].shape for picture in pictures)
+    return torch.stack(pictures) if same else None
 
 
 def caption(document: Document, index: int = 0) -> str:
-    """A document's text; where a segment has several wordings, the one that belongs to an index."""
-    parts = []
+    """A document's text; of a segment with paraphrases, the one of this index."""
+    texts = []
     for segment in document.segments:
         if isinstance(segment, Text) and isinstance(segment.content, str):
             paraphrases = (segment.content, *segment.paraphrases)
-            parts.append(paraphrases[index % len(paraphrases)])
-    return "".join(parts)
+            texts.append(paraphrases[index % len(paraphrases)])
+    return "".join(texts)
 
 
-def named(text: str, names: Sequence[str]) -> int | None:
-    """Index of the class that a text names as a whole word; None if none or several. The longest name at a place counts."""
+def class_named(text: str, names: Sequence[str]) -> int | None:
+    """Index of the class that a text names as a whole word, None if it names none or several. Where one name contains another,
+    the longer one counts."""
     if not names:
         return None
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    found = set(re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", text))
-    return list(names).index(found.pop()) if len(found) == 1 else None
+    matches = set(re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", text))
+    return list(names).index(matches.pop()) if len(matches) == 1 else None

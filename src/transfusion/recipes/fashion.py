@@ -88,7 +88,7 @@ def fit_classifier(run: Run, progress: Progress) -> Classifier:
         names=NAMES,
         training=ClassifierTraining(shift=0.04, turn=0.0, zoom=0.0, flip=True),
         dtype=pick_dtype(run.dtype, images.device),
-        each=progress,
+        progress=progress,
     )
 
 

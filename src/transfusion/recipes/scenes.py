@@ -8,16 +8,12 @@ Which digit has which colour, and which of two stands first, is not learned (LOG
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from transfusion import rng
 from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media
 from transfusion.data.loader import PackingConfig
-from transfusion.data.sources.digits import read_digits
-from transfusion.data.sources.scenes import KINDS, Scene, SceneKind, compose, draw
+from transfusion.data.sources.scenes import KINDS, LazyScene, SceneKind, draw
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
@@ -62,23 +58,6 @@ def run() -> Run:
         guidance=Guidance(text=2.0),
         report=ReportConfig(images=1100),
     )
-
-
-@dataclass(frozen=True)
-class LazyScene:
-    """A scene that is composed of training digits when it is loaded."""
-
-    scene: Scene
-    key: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, height, width)"""
-        return (3, 16, 16)
-
-    def load(self) -> Tensor:
-        """Float32[3, 16, 16] in [-1, 1]"""
-        return compose(self.scene, read_digits(held_out=False), self.key)
 
 
 def documents() -> Sequence[Document]:

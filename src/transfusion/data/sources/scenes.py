@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfusion import rng
-from transfusion.data.sources.digits import NAMES, Digits
+from transfusion.data.document import Document, Media, Text
+from transfusion.data.sources.digits import NAMES, Digits, read_digits
 
 SceneKind = Literal["single", "two", "counting", "colours", "position", "attribution"]
 Fact = Literal["presence", "count", "place", "colour"]
@@ -201,6 +202,38 @@ def compose(scene: Scene, digits: Digits, key: int) -> Float[Tensor, "3 height w
         colour = torch.tensor(COLOURS[str(thing.colour)])[:, None, None]
         picture[:, y : y + side, x : x + side] = (grey + 1) * colour - 1
     return picture
+
+
+@dataclass(frozen=True)
+class LazyScene:
+    """A picture of a scene, 16 x 16, composed when it is loaded: of training digits, or of held-out ones."""
+
+    scene: Scene
+    key: int
+    held_out: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        return (3, 16, 16)
+
+    def load(self) -> Tensor:
+        """Float32[3, 16, 16] in [-1, 1]"""
+        return compose(self.scene, read_digits(held_out=self.held_out), self.key)
+
+
+def held_out_scenes(count: int, seed: int) -> list[Document]:
+    """Captioned scenes of held-out digits, each named for its kind: `count` of each kind ("two"), and as many with a held-out
+    combination ("two_held_out")."""
+    groups: list[tuple[SceneKind, bool]] = [(kind, new) for kind in KINDS for new in (False, True) if kind in NOVEL or not new]
+    documents = []
+    for kind, held_out in groups:
+        name = f"{kind}_held_out" if held_out else kind
+        for i in range(count):
+            scene = draw(kind, "score", seed, i, held_out=held_out)
+            picture = LazyScene(scene, rng.key("score", seed, name, i), held_out=True)
+            documents.append(Document((Text(scene.captions[i % len(scene.captions)]), Media(picture)), name=name))
+    return documents
 
 
 def change(scene: Scene, fact: Fact, key: int) -> Scene:
