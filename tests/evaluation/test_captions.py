@@ -78,5 +78,5 @@ def test_captions_that_cannot_be_scored_are_refused(candidates: list[str], refer
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider_scorer", None)
-    with pytest.raises(ValueError, match=r"transfusion\[eval\]"):
+    with pytest.raises(ValueError, match=r"transfusion-kit\[eval\]"):
         cider(["a", "b"], [["a"], ["b"]])
