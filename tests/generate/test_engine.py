@@ -12,7 +12,7 @@ from transfusion.data.transforms import ConditionDropout
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import DDPM, Euler
 from transfusion.generate.engine import Engine, generate
-from transfusion.generate.logits import Greedy, Sample
+from transfusion.generate.logits import Sample
 from transfusion.generate.state import Denoising, Done, ItemDone, Request, Token
 
 
@@ -186,7 +186,7 @@ def test_guidance_changes_the_picture_and_scale_one_does_not() -> None:
     m = model(double=True)
 
     def draw(g: Guidance) -> torch.Tensor:
-        request = Request(Document((Text("a"),)), seed=1, force="image", max_tokens=0, guidance=g)
+        request = Request(Document((Text("a"),)), seed=1, force="image", max_tokens=0, guidance=g, sampler=Euler(8))
         return generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])[0].media[0].tensor()
 
     plain = draw(Guidance(1.0))
@@ -235,35 +235,6 @@ def test_nothing_several_pictures_and_all_media() -> None:
     assert document.media[0].tensor().shape == (3, 6)
 
 
-# ---- choosing tokens ----------------------------------------------------------------------------------------------------
-
-
-def shares(decoding: Sample, logits: torch.Tensor, count: int = 20_000) -> torch.Tensor:
-    u = (torch.arange(count) + 0.5) / count
-    return torch.bincount(decoding.choose(logits.expand(count, -1), u), minlength=logits.shape[-1]) / count
-
-
-def test_sampling_follows_the_distribution_and_its_cuts() -> None:
-    p = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
-    logits = p.log()[None]
-    assert torch.allclose(shares(Sample(), logits), p, atol=1e-3)
-    assert torch.allclose(shares(Sample(0.5), logits), p**2 / (p**2).sum(), atol=1e-3)
-    assert torch.allclose(shares(Sample(top_k=2), logits), torch.tensor([5, 2, 0, 0, 0]) / 7, atol=1e-3)
-    assert torch.allclose(shares(Sample(top_p=0.75), logits), torch.tensor([0.5, 0.2, 0.15, 0, 0]) / 0.85, atol=1e-3)
-    assert torch.allclose(shares(Sample(min_p=0.35), logits), torch.tensor([5, 2, 0, 0, 0]) / 7, atol=1e-3)
-    assert Greedy().choose(logits, torch.zeros(1)).item() == 0
-    for make in (
-        lambda: Sample(temperature=0.0),
-        lambda: Sample(top_p=0.0),
-        lambda: Sample(min_p=2.0),
-        lambda: Sample(top_k=-1),
-    ):
-        with pytest.raises(ValueError):
-            make()
-    edge = Sample(top_p=1e-6).choose(logits, torch.tensor([0.999999]))
-    assert edge.item() == 0
-
-
 def test_bf16_matrices_are_what_autocast_would_make_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept in bf16 or converted at every step: the same tokens, the same pictures, bit for bit; the model stays as it was."""
     m = model()
@@ -289,6 +260,7 @@ def test_a_document_that_may_not_end_has_all_its_tokens_as_ids() -> None:
         done = generate(Engine(m.network, m.vocabulary, cache_slots=24, decode_text=False), asked)
         return [tuple(i for s in d.segments if isinstance(s, Text) for i in s.content if isinstance(i, int)) for d in done]
 
-    assert {len(ids) for ids in written(allow_eos=False)} == {30}
+    endless = written(allow_eos=False)
+    assert {len(ids) for ids in endless} == {30}
     assert min(len(ids) for ids in written(allow_eos=True)) < 30
-    assert all(0 <= i < m.vocabulary.num_text for ids in written(allow_eos=False) for i in ids)
+    assert all(0 <= i < m.vocabulary.num_text for ids in endless for i in ids)

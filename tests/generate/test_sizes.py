@@ -101,13 +101,14 @@ BROKEN = (
 
 def test_sizes_are_read_as_they_are_written() -> None:
     m = model(FREE, SOUND)
-    for rows in range(1, 5):
-        for columns in range(1, 5):
-            engine, events = run(m, request(m, f"x 0:{rows} 1:{columns} begin", max_tokens=2))
-            (item,) = items(events)
-            assert item.media.tensor().shape == (1, 2 * rows, 2 * columns) and item.fallback is None
-            tokens = [e.token for e in events if isinstance(e, Token)]
-            assert tokens[:4] == list(ids(m, f"x 0:{rows} 1:{columns} begin")) and not engine.fallbacks
+    grids = [(rows, columns) for rows in range(1, 5) for columns in range(1, 5)]
+    engine, events = run(m, *(request(m, f"x 0:{rows} 1:{columns} begin", max_tokens=2) for rows, columns in grids))
+    for id, (rows, columns) in enumerate(grids, 1):
+        own = [e for e in events if e.id == id]
+        (item,) = items(own)
+        assert item.media.tensor().shape == (1, 2 * rows, 2 * columns) and item.fallback is None
+        tokens = [e.token for e in own if isinstance(e, Token)]
+        assert tokens[:4] == list(ids(m, f"x 0:{rows} 1:{columns} begin")) and not engine.fallbacks
     assert m.vocabulary.modality("image").shape == (4, 4)
 
 
@@ -198,15 +199,13 @@ def test_a_sequence_is_never_longer_than_asked_for() -> None:
     m = model(FREE, SOUND)
     with torch.no_grad():  # likes control tokens
         m.network.head.weight[m.vocabulary.num_text :] *= 3
-    drawn = 0
-    for limit in (2, 3, 7, 8, 9, 12, 15, 20, 33):
-        asked = [
-            Request(Document(()), seed=i, max_tokens=100, max_length=limit, sampler=Euler(1), guidance=Guidance(1.0), decoding=Sample(3.0))
-            for i in range(6)
-        ]  # fmt: skip
-        for document in generate(Engine(m.network, m.vocabulary, cache_slots=6, decode_text=False), asked):
-            assert len(tokenize_document(document, m.vocabulary, m.config.model.coordinates, add_eos=False)) <= limit
-            drawn += len(document.media)
+    drawn, limits = 0, [limit for limit in (2, 3, 7, 8, 9, 12, 15, 20, 33) for _ in range(6)]
+    kw = {"max_tokens": 100, "sampler": Euler(1), "guidance": Guidance(1.0), "decoding": Sample(3.0)}
+    asked = [Request(Document(()), seed=i % 6, max_length=limit, **kw) for i, limit in enumerate(limits)]  # type: ignore[arg-type]
+    written = generate(Engine(m.network, m.vocabulary, cache_slots=len(asked), decode_text=False), asked)
+    for limit, document in zip(limits, written, strict=True):
+        assert len(tokenize_document(document, m.vocabulary, m.config.model.coordinates, add_eos=False)) <= limit
+        drawn += len(document.media)
     assert drawn > 5
     (document,) = m.generate("ab", max_length=5, max_items=0, decoding=Sample(3.0), guidance=Guidance(1.0))
     assert len(m.vocabulary.encode(document.text)) <= 4 * 3  # ids that are no UTF-8 come back as 3 bytes

@@ -188,12 +188,10 @@ class Engine:
         """The document with its text as strings, if `decode_text`."""
         if not self.decode_text:
             return document
-        segments = (
-            replace(s, content=self.vocabulary.decode(s.content))
-            if isinstance(s, Text) and not isinstance(s.content, str)
-            else s
-            for s in document.segments
-        )
+        segments = list(document.segments)
+        for index, segment in enumerate(segments):
+            if isinstance(segment, Text) and not isinstance(segment.content, str):
+                segments[index] = replace(segment, content=self.vocabulary.decode(segment.content))
         return replace(document, segments=tuple(segments))
 
     # ---- text: logits -> pending tokens -> cache --------------------------------------------------------------------
@@ -231,8 +229,7 @@ class Engine:
             self._finish(doc, "end", events)
             return
         doc.text.append(token)
-        doc.num_tokens += 1
-        doc.pending = [token]
+        doc.num_tokens, doc.pending = doc.num_tokens + 1, [token]
 
     def _accept_size_token(self, doc: ActiveDocument, token: int, control: SpecialToken | None, events: list[Event]) -> None:
         """Parse a token that opens an item or belongs to its size; once the size is complete, the item is pending."""

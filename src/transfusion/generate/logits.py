@@ -1,4 +1,4 @@
-"""Next token from logits. A choice is a frozen dataclass with one verb; its chance is one uniform number a row."""
+"""Decoding: the next token from logits. Each method is a frozen dataclass with one verb; a row draws one uniform number."""
 
 import math
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ class Greedy:
     kind: ClassVar[str] = "greedy"
 
     def choose(self, logits: Float[Tensor, "row id"], u: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Ids."""
+        """The id with the largest logit."""
         return logits.argmax(-1)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A draw from the distribution, after these cuts in this order.
+    """A draw from the distribution over the ids that pass all of these cuts.
 
     Args:
         temperature: divides the logits; below 1 sharpens.
         top_k: keep the k most likely (0: all).
-        top_p: keep the most likely whose shares reach p (Holtzman et al. 2020, arXiv 1904.09751).
-        min_p: keep what has at least this share of the most likely one (Nguyen et al. 2024, arXiv 2407.01082).
+        top_p: keep the fewest ids whose probabilities sum to p (Holtzman et al. 2020, arXiv 1904.09751).
+        min_p: keep ids at least this times as likely as the most likely one (Nguyen et al. 2024, arXiv 2407.01082).
     """
 
     kind: ClassVar[str] = "sample"
@@ -44,15 +44,15 @@ class Sample:
             raise ValueError(f"top-k must be 0 or more, top-p in (0, 1], min-p in [0, 1], not {self}")
 
     def choose(self, logits: Float[Tensor, "row id"], u: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Ids: the first, in falling order of likelihood, at which the summed shares exceed u."""
-        shares, ids = (logits.double() / self.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        keep = shares >= self.min_p * shares[:, :1]
+        """By inverse CDF: the first id, in descending order of probability, at which the cumulative sum exceeds u."""
+        probs, ids = (logits.double() / self.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        keep = probs >= self.min_p * probs[:, :1]
         if self.top_k:
             keep[:, self.top_k :] = False
-        keep &= shares.cumsum(-1) - shares < self.top_p
-        shares = (shares * keep).cumsum(-1)
-        at = torch.searchsorted(shares, (u.double() * shares[:, -1])[:, None], right=True)
-        return ids.gather(1, at.clamp_max(keep.sum(-1, keepdim=True) - 1)).squeeze(1)
+        keep &= probs.cumsum(-1) - probs < self.top_p
+        probs = (probs * keep).cumsum(-1)
+        index = torch.searchsorted(probs, (u.double() * probs[:, -1])[:, None], right=True)
+        return ids.gather(1, index.clamp_max(keep.sum(-1, keepdim=True) - 1)).squeeze(1)
 
 
 Decoding: TypeAlias = Greedy | Sample

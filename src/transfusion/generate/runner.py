@@ -34,16 +34,7 @@ class ChunkItem:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Consecutive tokens that one cache slot takes in one pass.
-
-    Args:
-        cache_slot: index of the cache slot.
-        tokens: vocabulary ids, Int[length]; PAD under media slots.
-        positions: rotary coordinates, Float[length, axes].
-        spans: media span of each token, Int[length]; -1 for text.
-        private: tokens that only their own span attends to, Bool[length]; None: no token.
-        items: media items whose slots lie in the chunk.
-    """
+    """Consecutive tokens that one cache slot takes in one pass; the arrays are those of `TokenSequence`, cut to the chunk."""
 
     cache_slot: int
     tokens: np.ndarray

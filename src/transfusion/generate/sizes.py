@@ -24,8 +24,7 @@ class SizeParser:
 
     Args:
         modality: the item's modality.
-        length, position, num_draws: cache length, position and number of draws of the document before its first size token;
-            where it returns if the size is not used.
+        length, position, num_draws: of the document before its first size token, to roll back to if the size is not used.
         grid: the sizes parsed so far, in slots.
     """
 
@@ -50,13 +49,7 @@ class SizeParser:
 
 @dataclass(frozen=True)
 class PendingItem:
-    """An item whose denoising starts after the next pass.
-
-    Args:
-        modality: its modality.
-        grid: its slots, one number an axis.
-        fallback: why `grid` is the modality's default and not the written size; None if it is the written (or fixed) size.
-    """
+    """An item that starts after the next pass. `fallback`: why its grid is the modality's default, if the size was not used."""
 
     modality: Modality
     grid: tuple[int, ...]
