@@ -29,6 +29,7 @@ PINNED: dict[tuple[str, ...], float] = {
     ("_", "_", "dropout"): 0.02436361644222249,
     ("_", "_", "order"): 0.7721180500247279,
     ("_", "bootstrap"): 0.7581676229442709,
+    ("_", "item", "_", "*"): 0.8680638131268049,
     ("_", "item", "_", "noise"): 0.4811757901711829,
     ("_", "item", "_", "step", "_"): 0.5546973748017491,
     ("_", "judge"): 0.20514354803564822,
@@ -82,13 +83,13 @@ def calls(tree: ast.AST) -> Iterator[ast.Call]:
         yield tree
 
 
-def helpers(tree: ast.AST) -> Iterator[tuple[str, int, tuple[str, ...]]]:
-    """Functions that pass their own *parts on into a key: name, parameters before them, and form of the key."""
+def helpers(tree: ast.AST) -> Iterator[tuple[ast.FunctionDef, tuple[str, ...]]]:
+    """Functions that pass their own *parts on into a key, and the form of that key."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef) and function.args.vararg:
             for call in calls(function):
                 if any(isinstance(a, ast.Starred) and ast.unparse(a.value) == function.args.vararg.arg for a in call.args):
-                    yield function.name, len(function.args.args), form(call)
+                    yield function, form(call)
 
 
 def uses(tree: ast.AST, name: str) -> bool:
@@ -101,14 +102,15 @@ def forms() -> set[tuple[str, ...]]:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCE.rglob("*.py") if path.name != "rng.py"]
     found = {form(call) for tree in trees for call in calls(tree)}
     for home in trees:
-        for name, skipped, key in helpers(home):
-            nested = not any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.iter_child_nodes(home))
-            for tree in [home] if nested else [tree for tree in trees if uses(tree, name)]:
-                for call in ast.walk(tree):
-                    if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == name:
-                        parts = form(call)[skipped:]
-                        if set(parts) - {"_", "*"}:
-                            found.add(tuple(p for k in key for p in (parts if k == "*" else (k,))))
+        for helper, key in helpers(home):
+            method = helper.args.args[:1] and helper.args.args[0].arg == "self"
+            nested = not method and helper not in ast.iter_child_nodes(home)
+            for tree in [home] if nested else [tree for tree in trees if method or uses(tree, helper.name)]:
+                for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                    name = call.func.attr if method and isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+                    parts = form(call)[len(helper.args.args) - bool(method) :]
+                    if name == helper.name and set(parts) - {"_", "*"}:
+                        found.add(tuple(p for k in key for p in (parts if k == "*" else (k,))))
     return found
 
 
