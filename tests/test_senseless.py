@@ -40,7 +40,7 @@ BAD: list[tuple[type, str, tuple]] = [
     *[(kind, "eta", (*NONE, 1.5)) for kind in (DDIM, DDPM)],
     (LinearScaling, "factor", (*NONE, OFF)),
     (Llama3Scaling, "factor", (*NONE, OFF)),
-    (Cosine, "least", (*NONE, OFF, 1.0)),
+    (Cosine, "min_alpha", (*NONE, OFF, 1.0)),
     (Cosine, "offset", NONE),
     *[(kind, "features", (0, 1, 7, -2)) for kind in (LinearPatcherConfig, UNetPatcherConfig, CustomPatcherConfig)],
 ]
