@@ -3,11 +3,10 @@
 Training: documents -> `batch` -> `forward` -> Losses. Generation: prompts -> requests -> `Engine` -> documents.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from transfusion import rng
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.data.batch import Batch, collate
-from transfusion.data.document import Document, Media, Segment, Text, document
-from transfusion.data.tokenize import TokenSequence, tokenize_document
+from transfusion.data.document import Document, DocumentLike, document
+from transfusion.data.tokenize import TokenSequence, tokenize_documents
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
@@ -34,7 +33,6 @@ from transfusion.nn.ema import Averaged
 from transfusion.nn.eval_mode import eval_mode
 
 Model = TypeVar("Model", bound="Transfusion")
-Prompt: TypeAlias = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
 
 
 class Transfusion(nn.Module):
@@ -93,58 +91,38 @@ class Transfusion(nn.Module):
             raise ValueError(f"decoders: no modality {unknown[0]!r}; this model has {list(self.network.patchers)}")
         return self.network(batch, teacher=network, decoders=decoders)
 
-    def tokenize(self, documents: Sequence[Document], *, seed: int, add_eos: bool = True) -> list[TokenSequence]:
-        """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item).
+    def tokenize(self, documents: Sequence[DocumentLike], *, seed: int = 0, add_eos: bool = True) -> list[TokenSequence]:
+        """Documents as token sequences with their latents; the key of an item's noise and time is (seed, index of the document,
+        item).
 
         Args:
             add_eos: whether each document is complete, so that its end is learned.
 
         Raises:
-            ValueError: no documents, or what is wrong with which document.
+            ValueError: no documents, an empty one, or what is wrong with which document and segment.
         """
-        sequences = []
-        for index, whole in enumerate(documents):
-            if not whole.segments:
-                raise ValueError(f"document {index} is empty: leave it out")
-            named = whole if whole.name else replace(whole, name=str(index))
-            tokenized = tokenize_document(named, self.vocabulary, self.config.model.coordinates, add_eos=add_eos)
-            if len(tokenized) > self.config.model.context_length:
-                raise ValueError(
-                    f"document {index} takes {len(tokenized)} tokens, the context has {self.config.model.context_length}"
-                )
-            try:
-                sequences.append(tokenized.load(lambda item, index=index: rng.key(seed, index, item)))
-            except ValueError as error:
-                raise ValueError(f"document {index}: {error}") from error
-        if not sequences:
-            raise ValueError("no documents: give at least one")
-        return sequences
+        config = self.config.model
+        return tokenize_documents(
+            documents,
+            self.vocabulary,
+            config.coordinates,
+            context_length=config.context_length,
+            seed=seed,
+            add_eos=add_eos,
+        )
 
     def collate(self, sequences: Sequence[TokenSequence]) -> Batch:
         """Sequences packed in one row without padding, on the model's device."""
         length = sum(map(len, sequences))
         return collate([list(sequences)], length, self.vocabulary, self.config.model.coordinates.axes).to(self.device)
 
-    def batch(self, documents: Sequence[Prompt], *, seed: int = 0) -> Batch:
-        """Documents packed in one row without padding. The key of their noise and times is (seed, index of the document,
-        item).
-
-        Raises:
-            ValueError: no documents, an empty one, or what is wrong with which document and segment.
-        """
-        if isinstance(documents, str | Tensor | Document | Media | Text):
-            raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
-        read = []
-        for index, segments in enumerate(documents):
-            try:
-                read.append(document(segments))
-            except ValueError as error:
-                raise ValueError(f"document {index}: {error}") from error
-        return self.collate(self.tokenize(read, seed=seed))
+    def batch(self, documents: Sequence[DocumentLike], *, seed: int = 0) -> Batch:
+        """Documents packed in one row without padding, see `tokenize`."""
+        return self.collate(self.tokenize(documents, seed=seed))
 
     def loss(
         self,
-        documents: Sequence[Prompt],
+        documents: Sequence[DocumentLike],
         *,
         seed: int = 0,
         teacher: "Transfusion | Averaged | Network | None" = None,
@@ -184,7 +162,7 @@ class Transfusion(nn.Module):
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt] | None = None,
+        prompts: DocumentLike | Sequence[DocumentLike] | None = None,
         *,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
@@ -224,7 +202,7 @@ class Transfusion(nn.Module):
             prompts = [Document(())]
         if isinstance(prompts, Document | str | Tensor) or not isinstance(prompts, Sequence):
             prompts = [prompts]
-        guidance = self._guidance(guidance, draws=max_items != 0)
+        guidance = self.config.resolve_guidance(guidance, draws=max_items != 0)
         if seeds is not None and len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one a prompt")
         if seeds is None:
@@ -267,25 +245,6 @@ class Transfusion(nn.Module):
         return Engine(
             self.network, self.vocabulary, cache_slots=cache_slots, capacity=capacity, dtype=dtype, decode_text=decode_text
         )
-
-    def _guidance(self, asked: Guidance | None, *, draws: bool) -> Guidance:
-        """The guidance that this model can follow; warns where it differs from what was asked for, or is off though trained."""
-        wanted = self.config.guidance if asked is None else asked
-        trained = self.config.guidable
-        if draws and wanted.text == 1.0 and "text" in trained and self.config.model.modalities:
-            warnings.warn(
-                "guidance is off (text scale 1) though this model was trained for it: pictures will follow their text "
-                "less; Guidance(text=3) is a usual choice",
-                stacklevel=3,
-            )
-        for name in ("text", "media"):
-            if asked is not None and getattr(asked, name) != 1.0 and name not in trained:
-                warnings.warn(
-                    f"guidance for {name} is left out: this model was never trained without {name} before its items "
-                    f"(transform.condition_dropout.{name})",
-                    stacklevel=3,
-                )
-        return self.config.trained_guidance(wanted)
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 

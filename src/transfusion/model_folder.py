@@ -1,6 +1,7 @@
 """A model folder: `config.json`, `tokenizer.json`, `model.safetensors`. No pickle."""
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,29 @@ class TransfusionConfig:
     def trained_guidance(self, guidance: Guidance) -> Guidance:
         """`guidance` with scale 1 (off) for the conditions that training never dropped."""
         return replace(guidance, **{name: 1.0 for name in ("text", "media") if name not in self.guidable})
+
+    def resolve_guidance(self, asked: Guidance | None, *, draws: bool) -> Guidance:
+        """The guidance to generate with: `asked`, or the default, where it was trained. Warns where `asked` is left out, and
+        where guidance is off though trained.
+
+        Args:
+            draws: whether media are generated.
+        """
+        guidance = self.guidance if asked is None else asked
+        if draws and guidance.text == 1.0 and "text" in self.guidable and self.model.modalities:
+            warnings.warn(
+                "guidance is off (text scale 1) though this model was trained for it: pictures will follow their text "
+                "less; Guidance(text=3) is a usual choice",
+                stacklevel=3,
+            )
+        for name in ("text", "media"):
+            if asked is not None and getattr(asked, name) != 1.0 and name not in self.guidable:
+                warnings.warn(
+                    f"guidance for {name} is left out: this model was never trained without {name} before its items "
+                    f"(transform.condition_dropout.{name})",
+                    stacklevel=3,
+                )
+        return self.trained_guidance(guidance)
 
 
 def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network) -> None:

@@ -14,7 +14,7 @@ from small import IMAGE, model, picture
 from transfusion import DDPM, Document, Engine, Euler, Guidance, Media, Request, Text
 from transfusion.compat import Transfusion
 from transfusion.data.tokenize import Coordinates, tokenize_document
-from transfusion.diffusion.schedule import Cosine, Linear
+from transfusion.diffusion.schedule import Cosine, LinearInterpolant
 from transfusion.generate.engine import generate
 from transfusion.model.auxiliary import AuxiliaryLossConfig
 
@@ -170,7 +170,7 @@ def test_text_holds_ids_of_text_alone(temperature: float, min_p: float) -> None:
         assert all(e.min() >= 0 and e.max() < 16 for e in sample if isinstance(e, torch.Tensor))
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=lambda s: s.kind)
+@pytest.mark.parametrize("schedule", [LinearInterpolant(), Cosine()], ids=lambda s: s.kind)
 def test_the_last_step_adds_no_noise(schedule) -> None:
     x, clean = randn(5, 3), randn(5, 3)
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn, randn
 
-from transfusion import Document, Media, Text
+from transfusion import Document, Media, Text, api
 from transfusion.compat import Item, Transfusion, print_modality_sample
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import DDPM
@@ -315,6 +315,14 @@ def test_saved_and_read_again(tmp_path) -> None:
     again = Transfusion.from_pretrained(tmp_path).eval()
     batch = [[ids(1, 2), randn(6, 5), ids(3)]]
     assert torch.equal(model(batch, seed=1), again(batch, seed=1))
+    # the main class reads the folder too, and knows nothing of lists and of the weight of their loss
+    plain = api.Transfusion.from_pretrained(tmp_path).eval()
+    documents = [Document((Text((1, 2)), Media(batch[0][1], "modality0"), Text((3,))))]
+    assert torch.equal(2.0 * plain.loss(documents, seed=1), model(batch, seed=1))
+    assert "text_loss_weight" in (tmp_path / "compat.json").read_text()
+    (tmp_path / "compat.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cannot read .*compat\.json"):
+        Transfusion.from_pretrained(tmp_path)
 
 
 def test_a_seed_names_all_chance_and_without_one_torch_does() -> None:

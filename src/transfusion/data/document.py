@@ -187,7 +187,10 @@ class Document:
         return tuple(s for s in self.segments if isinstance(s, Media))
 
 
-def document(content: "Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]") -> Document:
+DocumentLike: TypeAlias = Document | Segment | str | Tensor | Sequence[Segment | str | Tensor]
+
+
+def document(content: DocumentLike) -> Document:
     """A document of a string, a float tensor (an image), an int tensor (token ids), a segment, or a list of them.
 
     Raises:

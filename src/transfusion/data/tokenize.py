@@ -11,7 +11,7 @@ Targets are the next token. There is no target at BEGIN and under slots (so END 
 text that is only context, and in a document without language loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transfusion.data.document import CLEAN, Document, Media, Text
+from transfusion import rng
+from transfusion.data.document import CLEAN, Document, DocumentLike, Media, Text, document
 from transfusion.data.vocabulary import Vocabulary
 
 IGNORE = -100
@@ -215,6 +216,43 @@ def tokenize_document(
         target_weights=target_weights,
         name=document.name,
     )
+
+
+def tokenize_documents(
+    documents: Sequence[DocumentLike],
+    vocabulary: Vocabulary,
+    coordinates: Coordinates,
+    *,
+    context_length: int,
+    seed: int,
+    add_eos: bool = True,
+) -> list[TokenSequence]:
+    """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item).
+
+    Raises:
+        ValueError: no documents, an empty one, one beyond the context, or what is wrong with which document.
+    """
+    if isinstance(documents, str | Tensor | Document | Media | Text):
+        raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
+    sequences = []
+    for index, segments in enumerate(documents):
+        try:
+            whole = document(segments)
+        except ValueError as error:
+            raise ValueError(f"document {index}: {error}") from error
+        if not whole.segments:
+            raise ValueError(f"document {index} is empty: leave it out")
+        named = whole if whole.name else replace(whole, name=str(index))
+        tokenized = tokenize_document(named, vocabulary, coordinates, add_eos=add_eos)
+        if len(tokenized) > context_length:
+            raise ValueError(f"document {index} takes {len(tokenized)} tokens, the context has {context_length}")
+        try:
+            sequences.append(tokenized.load(lambda item, index=index: rng.key(seed, index, item)))
+        except ValueError as error:
+            raise ValueError(f"document {index}: {error}") from error
+    if not sequences:
+        raise ValueError("no documents: give at least one")
+    return sequences
 
 
 def _copies(media: Media, add_eos: bool) -> tuple[tuple[Media, Literal["", "noised", "clean"]], ...]:
