@@ -28,7 +28,7 @@ def classifier() -> ConvolutionalClassifier:
     return ConvolutionalClassifier.fit(*bars(200), seed=0, names=("horizontal", "vertical"), training=SHORT)
 
 
-def test_it_learns_and_says_how_well(classifier: ConvolutionalClassifier) -> None:
+def test_it_learns_and_measures_its_accuracy(classifier: ConvolutionalClassifier) -> None:
     measured = classifier.measured(*bars(100, seed=1))
     assert measured.accuracy is not None and measured.accuracy.value > 0.95 and measured.accuracy.count == 100
     assert isinstance(classifier, Classifier) and classifier.accuracy is None and measured.digest == classifier.digest
@@ -94,7 +94,7 @@ def test_other_pictures_are_refused(classifier: ConvolutionalClassifier) -> None
             either.classify(torch.full((2, 1, 16, 16), torch.nan))
 
 
-def test_what_cannot_be_learned_is_refused() -> None:
+def test_unusable_training_data_is_refused() -> None:
     pictures, labels = bars(20)
     for wrong, message in (
         ((pictures[:, :, :8], labels), "square"),

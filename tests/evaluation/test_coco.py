@@ -77,7 +77,7 @@ def test_prompts_are_drawn_and_references_captioned(coco: Path) -> None:
         score(model(), documents[3:], EvalContext())
 
 
-def test_what_is_missing_is_named(coco: Path) -> None:
+def test_missing_and_malformed_files_are_named(coco: Path) -> None:
     with pytest.raises(ValueError, match="50 captions: ask for 1 to 50"):
         read_prompts(coco, FIT, 51)
     with pytest.raises(ValueError, match="no split 'restval'; it has test, val"):

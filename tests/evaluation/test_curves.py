@@ -1,4 +1,4 @@
-"""Curves of runs, from the command to the PNG, and what is said of runs and metrics that are not there."""
+"""Curves of runs, from the command to the PNG, and errors for unknown runs and metrics."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def test_the_command_draws_runs_of_different_lengths(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("plot", "needs run folders"),
         ("plot no", "no metrics.jsonl in no; runs near it: one"),
@@ -42,12 +42,12 @@ def test_the_command_draws_runs_of_different_lengths(tmp_path: Path, monkeypatch
         ("plot one --metrics lr", "did you mean 'metric'"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, line: str, said: str) -> None:
+def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, line: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("one"), 3)
     with pytest.raises(SystemExit) as ended:
         main(line.split())
-    assert ended.value.code in (1, 2) and said in capfd.readouterr().err
+    assert ended.value.code in (1, 2) and message in capfd.readouterr().err
 
 
 def test_metrics_are_read_up_to_a_line_that_was_cut_short(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> InceptionFeatures:
     return InceptionFeatures(path)
 
 
-def test_inception_gives_what_torchmetrics_takes(inception: InceptionFeatures) -> None:
+def test_inception_features_agree_with_torchmetrics(inception: InceptionFeatures) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     class Bytes(nn.Module):
@@ -120,7 +120,7 @@ def test_clip_scores_as_transformers_does(clip_folder: Path) -> None:
     assert clip.digest == ClipScore(clip_folder).digest and len(clip.digest) == 12
 
 
-def test_clip_leaves_out_what_is_too_long(clip_folder: Path) -> None:
+def test_clip_truncates_long_captions(clip_folder: Path) -> None:
     clip = ClipScore(clip_folder)
     assert torch.equal(clip.captions(["abcdefghijklmnop"]), clip.captions(["abcdefghijklmnop and more"]))
 

@@ -97,7 +97,7 @@ def test_the_checker_is_right_about_real_scenes_and_changed_ones() -> None:
     assert shares["checker_changed"].count == 600 and shares["checker_changed"].value >= 0.95
 
 
-def test_the_checker_sees_what_was_composed() -> None:
+def test_the_checker_sees_the_composed_things() -> None:
     digits = read_digits(held_out=False)
     scenes = [draw(kind, "see", i) for kind in KINDS for i in range(10)]
     pictures = torch.stack([compose(scene, digits, i) for i, scene in enumerate(scenes)])

@@ -186,7 +186,7 @@ def test_the_same_weights_and_seed_give_the_same_record(context: EvalContext) ->
     assert draw.score(m, pairs(8), replace(context, samples=20)).record.weights != one.weights
 
 
-def test_what_cannot_be_measured_says_why(tmp_path: Path, context: EvalContext) -> None:
+def test_missing_metrics_have_a_reason(tmp_path: Path, context: EvalContext) -> None:
     m = model()
     few = draw.score(m, pairs(4), replace(context, samples=5)).record
     assert "too few" in few.missing["frechet_pixels"] and "agreement" in few.metrics
