@@ -411,6 +411,7 @@ def test_slots_without_weight_are_never_hidden() -> None:
 # ---- in a loop of one's own ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_falls_when_it_is_trained() -> None:
     """15 steps on one picture: the sum, and each of the three, by half at least."""
     torch.manual_seed(0)

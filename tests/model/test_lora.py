@@ -247,6 +247,7 @@ def test_adapters_and_a_rate_for_the_language_model_exclude_each_other(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     from small import png
 

@@ -72,6 +72,7 @@ assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
 """
 
 
+@pytest.mark.slow
 def test_compiled_flex_agrees_and_compiles_once() -> None:
     """In a process of its own, without the checks of types; neither other documents nor another cap compile anything again."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True, capture_output=True)

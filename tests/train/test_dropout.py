@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from test_training import corpus, interrupted, quiet, records, run, weights
 
@@ -15,6 +16,7 @@ def thinned(out: Path, dropout: float) -> Run:
     return replace(options, model=replace(options.model, transformer=replace(options.model.transformer, dropout=dropout)))
 
 
+@pytest.mark.slow
 def test_dropout_resumes_bit_exactly(tmp_path: Path, monkeypatch) -> None:
     straight, broken = thinned(tmp_path / "a", 0.3), thinned(tmp_path / "b", 0.3)
     train(straight, corpus(), [], quiet)

@@ -72,6 +72,7 @@ FROZEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FROZEN)
 def test_frozen_language_weights_leave_text_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weight decay, moments, clipping and the average reach none of it: neither the live weights nor the averaged ones."""
@@ -123,6 +124,7 @@ def test_a_slower_language_model_moves_less(tmp_path: Path) -> None:
         assert moved[0.1][n] == pytest.approx(1e-3, rel=1e-2) == pytest.approx(moved[0.0][n], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_media_learn_beside_a_frozen_language_model(tmp_path: Path) -> None:
     write(tmp_path)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights="all")

@@ -25,6 +25,7 @@ def needs_ema_teacher(out: Path, steps: int, auxiliary: AuxiliaryLossConfig = AL
     return replace(plain, model=replace(plain.model, auxiliary=auxiliary))
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact_with_a_teacher(tmp_path: Path, monkeypatch) -> None:
     straight, broken = needs_ema_teacher(tmp_path / "a", 5), needs_ema_teacher(tmp_path / "b", 5)
     train(straight, corpus(), [], quiet)
@@ -35,6 +36,7 @@ def test_resume_is_bit_exact_with_a_teacher(tmp_path: Path, monkeypatch) -> None
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.slow
 def test_each_is_in_the_metrics_and_falls(tmp_path: Path) -> None:
     """30 steps on four pictures. Measured: to 0.04, 0.7 and 0.28 of what they were in the first steps."""
     options = needs_ema_teacher(tmp_path, 30)

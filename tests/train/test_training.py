@@ -96,6 +96,7 @@ def interrupted(options: Run, at: int, monkeypatch) -> None:
             train(options, corpus(), [], quiet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", [AdamWConfig(lr=3e-3, warmup=3), MuonConfig(lr=3e-3, warmup=3, lr_scale=2.0)], ids=["adamw", "muon"]
 )
@@ -112,6 +113,7 @@ def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch, o
     assert records(tmp_path / "a") == records(tmp_path / "b") and len(records(tmp_path / "a")) == 14
 
 
+@pytest.mark.slow
 def test_killed_processes_resume_bit_exactly(tmp_path: Path) -> None:
     """kill -9 at arbitrary moments, the same line again each time."""
     train(run(tmp_path / "a", 40), corpus(), [], quiet)
@@ -146,6 +148,7 @@ def records_seen(folder: Path) -> int:
     return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     """Four pictures with four names: the losses fall far below where they began, and the names are read."""
     options = run(tmp_path, 250)
