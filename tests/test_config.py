@@ -113,11 +113,11 @@ def test_another_kind_keeps_what_both_have_and_was_set() -> None:
     assert parse(digits, ["--sampler.kind", "heun"], "x").sampler == Heun(num_steps=25, shift=2.0)
     assert parse(digits, ["--sampler.kind", "ddpm"], "x").sampler == DDPM(num_steps=250, shift=2.0)
     assert parse(papers, ["--sampler.kind", "euler"], "x").sampler == Euler(num_steps=25, clip=1.0)
-    unet = parse(digits, ["--model.patcher.features", "64"], "x")
+    unet = parse(digits, ["--model.patcher.time_features", "64"], "x")
     unet = parse(unet, ["--model.patcher.kind", "unet", "--model.patchers.0.kind", "unet"], "x")
-    assert unet.model.patcher == UNetPatcherConfig(features=64) and unet.model.patchers == (UNetPatcherConfig(),)
-    unet = parse(unet, ["--model.patchers.0.features", "32"], "x")
-    assert parse(unet, ["--model.patchers.0.kind", "linear"], "x").model.patchers == (LinearPatcherConfig(features=32),)
+    assert unet.model.patcher == UNetPatcherConfig(time_features=64) and unet.model.patchers == (UNetPatcherConfig(),)
+    unet = parse(unet, ["--model.patchers.0.time_features", "32"], "x")
+    assert parse(unet, ["--model.patchers.0.kind", "linear"], "x").model.patchers == (LinearPatcherConfig(time_features=32),)
 
 
 @pytest.mark.parametrize(

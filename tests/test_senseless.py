@@ -42,7 +42,7 @@ BAD: list[tuple[type, str, tuple]] = [
     (Llama3Scaling, "factor", (*NONE, OFF)),
     (Cosine, "min_alpha", (*NONE, OFF, 1.0)),
     (Cosine, "offset", NONE),
-    *[(kind, "features", (0, 1, 7, -2)) for kind in (LinearPatcherConfig, UNetPatcherConfig, CustomPatcherConfig)],
+    *[(kind, "time_features", (0, 1, 7, -2)) for kind in (LinearPatcherConfig, UNetPatcherConfig, CustomPatcherConfig)],
 ]
 
 

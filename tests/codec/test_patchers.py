@@ -15,7 +15,7 @@ from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.codec.custom_patcher import CustomPatcherConfig
-from transfusion.codec.patcher import sizes
+from transfusion.codec.patcher import sizes_to_check
 from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig, build
 from transfusion.codec.unet_patcher import UNetPatcher
 from transfusion.config import ConfigError
@@ -78,12 +78,12 @@ def test_a_patch_is_taken_in_steps_of_primes(patch: tuple[int, ...], expected: l
 def test_slots_are_the_modalitys_on_any_axes_and_patch(channels, shape, patch, largest, attention: int) -> None:
     modality = Modality("it", channels, shape, patch, largest)
     unet = build(UNetPatcherConfig(channels=8, attention=attention), modality, WIDTH, 1e-5, {})
-    for size in sizes(modality):
+    for size in sizes_to_check(modality):
         latents, grid = torch.randn(2, channels, *size), modality.slots(size)
         slots, skip = unet.encode(latents, torch.tensor([0.1, 0.9]))
         assert slots.shape == (2, torch.Size(grid).numel(), WIDTH)
         assert unet.decode(slots, skip, grid).shape == latents.shape
-    assert len(sizes(modality)) >= (2 if largest else 1)
+    assert len(sizes_to_check(modality)) >= (2 if largest else 1)
 
 
 @pytest.mark.parametrize("patch", [(1, 1), (2, 2), (4, 4)])
@@ -162,7 +162,7 @@ def test_each_modality_has_its_own_patcher() -> None:
     )
     kinds = [type(m.network.patcher_of(i)).__name__ for i in range(3)]
     assert kinds == ["UNetPatcher", "LinearPatcher", "LinearPatcher"]
-    assert [m.network.patcher_of(i).options.time for i in (1, 2)] == ["width", "patch"]
+    assert [m.network.patcher_of(i).config.time for i in (1, 2)] == ["width", "patch"]
     with pytest.raises(ValueError, match=r"2 patchers for 1 modalities \(image\)"):
         fresh(IMAGE, patchers=(UNetPatcherConfig(), UNetPatcherConfig()))
 
@@ -365,12 +365,12 @@ def test_modules_that_do_not_fit_are_refused_with_both_shapes(name: str, uncheck
 def test_other_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"modules for 'sound', which is no modality.*image"):
         fresh(IMAGE, modules={"sound": plain()})
-    with pytest.raises(ValueError, match="4 axes, the U-Net knows up to 3"):
+    with pytest.raises(ValueError, match="4 axes, the U-Net takes up to 3"):
         fresh(Modality("field", 1, (2, 2, 2, 2), (1, 1, 1, 1)), patcher=UNetPatcherConfig())
     with pytest.raises(ValueError, match="16 channels cannot be shared among 3 heads"):
         fresh(IMAGE, patcher=UNetPatcherConfig(8, attention=3))
     for wrong in ({"channels": 0}, {"blocks": 0}, {"attention": -1}):
         with pytest.raises(ValueError, match="a U-Net needs"):
             UNetPatcherConfig(**wrong)
-    with pytest.raises(ValueError, match="must be given"):
+    with pytest.raises(ValueError, match="must be passed"):
         Network(ModelConfig(modalities=(IMAGE,), transformer=TRUNK, patcher=CustomPatcherConfig()), 300)

@@ -23,6 +23,7 @@ from transfusion.model.losses import Losses, Mean
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.moe import MoEConfig
 from transfusion.recipes import digits
+from transfusion.run.command_line import parse
 
 ALL = AuxiliaryLossConfig(consistency=0.5, reconstruction=0.3, representation=0.2)
 COMBINATIONS = [
@@ -149,7 +150,7 @@ def test_settings_that_cannot_be_are_refused(bad: dict, message: str) -> None:
 
 def test_settings_survive_configuration_and_command_line() -> None:
     line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.mask_ratio", "0.5"]
-    run = settings(digits.run(), line, "transfusion train digits")
+    run = parse(digits.run(), line, "transfusion train digits")
     assert run.model.auxiliary == AuxiliaryLossConfig(consistency=0.1, mask_ratio=0.5) and run.model.auxiliary.needs_ema_teacher
     assert config.from_plain(AuxiliaryLossConfig, config.to_plain(ALL)) == ALL and not AuxiliaryLossConfig().active
 

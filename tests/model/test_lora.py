@@ -66,7 +66,7 @@ def test_they_learn_and_the_base_is_untouched(weights: str, tmp_path: Path) -> N
     optimizer = AdamWConfig(lr=1e-2, weight_decay=0.5).build(m)
     docs = [["p0", picture(0)], ["p1", picture(1)]]
     first = m.loss(docs).item()
-    for _ in range(40):
+    for _ in range(20):
         optimizer.zero_grad()
         m.loss(docs).backward()
         optimizer.step()
@@ -265,7 +265,7 @@ def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(SystemExit) as ended:
             main(line.split())
         assert ended.value.code == 0
-    assert "adapters of rank 2" in capfd.readouterr().out
+    assert "LoRA of rank 2" in capfd.readouterr().out
     trained = Transfusion.from_pretrained("run").eval()
     fresh = Transfusion.from_language_model("lm", config=trained.config, context_length=128)
     lora.load(fresh.network, "run/adapter")

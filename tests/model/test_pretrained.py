@@ -160,10 +160,10 @@ def test_half_precision_generation_has_the_logits_of_autocast(tie_embeddings: bo
     write(tmp_path, tie_word_embeddings=tie_embeddings)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
     engine = Engine(m.network, m.vocabulary, cache_slots=1, dtype=torch.bfloat16)
-    assert engine.network.head.weight.dtype == (torch.float32 if tie_embeddings else torch.bfloat16)
+    assert engine.runner.network.head.weight.dtype == (torch.float32 if tie_embeddings else torch.bfloat16)
     h = torch.randn(3, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(engine.network.head(h), m.network.head(h)) and engine.network.head(h).shape == (3, len(m.vocabulary))
+        assert torch.equal(engine.runner.network.head(h), m.network.head(h)) and engine.runner.network.head(h).shape == (3, len(m.vocabulary))
     drawn = m.generate("ab", force="image", max_tokens=3, dtype=torch.bfloat16)[0]
     assert torch.isfinite(drawn.media[0].tensor()).all()
 
@@ -320,11 +320,11 @@ def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
 def test_sizes_are_the_language_models_and_wrong_words_are_refused(folders: dict[str, Path], unchecked) -> None:
     m = Transfusion.from_language_model(
         folders["llama"],
-        settings=TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, num_heads=3))),
+        config=TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, num_heads=3))),
     )
     assert m.config.model.transformer.width == 32
-    with pytest.raises(ValueError, match="weights must be"):
-        Transfusion.from_language_model(folders["llama"], modality_weights="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="modality_weights must be"):
+        Transfusion.from_language_model(folders["llama"], modality_weights="shared")  # type: ignore[arg-type]
 
 
 def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Autoencoders: raw items (pixels, samples) <-> latents, by two modules that are used and never trained."""
+"""Autoencoders: raw items (pixels, samples) <-> latents, by two frozen modules."""
 
 import torch
 from torch import Tensor, nn
@@ -7,11 +7,11 @@ from transfusion.nn.eval_mode import eval_mode
 
 
 class Autoencoder(nn.Module):
-    """A pair of modules, frozen: their parameters take no gradient, and they run in eval mode whatever mode the model is in.
+    """An encoder and a decoder, frozen: no gradient for their parameters, and always in eval mode.
 
     Args:
         encoder: [item, *raw] -> [item, *latents]; None: items are latents already.
-        decoder: the way back; None: latents come out as they are.
+        decoder: [item, *latents] -> [item, *raw]; None: latents are returned unchanged.
     """
 
     def __init__(self, encoder: nn.Module | None, decoder: nn.Module | None) -> None:
@@ -20,13 +20,13 @@ class Autoencoder(nn.Module):
         self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Autoencoder":
-        """Leaves both modules in eval mode, so that no running statistics move."""
+        """Keeps both modules in eval mode, so that no running statistics change."""
         super().train(False)
         return self
 
     @torch.no_grad()
     def encode(self, items: Tensor) -> Tensor:
-        """Latents of raw items of one shape, without gradient."""
+        """Latents of raw items of one shape; no gradient."""
         if self.encoder is None:
             return items
         with eval_mode(self.encoder):
@@ -34,11 +34,11 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Raw items of latents of one shape, without gradient."""
+        """Raw items of latents of one shape; no gradient."""
         return self.reconstruct(latents)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """The same as `decode`, with a gradient for the latents (for a reconstruction loss)."""
+        """As `decode`, with a gradient for the latents (for the reconstruction loss)."""
         if self.decoder is None:
             return latents
         with eval_mode(self.decoder):

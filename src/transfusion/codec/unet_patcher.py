@@ -1,9 +1,9 @@
-"""The U-Net patcher (arXiv 2408.11039, section 3): down blocks make slots of latents, up blocks latents of slots.
+"""The U-Net patcher (arXiv 2408.11039, section 3): down blocks from latents to slots, up blocks from slots to latents.
 
-    latents --down--> features at every size --> slots --> trunk --> slots --up--> prediction
-                          \\____________ the long skip ____________________/
+    latents --down--> features at every size --> slots --> transformer --> slots --up--> prediction
+                          \\____________ the long skip __________________________/
 
-The noised latents go down once; on the way up the trunk's answer meets, at every size, what was found there.
+The noised latents are encoded once; every up block takes the transformer's output and the features of the same size.
 """
 
 from dataclasses import dataclass
@@ -15,36 +15,36 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patcher import Patcher, TimeEmbedding, check_features
+from transfusion.codec.patcher import Patcher, TimeEmbedding, check_time_features
 from transfusion.modality import Modality
 from transfusion.nn import unet
 
 
 @dataclass(frozen=True)
 class UNetPatcherConfig:
-    """Residual blocks of convolutions at each size between the latents' and the grid's; a patch of 4 is two steps of 2. A
-    vector, which has no size, goes through the same blocks with matrices for convolutions.
+    """Residual convolution blocks at each size from the latents' to the grid's; a patch of 4 is two steps of 2. For a modality
+    without axes (a vector) the convolutions are linear layers.
 
     Args:
-        channels: of the features at the latents' own size; doubled at every step down, up to the model's width (None: a
-            quarter of the model's width).
-        blocks: residual blocks at each size, on the way down and again on the way up.
-        attention: heads of attention among the slots of an item, at the end of the way down and the beginning of the way
-            up (0: none).
-        features: sinusoidal features of the time, whose embedding is added within each block.
+        channels: of the features at the latents' size; doubled at every step down, up to the model's width (None: a quarter
+            of the model's width).
+        blocks: residual blocks at each size, down and up.
+        attention: heads of self-attention over an item's slots, after the last down block and before the first up block
+            (0: none).
+        time_features: number of sinusoidal features of t, whose embedding is added in each block.
 
     Raises:
-        ValueError: numbers that are too small; in `build`, more than 3 axes, or heads that do not divide the channels.
+        ValueError: a number out of its range; in `build`, more than 3 axes, or heads that do not divide the channels.
     """
 
     kind: ClassVar[str] = "unet"
     channels: int | None = None
     blocks: int = 1
     attention: int = 0
-    features: int = 256
+    time_features: int = 256
 
     def __post_init__(self) -> None:
-        check_features(self.features)
+        check_time_features(self.time_features)
         if (self.channels is not None and self.channels < 1) or self.blocks < 1 or self.attention < 0:
             raise ValueError(
                 f"a U-Net needs channels and blocks of at least 1 and attention heads of at least 0, not {self.channels}, "
@@ -55,29 +55,29 @@ class UNetPatcherConfig:
         """The module for one modality."""
         if len(modality.shape) > unet.AXES:
             raise ValueError(
-                f"modality {modality.name!r} has {len(modality.shape)} axes, the U-Net knows up to {unet.AXES}: give it a "
-                "linear patcher (Model.patchers)"
+                f"modality {modality.name!r} has {len(modality.shape)} axes, the U-Net takes up to {unet.AXES}: give it a "
+                "linear patcher (ModelConfig.patchers)"
             )
         return UNetPatcher(self, modality, width, eps)
 
 
 class UNetPatcher(Patcher):
-    """Latents <-> slot vectors of one modality, by a U-Net with the trunk in its middle."""
+    """Latents <-> slot vectors of one modality, by a U-Net around the transformer."""
 
-    def __init__(self, options: UNetPatcherConfig, modality: Modality, width: int, eps: float) -> None:
+    def __init__(self, config: UNetPatcherConfig, modality: Modality, width: int, eps: float) -> None:
         super().__init__()
         axes, steps = len(modality.shape), unet.stages(modality.patch)
-        base = max(1, width // 4) if options.channels is None else options.channels
+        base = max(1, width // 4) if config.channels is None else config.channels
         counts = [max(base, min(base * 2**i, width)) for i in range(len(steps) + 1)]
         deepest, time = counts[-1], 4 * base
-        self.time = TimeEmbedding(options.features, time)
+        self.time = TimeEmbedding(config.time_features, time)
 
         def blocks(proj_in: int, proj_out: int) -> nn.ModuleList:
-            sizes = [proj_in] + [proj_out] * options.blocks
+            sizes = [proj_in] + [proj_out] * config.blocks
             return nn.ModuleList(unet.Residual(axes, a, b, time, eps) for a, b in pairwise(sizes))
 
         def attention() -> nn.Module:
-            return unet.GridAttention(deepest, options.attention, eps) if options.attention else nn.Identity()
+            return unet.GridAttention(deepest, config.attention, eps) if config.attention else nn.Identity()
 
         self.first = unet.convolution(axes, modality.channels, base)
         self.down = nn.ModuleList(blocks(count, count) for count in counts)
@@ -95,7 +95,7 @@ class UNetPatcher(Patcher):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Slots as loud as the linear patcher's (see there), a first prediction near nothing."""
+        """Slots of the linear patcher's scale (see there), and a first prediction near 0."""
         nn.init.xavier_normal_(self.proj_in.weight)
         for layer in (self.last, self.time.first, self.time.second):
             assert isinstance(layer.weight, Tensor)
@@ -104,28 +104,28 @@ class UNetPatcher(Patcher):
     def encode(
         self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
     ) -> tuple[Float[Tensor, "item slot width"], tuple[list[Tensor], Tensor]]:
-        """Noisy latents at times t -> slot vectors, and the features at every size with the time's embedding."""
+        """Noised latents at times t -> slot vectors; the skip: features at every size, and the time's embedding."""
         time = self.time(t)
         latents = latents.to(self.proj_in.weight.dtype)
         x = self.first(latents.unsqueeze(-1) if self.vector else latents)
-        kept: list[Tensor] = []
+        features: list[Tensor] = []
         for level, blocks in enumerate(self.down):
             x = self.shrink[level - 1](x) if level else x
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, time)
             x = self.down_attention(x) if level == len(self.shrink) else x
-            kept.append(x)
+            features.append(x)
         slots = self.proj_in(self.inward_norm(x).flatten(2).transpose(1, 2))
-        return slots, (kept, time)
+        return slots, (features, time)
 
     def decode(
         self, slots: Float[Tensor, "item slot width"], skip: tuple[list[Tensor], Tensor], grid: tuple[int, ...]
     ) -> Float[Tensor, "item channels ..."]:
-        """The trunk's vectors at an item's slots, and what the way down kept -> the prediction, shaped like the latents."""
-        kept, time = skip
+        """The transformer's output at the items' slots, and the skip -> the prediction, shaped like the latents."""
+        features, time = skip
         x = self.proj_out(slots).transpose(1, 2).unflatten(2, grid or (1,))
-        for level in reversed(range(len(kept))):
-            x = torch.cat([x.to(kept[level].dtype), kept[level]], 1)
+        for level in reversed(range(len(features))):
+            x = torch.cat([x.to(features[level].dtype), features[level]], 1)
             for index, block in enumerate(self.up[level]):  # type: ignore[arg-type]
                 x = block(x, time)
                 x = self.up_attention(x) if index == 0 and level == len(self.grow) else x
