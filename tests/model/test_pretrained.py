@@ -163,7 +163,10 @@ def test_half_precision_generation_has_the_logits_of_autocast(tie_embeddings: bo
     assert engine.runner.network.head.weight.dtype == (torch.float32 if tie_embeddings else torch.bfloat16)
     h = torch.randn(3, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(engine.runner.network.head(h), m.network.head(h)) and engine.runner.network.head(h).shape == (3, len(m.vocabulary))
+        assert torch.equal(engine.runner.network.head(h), m.network.head(h)) and engine.runner.network.head(h).shape == (
+            3,
+            len(m.vocabulary),
+        )
     drawn = m.generate("ab", force="image", max_tokens=3, dtype=torch.bfloat16)[0]
     assert torch.isfinite(drawn.media[0].tensor()).all()
 

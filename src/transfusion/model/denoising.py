@@ -37,7 +37,7 @@ class NoisedGroup:
         times: t of each item, from 0 (clean) to 1 (noise).
         slots: indices into the flattened (row, length) that each item fills.
         noise: eps, where there is a target to be made of it.
-        masked: slots whose vectors are replaced by a learned one (`auxiliary.Representation`).
+        masked: slots whose vectors are replaced by a learned one (`auxiliary.RepresentationHead`).
     """
 
     modality: int

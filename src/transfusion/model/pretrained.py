@@ -1,12 +1,12 @@
-"""Language models made elsewhere: a Hugging Face folder of Llama, Mistral, Qwen2 or Qwen3 type, read into our network.
+"""Pretrained language models: a Hugging Face folder of type Llama, Mistral, Qwen2 or Qwen3, loaded into a `Network`.
 
-    config.json                                   -> sizes of the trunk, ids of the frame, length of the context
-    tokenizer.json                                -> text <-> ids, as it is
+    config.json                                   -> sizes of the transformer, ids of BOS and EOS, context length
+    tokenizer.json                                -> the tokenizer, unchanged
     model.safetensors, or several and an index    -> weights, one tensor at a time
 
-Their layers are our layers (RMSNorm before each part, SwiGLU, RoPE in halves), so weights are copied, never converted: q, k, v
-become one matrix, gate and up another. Whatever a config.json asks for that is computed otherwise here is refused by name, and
-so are weights that nothing here would use. No pickle is read.
+Their layers are those of `nn/transformer.py` (pre-norm with RMSNorm, SwiGLU, RoPE in halves), so weights are copied unchanged:
+q, k, v become one matrix, gate and up another. Unsupported settings of a config.json are rejected by name, and so are weights
+that would be left over. No pickle is read.
 """
 
 import json
@@ -30,7 +30,7 @@ from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
 ModalityWeights = Literal["none", "mlp", "all"]
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 CONTEXT = 2048
-"""Tokens of context where nothing is said: what language models can read would take a cache of many gigabytes."""
+"""Default context length: the full context of a language model would need a cache of many gigabytes."""
 BANDS = ("low_freq_factor", "high_freq_factor")
 SIZE_FIELDS = {
     "width",
@@ -47,7 +47,7 @@ SIZE_FIELDS = {
     "norm_eps",
 }
 OVERRIDABLE_FIELDS = {"modality_weights", "adaln", "dropout"}
-"""Options of a trunk that change nothing for text where it is read."""
+"""Options of the transformer that leave its text logits unchanged in evaluation."""
 SUPPORTED_VALUES = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
@@ -68,20 +68,20 @@ SUPPORTED_VALUES = {
     "num_experts": (),
     "num_local_experts": (),
 }
-"""What other values of these settings ask for is computed nowhere here; absent and null is always as usual."""
+"""Supported values of these settings; absent and null are supported, anything else is rejected."""
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """What a folder holds.
+    """The configuration of a pretrained language model.
 
     Args:
-        folder: where it is.
-        trunk: sizes.
-        tied: one matrix for embedding and head.
+        folder: its files.
+        transformer: sizes and options.
+        tie_embeddings: one matrix for token embeddings and head.
         ids: of its vocabulary.
-        longest: tokens that it can read.
-        window: tokens that it looks back at most, where it has such a window.
+        longest: its context length, in tokens.
+        window: length of its sliding attention window, in tokens, if it has one.
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class LanguageModel:
         """Read the configuration of a folder, or of a repository of the Hugging Face hub (extra `hf`).
 
         Raises:
-            ValueError: there is none, or it is of a kind that is computed otherwise here; the message says which.
+            ValueError: no language model, or an unsupported type or setting, which the message names.
         """
         folder = fetch(name, revision)
         plain = _json(folder / "config.json")
@@ -129,10 +129,10 @@ class LanguageModel:
         )
 
     def model(self, model: ModelConfig, *, modality_weights: ModalityWeights, context_length: int | None) -> ModelConfig:
-        """A model whose trunk is this one's, all else as in `model`.
+        """`model` with the transformer of this language model.
 
         Raises:
-            ValueError: a context that is too long; or options of the trunk that would change what the language model computes.
+            ValueError: a context that is too long, or options that would change the logits of the language model.
         """
         usual = TransformerConfig()
         for name in (f.name for f in fields(TransformerConfig)):
@@ -144,7 +144,7 @@ class LanguageModel:
         limit = self.longest if self.window is None else min(self.longest, self.window)
         if context_length is not None and not 1 <= context_length <= limit:
             why = f"a window of {self.window} tokens" if limit == self.window else f"a context of {self.longest}"
-            raise ValueError(f"{self.folder} has {why}, which is not as long as context {context_length}: take at most {limit}")
+            raise ValueError(f"{self.folder} has {why}, shorter than context_length {context_length}: take at most {limit}")
         sizes = {name: getattr(self.transformer, name) for name in SIZE_FIELDS}
         return replace(
             model,
@@ -154,7 +154,7 @@ class LanguageModel:
         )
 
     def vocabulary(self, modalities: tuple[Modality, ...]) -> Vocabulary:
-        """Its tokenizer and ids, with control tokens for these modalities. Raises ValueError where it has no tokenizer.json."""
+        """Its tokenizer and ids, with control tokens for these modalities. Raises ValueError if tokenizer.json is missing."""
         file = self.folder / "tokenizer.json"
         if not file.is_file():
             raise ValueError(
@@ -165,17 +165,17 @@ class LanguageModel:
 
     @torch.no_grad()
     def load(self, network: Network, *, copies: bool = True) -> None:
-        """Give a network of `model` these weights; no more than one tensor is held beside them.
+        """Load these weights into a network of `model`, one tensor in memory at a time.
 
-        New rows of embedding and head become the mean of the old ones, with noise of a tenth of their spread: no new token is
-        likelier than an average one at first, and none is like another.
+        Rows of new tokens start at the mean of the pretrained rows, with noise of a tenth of their standard deviation: no new
+        token starts likelier than an average one, and no two are equal.
 
         Args:
-            copies: whether weights that only media run through, where there are such, begin as copies of the text's (LMFusion,
-                arXiv 2412.15188), or stay as they are.
+            copies: start modality-specific weights as copies of the text's (LMFusion, arXiv 2412.15188), else keep their own
+                initial values.
 
         Raises:
-            ValueError: weights that are missing, damaged, of another shape, or that nothing here would use.
+            ValueError: weights that are missing, damaged, of another shape, or left over.
         """
         with ExitStack() as stack:
             files = _files(self.folder, stack)
@@ -185,22 +185,22 @@ class LanguageModel:
                 first = 0
                 for name in names:
                     tensor = _tensor(files, name, self.folder)
-                    part = parameter[first : first + len(tensor)]
+                    rows = parameter[first : first + len(tensor)]
                     first += len(tensor)
-                    if part.shape != tensor.shape:
+                    if rows.shape != tensor.shape:
                         raise ValueError(
                             f"{self.folder}: {name} has shape {tuple(tensor.shape)}, which is not what its config.json says"
                         )
-                    part.copy_(tensor)
+                    rows.copy_(tensor)
                     unused.discard(name)
                 if first not in (len(parameter), self.ids.count):
                     raise ValueError(f"{self.folder}: {', '.join(names)} have {first} rows, {len(parameter)} are needed")
         if unused:
             some = ", ".join(sorted(unused)[:4])
             raise ValueError(f"{self.folder} has {len(unused)} weights that this type of model does not: {some}")
-        for part in (network.embed, network.head):
-            assert isinstance(part, SplitEmbedding | SplitHead)
-            _begin(part, self.ids.count)
+        for module in (network.embed, network.head):
+            assert isinstance(module, SplitEmbedding | SplitHead)
+            _init_new_rows(module, self.ids.count)
         if copies:
             weights = dict(network.transformer.named_parameters())
             for name, (_, text) in network.transformer.text_counterparts().items():
@@ -208,22 +208,22 @@ class LanguageModel:
                     weights[name].copy_(weights[text])
 
 
-def _begin(part: SplitEmbedding | SplitHead, count: int) -> None:
-    """Rows from `count` on, of both parameters."""
-    old = part.weight[:count]
-    mean, spread = old.mean(0), old.std(0) * 0.1
-    for rows in (part.weight[count:], part.new):
-        rows.copy_(mean + spread * torch.randn_like(rows))
+def _init_new_rows(module: SplitEmbedding | SplitHead, count: int) -> None:
+    """Initialise the rows from `count` on, of both parameters."""
+    pretrained = module.weight[:count]
+    mean, std = pretrained.mean(0), pretrained.std(0) * 0.1
+    for rows in (module.weight[count:], module.new):
+        rows.copy_(mean + std * torch.randn_like(rows))
 
 
 def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
-    """Our parameters, and the names of those that each is made of, one below the other."""
+    """Parameters of the network, and the names of the tensors that are stacked in each."""
     named = dict(network.transformer.named_parameters())
     yield network.embed.weight, ["model.embed_tokens.weight"]
     if not network.config.tie_embeddings:
         yield network.head.weight, ["lm_head.weight"]
     yield network.transformer.norm.weight, ["model.norm.weight"]
-    parts = {
+    tensors = {
         "attention_norm.weight": ["input_layernorm.weight"],
         "attention.qkv.weight": [f"self_attn.{x}_proj.weight" for x in "qkv"],
         "attention.qkv.bias": [f"self_attn.{x}_proj.bias" for x in "qkv"],
@@ -235,7 +235,7 @@ def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
         "mlp.down.weight": ["mlp.down_proj.weight"],
     }
     for layer in range(network.config.transformer.depth):
-        for ours, theirs in parts.items():
+        for ours, theirs in tensors.items():
             if (parameter := named.get(f"blocks.{layer}.{ours}")) is not None:
                 yield parameter, [f"model.layers.{layer}.{name}" for name in theirs]
 
@@ -244,10 +244,10 @@ def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
 
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a language model: itself, or what the Hugging Face hub has under that name, downloaded.
+    """The folder of a language model, local or downloaded from the Hugging Face hub.
 
     Raises:
-        ValueError: neither is there, the hub can't be reached, or the extra `hf` is missing.
+        ValueError: no such folder or name, the hub cannot be reached, or the extra `hf` is missing.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -274,7 +274,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
 
 
 def is_language_model(name: str) -> bool:
-    """Whether this names one of these, a folder or on the hub, rather than a folder of our own."""
+    """Whether this names a language model, as a folder or on the hub, and not a model folder of this library."""
     folder = Path(name)
     if folder.is_dir():
         file = folder / "config.json"
@@ -297,10 +297,10 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Tensor name -> the open file that has it."""
+    """Name of each tensor -> the open file with it."""
     index = folder / "model.safetensors.index.json"
     names = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for name in names:
         file = folder / name
         if file.name != name or not file.is_file():
@@ -309,9 +309,9 @@ def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
         try:
             opened = stack.enter_context(safe_open(file, framework="pt"))
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"cannot read {file}: {error}; it is damaged or not yet whole") from error
-        found |= dict.fromkeys(opened.keys(), opened)
-    return found
+            raise ValueError(f"cannot read {file}: {error}; it is damaged or incomplete") from error
+        tensors |= dict.fromkeys(opened.keys(), opened)
+    return tensors
 
 
 def _tensor(files: dict[str, Any], name: str, folder: Path) -> Tensor:
@@ -324,7 +324,7 @@ def _tensor(files: dict[str, Any], name: str, folder: Path) -> Tensor:
 
 
 def _whole(plain: dict[str, Any], name: str, folder: Path, usual: int | None = None) -> int:
-    """A setting that is a whole number; `usual` where it is absent or null."""
+    """A positive integer setting; `usual` if absent or null."""
     value = usual if plain.get(name) is None else plain[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number above 0, not {value!r}")
@@ -332,7 +332,7 @@ def _whole(plain: dict[str, Any], name: str, folder: Path, usual: int | None = N
 
 
 def _number(plain: dict[str, Any], name: str, folder: Path, usual: float | None = None) -> float:
-    """The same for any number."""
+    """A positive number setting; `usual` if absent or null."""
     value = usual if plain.get(name) is None else plain[name]
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
         raise ValueError(f"{folder / 'config.json'}: {name} must be a number above 0, not {value!r}")
@@ -340,42 +340,42 @@ def _number(plain: dict[str, Any], name: str, folder: Path, usual: float | None 
 
 
 def _refuse(plain: dict[str, Any], kind: str, folder: Path) -> None:
-    """Raise ValueError for what would be computed otherwise here."""
+    """Raise ValueError for unsupported settings."""
     rotary = plain.get("rope_parameters")
     inside = rotary if isinstance(rotary, dict) else {}
     for name, usual in SUPPORTED_VALUES.items():
         value = inside.get(name) if plain.get(name) is None else plain[name]
         if value is not None and value not in usual:
-            raise ValueError(f"{folder}: this {kind} model has {name} {value!r}, which is computed nowhere here")
+            raise ValueError(f"{folder}: this {kind} model has {name} {value!r}, which is not supported")
 
 
 def _rotary(plain: dict[str, Any], folder: Path) -> tuple[float, Scaling]:
     """Base and scaling, in the old form (rope_theta, rope_scaling) or the new (rope_parameters)."""
-    given = plain.get("rope_parameters") or plain.get("rope_scaling") or {}
-    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
-        raise ValueError(f"{folder}: rotary positions that differ between layers are computed nowhere here")
-    theta = _number(given if given.get("rope_theta") is not None else plain, "rope_theta", folder, 10000.0)
-    kind = given.get("rope_type") or given.get("type") or "default"
+    rotary = plain.get("rope_parameters") or plain.get("rope_scaling") or {}
+    if not isinstance(rotary, dict) or any(isinstance(value, dict) for value in rotary.values()):
+        raise ValueError(f"{folder}: rotary positions that differ between layers are not supported")
+    theta = _number(rotary if rotary.get("rope_theta") is not None else plain, "rope_theta", folder, 10000.0)
+    kind = rotary.get("rope_type") or rotary.get("type") or "default"
     if kind == "default":
         return theta, Unscaled()
     needed = {"linear": ("factor",), "llama3": ("original_max_position_embeddings", "factor", *BANDS)}.get(kind, ())
-    found = {k: plain[k] for k in needed if k in plain} | given
+    settings = {k: plain[k] for k in needed if k in plain} | rotary
     for name in needed:
-        if name not in found:
+        if name not in settings:
             raise ValueError(f"{folder}: its {kind} scaling of rotary positions has no {name}")
     if kind == "linear":
-        return theta, LinearScaling(_number(found, "factor", folder))
+        return theta, LinearScaling(_number(settings, "factor", folder))
     if kind == "llama3":
-        low, high = (_number(found, name, folder) for name in BANDS)
-        return theta, Llama3Scaling(_number(found, "factor", folder), low, high, _whole(found, needed[0], folder))
+        low, high = (_number(settings, name, folder) for name in BANDS)
+        return theta, Llama3Scaling(_number(settings, "factor", folder), low, high, _whole(settings, needed[0], folder))
     raise ValueError(
-        f"{folder}: scaling rotary positions by {kind!r} is computed nowhere here (linear and llama3 are); where it is only "
-        "for texts longer than the original context, take rope_scaling out of its config.json"
+        f"{folder}: scaling rotary positions by {kind!r} is not supported (linear and llama3 are); if it only "
+        "serves texts longer than the original context, remove rope_scaling from its config.json"
     )
 
 
 def _window(plain: dict[str, Any], kind: str, folder: Path) -> int | None:
-    """Tokens that attention looks back at most, if that is not all."""
+    """Length of the sliding attention window in tokens; None: attention to all."""
     layers = plain.get("layer_types")
     slides = "sliding_attention" in layers if layers else plain.get("use_sliding_window", kind == "mistral")
     return _whole(plain, "sliding_window", folder) if slides and plain.get("sliding_window") is not None else None
@@ -384,8 +384,8 @@ def _window(plain: dict[str, Any], kind: str, folder: Path) -> int | None:
 def _ids(plain: dict[str, Any], folder: Path) -> PretrainedVocabulary:
     ends, begin = plain.get("eos_token_id"), plain.get("bos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    for name, found in (("eos_token_id", ends), ("bos_token_id", [] if begin is None else [begin])):
-        if wrong := [one for one in found if not isinstance(one, int) or isinstance(one, bool)]:
+    for name, ids in (("eos_token_id", ends), ("bos_token_id", [] if begin is None else [begin])):
+        if wrong := [token for token in ids if not isinstance(token, int) or isinstance(token, bool)]:
             raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number, not {wrong[0]!r}")
     return PretrainedVocabulary(
         _whole(plain, "vocab_size", folder),
