@@ -367,7 +367,7 @@ def test_other_mistakes_are_named() -> None:
         fresh(IMAGE, modules={"sound": plain()})
     with pytest.raises(ValueError, match="4 axes, the U-Net takes up to 3"):
         fresh(Modality("field", 1, (2, 2, 2, 2), (1, 1, 1, 1)), patcher=UNetPatcherConfig())
-    with pytest.raises(ValueError, match="16 channels cannot be shared among 3 heads"):
+    with pytest.raises(ValueError, match="16 channels cannot be split into 3 heads"):
         fresh(IMAGE, patcher=UNetPatcherConfig(8, attention=3))
     for wrong in ({"channels": 0}, {"blocks": 0}, {"attention": -1}):
         with pytest.raises(ValueError, match="a U-Net needs"):

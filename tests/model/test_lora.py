@@ -157,14 +157,15 @@ def test_all_paths_of_the_engine_with_adapters() -> None:
     assert (half[0].media[0].tensor() - one[0].media[0].tensor()).abs().max() < 0.5  # measured 0.14
 
 
-def test_backward_is_the_same_where_inputs_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The written-out norm and gate, whose output is not kept between two matrices, against the plain ones."""
+def test_recomputed_activations_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused norm and gate, recomputed in backward, against the plain ones."""
     found = []
-    for written_out in (True, False):
+    for fused in (True, False):
         m = adapted(double=True)
         with monkeypatch.context() as patch:
-            if not written_out:
-                patch.setattr("transfusion.nn.pointwise._written_out", lambda x: False)
+            if not fused:
+                for module in ("pointwise", "recompute"):
+                    patch.setattr(f"transfusion.nn.{module}.fused", lambda x: False)
             m.loss(documents()).backward()
         found.append({n: p.grad for n, p in m.network.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys() and len(found[0]) > 16

@@ -196,9 +196,9 @@ def test_every_option_survives_configuration_and_the_command_line() -> None:
     [
         ({"residual": "highway"}, "plain, hyper or attention"),
         ({"residual": "hyper", "num_streams": 0}, "at least 1 stream"),
-        ({"residual": "attention", "long_skips": True, "depth": 4}, 'take long_skips with "plain"'),
-        ({"depth": 2, "long_skips": True}, "2 layers are too few, take 3"),
-        ({"dropout": 1.0}, "below 1"),
+        ({"residual": "attention", "long_skips": True, "depth": 4}, 'use long_skips with "plain"'),
+        ({"depth": 2, "long_skips": True}, "depth of at least 3, not 2"),
+        ({"dropout": 1.0}, r"in \[0, 1\), not 1"),
     ],
 )
 def test_wrong_settings_say_what_to_do(wrong: dict[str, Any], message: str, unchecked) -> None:
@@ -207,7 +207,7 @@ def test_wrong_settings_say_what_to_do(wrong: dict[str, Any], message: str, unch
 
 
 def test_wrong_parts_say_what_to_do() -> None:
-    with pytest.raises(ValueError, match="needs a trunk with adaln"):
+    with pytest.raises(ValueError, match=r"needs transformer\.adaln"):
         model(IMAGE, patcher=LinearPatcherConfig(time="none"))
     with pytest.raises(ValueError, match="alibi_heads is 2, more than num_heads 1"):
         TransformerConfig(num_heads=1, attention=AttentionConfig(alibi_heads=2))

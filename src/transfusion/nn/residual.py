@@ -6,7 +6,7 @@ to the same.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +26,8 @@ def residual_connection(config: TransformerConfig, index: int) -> nn.Module:
     return PlainResidual()
 
 
-class ResidualStream(Protocol):
-    """How the stream begins and ends."""
-
-    def begin(self, x: Tensor) -> Any:
-        """The state from the embedding [row, length, width]."""
-        ...
-
-    def end(self, state: Any) -> Tensor:
-        """The final vectors [row, length, width]."""
-        ...
-
-
 def residual_stream(config: TransformerConfig) -> Any:
-    """The `ResidualStream` of a configuration; a module, since it may have weights."""
+    """The stream's beginning and end, `begin` and `end`; a module, since it may have weights."""
     if config.residual == "hyper":
         return HyperStreams(config.num_streams)
     return DepthAttention(config.width, config.norm_eps) if config.residual == "attention" else PlainResidual()

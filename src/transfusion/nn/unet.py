@@ -1,8 +1,8 @@
-"""Layers of a U-Net over latents [item, channels, *size] of 0 to 3 axes: blocks, shrinking and growing, attention.
+"""Layers of a U-Net over latents [item, channels, *size] with 0 to 3 axes: residual blocks, down- and upsampling, attention.
 
-Blocks of Nichol and Dhariwal 2021 (arXiv 2102.09672), with the time added between the two convolutions and a layer norm
-over all of an item (group norm with one group) where theirs is adaptive: so wants it Transfusion (arXiv 2408.11039,
-footnote 7). Nothing here looks across items, so that an item's numbers do not depend on what else is in the batch.
+The blocks are those of Nichol and Dhariwal 2021 (arXiv 2102.09672), with the time embedding added between the convolutions and
+layer norm (group norm with one group) in place of adaptive norm, as in Transfusion (arXiv 2408.11039, footnote 7). No layer
+mixes items, so a result does not depend on the rest of the batch.
 """
 
 import math
@@ -15,48 +15,48 @@ from torch import Tensor, nn
 from transfusion.nn.attention import sdpa
 
 AXES = 3
-"""Axes that convolutions exist for."""
+"""Most axes of PyTorch's convolutions."""
 
 
 def stages(patch: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """A patch as factors of the single stages, each a prime or 1 on every axis: (4, 6) = (2, 2) * (2, 3)."""
+    """A patch factored into downsampling stages, a prime or 1 per axis: (4, 6) = (2, 2) * (2, 3)."""
     factors = [_primes(size) for size in patch]
     depth = max(map(len, factors), default=0)
     return [tuple(f[i] if i < len(f) else 1 for f in factors) for i in range(depth)]
 
 
 def _primes(number: int) -> list[int]:
-    found, divisor = [], 2
+    primes, divisor = [], 2
     while number > 1:
         while number % divisor == 0:
-            found.append(divisor)
+            primes.append(divisor)
             number //= divisor
         divisor += 1
-    return found
+    return primes
 
 
 def norm(channels: int, eps: float) -> nn.GroupNorm:
-    """Layer norm over channels and places of each item."""
+    """Layer norm over the channels and positions of each item."""
     return nn.GroupNorm(1, channels, eps)
 
 
 def convolution(axes: int, proj_in: int, proj_out: int, kernel: int | None = None) -> nn.Module:
-    """A convolution that keeps the size; over a vector (no axis) a linear layer, as one of a single place."""
+    """A convolution that keeps the size. A vector (no axes) has one position, and a kernel of 1."""
     size = (3 if kernel is None else kernel) if axes else 1
-    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[max(axes, 1)]
-    return kind(proj_in, proj_out, size, padding=size // 2)
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[max(axes, 1)]
+    return conv(proj_in, proj_out, size, padding=size // 2)
 
 
 def shrink(factors: tuple[int, ...], proj_in: int, proj_out: int) -> nn.Module:
-    """Each block of places becomes one."""
-    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(factors)]
-    return kind(proj_in, proj_out, factors, stride=factors)
+    """Each block of positions becomes one."""
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(factors)]
+    return conv(proj_in, proj_out, factors, stride=factors)
 
 
 def grow(factors: tuple[int, ...], proj_in: int, proj_out: int) -> nn.Module:
-    """Each place becomes a block of them."""
-    kind = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(factors)]
-    return kind(proj_in, proj_out, factors, stride=factors)
+    """Each position becomes a block of them."""
+    conv = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(factors)]
+    return conv(proj_in, proj_out, factors, stride=factors)
 
 
 class Residual(nn.Module):
@@ -70,45 +70,44 @@ class Residual(nn.Module):
         self.around = nn.Identity() if proj_in == proj_out else convolution(axes, proj_in, proj_out, 1)
 
     def forward(self, x: Float[Tensor, "item channels ..."], time: Float[Tensor, "item time"]) -> Tensor:
-        """Features, and the time's embedding -> features."""
+        """Features and embedded times -> features."""
         h = self.first(F.silu(self.first_norm(x)))
         h = h + self.time(F.silu(time)).reshape(h.shape[:2] + (1,) * (h.ndim - 2))
         return self.around(x) + self.second(F.silu(self.second_norm(h)))
 
 
 class GridAttention(nn.Module):
-    """x + attention(norm(x)) among the places of each item; where they stand they know from the convolutions before."""
+    """x + attention(norm(x)) among the positions of each item; the convolutions before encode where they are."""
 
     def __init__(self, channels: int, heads: int, eps: float) -> None:
         super().__init__()
         if channels % heads:
-            raise ValueError(f"{channels} channels cannot be shared among {heads} heads: choose a divisor")
+            raise ValueError(f"{channels} channels cannot be split into {heads} heads: choose a divisor")
         self.heads = heads
         self.norm = norm(channels, eps)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
 
     def forward(self, x: Float[Tensor, "item channels ..."]) -> Tensor:
         """[item, channels, *size] -> the same"""
-        places = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(places).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        found = self.out(sdpa(q, k, v, None).transpose(1, 2).flatten(2))
-        return x + found.transpose(1, 2).reshape(x.shape)
+        features = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(features).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = self.out(sdpa(q, k, v, None).transpose(1, 2).flatten(2))
+        return x + out.transpose(1, 2).reshape(x.shape)
 
 
 def init_weights(module: nn.Module) -> None:
-    """Weights that keep the scale of what they are given (normal, 1 / sqrt of the numbers summed), biases zero; blocks and
-    attention begin as if they were not there."""
-    for part in module.modules():
-        weight, bias = getattr(part, "weight", None), getattr(part, "bias", None)
+    """Weights that preserve scale (normal, 1 / sqrt(fan in)), biases zero; residual blocks and attention start as identity."""
+    for child in module.modules():
+        weight, bias = getattr(child, "weight", None), getattr(child, "bias", None)
         if isinstance(weight, Tensor) and weight.ndim >= 2:
-            grown = isinstance(part, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-            summed = weight.shape[0] if grown else math.prod(weight.shape[1:])
-            nn.init.normal_(weight, std=1 / math.sqrt(summed))
+            upsamples = isinstance(child, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+            fan_in = weight.shape[0] if upsamples else math.prod(weight.shape[1:])
+            nn.init.normal_(weight, std=1 / math.sqrt(fan_in))
         if isinstance(bias, Tensor):
             nn.init.zeros_(bias)
     with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, Residual):
-                nn.init.zeros_(part.second.weight)  # type: ignore[arg-type]
-            if isinstance(part, GridAttention):
-                nn.init.zeros_(part.out.weight)
+        for child in module.modules():
+            if isinstance(child, Residual):
+                nn.init.zeros_(child.second.weight)  # type: ignore[arg-type]
+            if isinstance(child, GridAttention):
+                nn.init.zeros_(child.out.weight)
