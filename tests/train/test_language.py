@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from command import command
 from llm import write
-from small import IMAGE, model, picture
+from small import IMAGE, model, picture, png
 from transfusion import config
 from transfusion.api import Transfusion
-from transfusion.cli import main
 from transfusion.commands.train import train
 from transfusion.data.document import Document, Media, Text
 from transfusion.model.network import Network
@@ -114,7 +114,7 @@ def test_a_slower_language_model_moves_less(tmp_path: Path) -> None:
         optimizer = AdamWConfig(lr=1e-3, weight_decay=0.0, language_lr_scale=factor)
         optimizer = optimizer.build(m)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * group.get("factor", 1.0)
+            group["lr"] = 1e-3 * group.get("lr_scale", 1.0)
         m.loss([["ab", picture(1)], ["some", picture(2)]]).backward()
         optimizer.step()
         moved[factor] = {n: (p - before[n]).abs().max().item() for n, p in m.network.named_parameters()}
@@ -150,19 +150,12 @@ def test_a_rate_for_no_language_model_is_refused() -> None:
 # ---- from the command line ----------------------------------------------------------------------------------------------
 
 
-def command(line: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(line.split())
-    assert ended.value.code == 0, line
-
-
 SHORT = "--trainer.steps 4 --checkpoint.every 2 --packing.rows 2 --packing.row-length 64 --optimizer.warmup 1 --dtype fp32 --device cpu"
 
 
 def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
-    from small import png
 
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "lm", "qwen3", head_dim=16)
@@ -171,18 +164,18 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
         (tmp_path / "data" / f"{i}.txt").write_text(f"picture number {i % 3}")
     small = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 8 8 --model.context_length 128"
     line = f"train pictures --data data --init lm --model.transformer.modality_weights all --optimizer.language_lr_scale 0 {SHORT} {small}"
-    command(f"{line} --out run")
+    assert command(f"{line} --out run") == 0
     said = capfd.readouterr().out
-    assert "language model lm" in said and "width 32, depth 2, 4 heads, weights all" in said
+    assert "language model lm" in said and "width 32, depth 2, 4 heads, modality weights all" in said
     trained = Transfusion.from_pretrained("run").eval()
     untouched = Transfusion.from_language_model("lm", modalities=trained.config.model.modalities, modality_weights="all").eval()
     assert torch.equal(text_logits(trained.network), text_logits(untouched.network))
     assert not torch.equal(trained.network.head.new, untouched.network.head.new)
-    command(f"{line} --out run")  # the same line again: nothing is left to do, and nothing is damaged
-    command("generate run --prompt picture --out drawn --sampler.num-steps 2 --max-items 1 --max-tokens 4")
+    assert command(f"{line} --out run") == 0  # the same line again: nothing is left to do, and nothing is damaged
+    assert command("generate run --prompt picture --out drawn --sampler.num-steps 2 --max-items 1 --max-tokens 4") == 0
     assert Path("drawn/outputs.jsonl").exists()
     # from such a run to another one: its trunk and ids come along, whatever the recipe's own are
-    command(f"train pictures --data data --init run {SHORT} {small} --out more")
+    assert command(f"train pictures --data data --init run {SHORT} {small} --out more") == 0
     more = Transfusion.from_pretrained("more")
     assert more.config.language == trained.config.language and more.config.model.transformer == trained.config.model.transformer
     assert config.from_yaml(Run, Path("more/run.yaml").read_text()).model == more.config.model
@@ -192,26 +185,22 @@ def test_a_language_model_learns_captioned_pictures_from_the_command_line(
         (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.rope-theta 7.0"),
         (f"train pictures --data data --init run {SHORT} {small}", "--model.transformer.attention.gated True"),
     ):
-        with pytest.raises(SystemExit) as ended:
-            main(f"{begin} {wrong} --out other".split())
-        assert ended.value.code == 2 and f"cannot have {wrong}" in capfd.readouterr().err and not Path("other").exists()
+        assert command(f"{begin} {wrong} --out other") == 2
+        assert f"contradicts {wrong} (it has" in capfd.readouterr().err and not Path("other").exists()
     # sets of weights, adaLN and dropout can also be had later
-    command(f"train pictures --data data --init lm {SHORT} {small} --out first")
+    assert command(f"train pictures --data data --init lm {SHORT} {small} --out first") == 0
     later = f"train pictures --data data --init first {SHORT} {small} --out later"
     later += " --model.transformer.modality_weights all --model.transformer.adaln True --model.transformer.dropout 0.1"
-    command(later)
-    command(later)
+    assert command(later) == 0
+    assert command(later) == 0
     first, last = Transfusion.from_pretrained("first"), Transfusion.from_pretrained("later")
     assert last.config.model.transformer == replace(
         first.config.model.transformer, modality_weights="all", adaln=True, dropout=0.1
     )
     assert config.from_yaml(Run, Path("later/run.yaml").read_text()).model == last.config.model
-    with pytest.raises(SystemExit) as ended:
-        main(f"{later} --init run --model.transformer.modality_weights mlp --out other".split())
-    assert ended.value.code == 2 and "has no place for all" in capfd.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        main(f"{line} --out other --model.context_length 1000".split())
-    assert ended.value.code == 1 and "context of 256" in capfd.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        main(f"train pictures --data data {SHORT} {small} --optimizer.language_lr_scale 0 --out other".split())
-    assert ended.value.code == 1 and "no language model" in capfd.readouterr().err
+    assert command(f"{later} --init run --model.transformer.modality_weights mlp --out other") == 2
+    assert "has modality_weights 'all', which 'mlp' cannot hold" in capfd.readouterr().err
+    assert command(f"{line} --out other --model.context_length 1000") == 1
+    assert "context of 256" in capfd.readouterr().err
+    assert command(f"train pictures --data data {SHORT} {small} --optimizer.language_lr_scale 0 --out other") == 1
+    assert "no language model" in capfd.readouterr().err

@@ -32,7 +32,7 @@ def test_resume_is_bit_exact_with_a_teacher(tmp_path: Path, monkeypatch) -> None
     interrupted(broken, 4, monkeypatch)  # after the checkpoint of step 3
     train(broken, corpus(), [], quiet)
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
-    assert one.keys() == other.keys() and "model/network.representation.blank" in one
+    assert one.keys() == other.keys() and "model/network.representation.mask_vector" in one
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
@@ -56,7 +56,7 @@ def test_experts_are_balanced_once_a_step(tmp_path: Path, monkeypatch) -> None:
 
     def norm(name: str, parts: int = 1, repeat: int = 1, balance: float = 1e4) -> float:
         options = run(tmp_path / name, 1)
-        transformer = replace(options.model.transformer, experts=MoEConfig(4, 1, aux_loss_weight=balance))
+        transformer = replace(options.model.transformer, moe=MoEConfig(4, 1, aux_loss_weight=balance))
         options = replace(
             options, model=replace(options.model, transformer=transformer), trainer=replace(options.trainer, accumulate=parts)
         )

@@ -113,31 +113,54 @@ def test_resume_is_bit_exact_three_times_in_a_row(tmp_path: Path, monkeypatch, o
     assert records(tmp_path / "a") == records(tmp_path / "b") and len(records(tmp_path / "a")) == 14
 
 
+STARTER = """
+import os, sys, traceback
+import torch._dynamo, torch.utils.tensorboard  # slow imports of the first step, done once
+sys.path[:0] = ["tests", "tests/train"]
+from pathlib import Path
+from test_training import corpus, quiet, run
+from transfusion.commands.train import train
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        try:
+            train(run(Path(line.strip()), 30), corpus(), [], quiet)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Forks a process that trains into a folder for each line that it reads; prints its id, and its exit code."""
+
+
 @pytest.mark.slow
 def test_killed_processes_resume_bit_exactly(tmp_path: Path) -> None:
-    """kill -9 at arbitrary moments, the same line again each time."""
-    train(run(tmp_path / "a", 40), corpus(), [], quiet)
-    script = (
-        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/train')\n"
-        "import torch\n"
-        "from pathlib import Path; from test_training import run, corpus, quiet; from transfusion.commands.train import train\n"
-        f"train(run(Path({str(tmp_path / 'b')!r}), 40), corpus(), [], quiet)"
-    )
+    """kill -9 at arbitrary moments, the same command again each time."""
+    train(run(tmp_path / "a", 30), corpus(), [], quiet)
     root = Path(__file__).parent.parent.parent
-    kills = code = 0
-    for attempt in range(8):
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        began = records_seen(tmp_path / "b")
-        while process.poll() is None and records_seen(tmp_path / "b") < began + 6 + attempt:
-            time.sleep(0.01)
-        if process.poll() is None and kills < 3:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        _, error = process.communicate()
-        code = process.returncode
-        if code == 0:
-            break
-        assert code == -signal.SIGKILL, error.decode()
+    kills, code = 0, None
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdin is not None and starter.stdout is not None
+        for attempt in range(8):
+            print(tmp_path / "b", file=starter.stdin, flush=True)
+            child = int(starter.stdout.readline())
+            began = records_seen(tmp_path / "b")
+            if kills < 3:
+                while records_seen(tmp_path / "b") < began + 4 + attempt:
+                    time.sleep(0.01)
+                    os.kill(child, 0)
+                os.kill(child, signal.SIGKILL)
+                kills += 1
+            code = int(starter.stdout.readline())
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+        starter.stdin.close()
     assert kills == 3 and code == 0
     one, other = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.equal(one[k], other[k]) for k in one)
@@ -151,7 +174,10 @@ def records_seen(folder: Path) -> int:
 @pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     """Four pictures with four names: the losses fall far below where they began, and the names are read."""
-    options = run(tmp_path, 250)
+    options = run(tmp_path, 150)
+    options = replace(
+        options, optimizer=replace(options.optimizer, lr=6e-3, warmup=10), packing=replace(options.packing, rows=2)
+    )
     found = train(options, corpus(), [], quiet)
     first = records(tmp_path)[1]
     last = last_losses(tmp_path, 20)
