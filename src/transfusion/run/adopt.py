@@ -58,7 +58,7 @@ def _check(run: Run, default: ModelConfig, adopted: ModelConfig, names: set[str]
     # `mlp_width` is given, so `mlp_multiple_of` has no effect
     fixed = {"tie_embeddings", *(f"transformer.{name}" for name in names - {"mlp_multiple_of"})}
     wrong = [
-        f"--model.{name} {value} (it has {stored.get(name)})"
+        f"--model.{name.replace('_', '-')} {value} (it has {stored.get(name)})"
         for name, value in now.items()
         if (name in fixed or ".".join(name.split(".")[:2]) in fixed) and value not in (usual.get(name), stored.get(name))
     ]

@@ -44,7 +44,7 @@ def command_line(run: Run, default: Run) -> str:
     words = ["transfusion", "train", run.recipe]
     for name, value in now.items():
         if name != "out" and (name not in usual or usual[name] != value or name.startswith(other_kinds)):
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
 
 
