@@ -77,12 +77,12 @@ def parse(default: T, arguments: Sequence[str], program: str, notes: Sequence[st
     import tyro
 
     default, rest = choose_kinds(default, arguments)
-    known = [*names(default), *(f"{name}.kind" for name in _choices(default))]
+    known = [*names(default), *(f"{name}.kind" for name in choices(default))]
     for word in rest:
         if word.startswith("--") and flag(word) not in (*known, "help"):
             raise ConfigError(f"no setting {flag(word)!r}{nearest(flag(word), known)}")
     if HELP & set(rest):
-        kinds = [f"  --{name}.kind {{{','.join(kinds)}}}" for name, kinds in _choices(default).items() if len(kinds) > 1]
+        kinds = [f"  --{name}.kind {{{','.join(kinds)}}}" for name, kinds in choices(default).items() if len(kinds) > 1]
         print("\n".join(["choices:", *notes, *kinds, ""]))
     try:
         return tyro.cli(
@@ -111,6 +111,20 @@ def names(value: Any, prefix: str = "") -> list[str]:
     return [name for f in fields for name in names(getattr(value, f.name), f"{prefix}.{f.name}" if prefix else f.name)]
 
 
+def choices(value: Any, prefix: str = "") -> dict[str, dict[str, type]]:
+    """Dotted name -> tag -> class, of every choice among kinds; of a tuple of them, each entry and the next one to append."""
+    result: dict[str, dict[str, type]] = {}
+    for field, kind in config.hints(type(value)).items():
+        inner, name = getattr(value, field), f"{prefix}.{field}" if prefix else field
+        if kinds := config.choices(kind):
+            result[name] = kinds
+        if isinstance(inner, tuple) and (kinds := config.choices(typing.get_args(kind)[0])):
+            result |= {f"{name}.{i}": kinds for i in range(len(inner) + 1)}
+        if dataclasses.is_dataclass(inner):
+            result |= choices(inner, name)
+    return result
+
+
 def choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
     """The configuration with the kinds that `--section.kind NAME` chooses, and the other words.
 
@@ -128,12 +142,12 @@ def choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
         if not tag:
             raise ConfigError(f"{word} needs a value")
         name = flag(word).removesuffix(".kind")
-        choices = _choices(default)
-        if name not in choices:
-            raise ConfigError(f"no choice {name!r}{nearest(name, choices)}")
-        if tag not in choices[name]:
-            raise ConfigError(f"{name}.kind: no {tag!r}{nearest(tag, choices[name])}")
-        default = _replace_at(default, name.split("."), choices[name][tag])
+        known = choices(default)
+        if name not in known:
+            raise ConfigError(f"no choice {name!r}{nearest(name, known)}")
+        if tag not in known[name]:
+            raise ConfigError(f"{name}.kind: no {tag!r}{nearest(tag, known[name])}")
+        default = _replace_at(default, name.split("."), known[name][tag])
     return default, rest
 
 
@@ -147,20 +161,6 @@ def _take(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
                 raise ConfigError(f"--{name} needs a value")
             return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
     return None, arguments
-
-
-def _choices(value: Any, prefix: str = "") -> dict[str, dict[str, type]]:
-    """Dotted name -> tag -> class, of every choice among kinds; of a tuple of them, each entry and the next one to append."""
-    choices: dict[str, dict[str, type]] = {}
-    for field, kind in config.hints(type(value)).items():
-        inner, name = getattr(value, field), f"{prefix}.{field}" if prefix else field
-        if kinds := config.choices(kind):
-            choices[name] = kinds
-        if isinstance(inner, tuple) and (kinds := config.choices(typing.get_args(kind)[0])):
-            choices |= {f"{name}.{i}": kinds for i in range(len(inner) + 1)}
-        if dataclasses.is_dataclass(inner):
-            choices |= _choices(inner, name)
-    return choices
 
 
 def _replace_at(value: Any, path: list[str], kind: type) -> Any:
