@@ -10,6 +10,7 @@ from transfusion.evaluation.classifier import ConvolutionalClassifier
 SHORT = "--training.epochs 1 --device cpu"
 
 
+@pytest.mark.slow
 def test_idx_files_and_their_own_held_out_part(capfd) -> None:
     write_idx(Path("data"), 200, zipped=True)
     assert command(f"train classifier --data data {SHORT}") == 0
@@ -53,6 +54,7 @@ def test_captions_are_no_classes(capfd) -> None:
     assert "data" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_digits_that_come_with_the_package(capfd) -> None:
     assert command("train classifier --device cpu --training.epochs 8") == 0
     classifier = ConvolutionalClassifier.load("runs/classifier")

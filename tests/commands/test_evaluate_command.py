@@ -25,6 +25,7 @@ def colour_model(folder: str) -> None:
     found.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_run_with_classes_and_a_suite_that_does_not_fit(quickstart: str, capfd) -> None:
     line = "evaluate quickstart --suite draw edit text read --samples 70 --device cpu --dtype fp32 --sampler.num-steps 2"
     own = records("quickstart")["draw"]
@@ -102,6 +103,7 @@ def test_text_files_and_questions(capfd) -> None:
     assert command("evaluate plain --suite text --device cpu") == 1 and "--data" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_scenes_and_coco() -> None:
     colour_model("plain")
     for i in range(10):

@@ -29,6 +29,7 @@ def test_quickstart_reports_what_it_must(quickstart: str) -> None:
     assert Path("quickstart/samples/step-00000002.png").exists()
 
 
+@pytest.mark.slow
 def test_fashion_from_idx_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs of its classifier: how good that is, tests/evaluation and tests/commands/test_classifier_command.py say."""
     fit = ConvolutionalClassifier.fit
@@ -55,6 +56,7 @@ def test_a_label_that_fashion_does_not_know_is_named(capfd) -> None:
     assert "label 11" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_scenes_report_each_kind(monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.setattr(scenes, "COUNTS", dict.fromkeys(KINDS, 20))
     assert command(f"train scenes {SHORT} --out run --report.images 22 --sampler.num-steps 2 --trainer.sample-every 2") == 0

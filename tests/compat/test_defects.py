@@ -46,6 +46,7 @@ def test_pictures_of_a_prompt_are_clean_while_text_is_written() -> None:
     assert len(written) == 1
 
 
+@pytest.mark.slow
 def test_the_loss_of_an_item_does_not_grow_with_its_channels() -> None:
     found = []
     for channels in (8, 64):

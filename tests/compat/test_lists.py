@@ -86,6 +86,7 @@ def test_language_alone_learns_and_goes_on() -> None:
     assert torch.equal(out, text[:, 4:16])
 
 
+@pytest.mark.slow
 def test_latents_alone_learn_and_are_drawn() -> None:
     """Two kinds of vectors: what is drawn is near one of them, and half a unit off would be noise."""
     model = fresh(num_text_tokens=0)
@@ -107,6 +108,7 @@ def test_latents_alone_learn_and_are_drawn() -> None:
     assert len(sample) == 1 and sample[0].tensor.shape == (4, 6)
 
 
+@pytest.mark.slow
 def test_digits_follow_their_label() -> None:
     """One id names the digit, the picture follows: zeros and ones, told apart by their middle."""
     data = load_digits(n_class=2)

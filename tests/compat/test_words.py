@@ -145,6 +145,7 @@ def test_the_weight_of_text_is_that_of_documents_too() -> None:
     assert torch.equal(m([[torch.tensor([1, 2]), x]], seed=1), m.loss([document], seed=1))
 
 
+@pytest.mark.slow
 def test_drawing_follows_the_diffusion() -> None:
     """With noise prediction on the cosine schedule, by default: what one item taught is drawn."""
     torch.manual_seed(0)
