@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from command import command
 from small import png, write_idx
 from transfusion.evaluation.classifier import ConvolutionalClassifier
