@@ -54,7 +54,7 @@ class Transfusion(nn.Module):
         if vocabulary.ids != config.language:
             raise ValueError("vocabulary and config name different language models: config.language must be vocabulary.ids")
         self.vocabulary = vocabulary
-        self.network = Network(config.model, len(vocabulary), modules, language=vocabulary.num_language)
+        self.network = Network(config.model, len(vocabulary), modules, num_pretrained_ids=vocabulary.num_language)
         self.config = replace(config, model=self.network.config)
 
     @property

@@ -15,7 +15,7 @@ from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.codec.custom_patcher import CustomPatcherConfig
-from transfusion.codec.patcher import sizes_to_check
+from transfusion.codec.patcher import dry_run_items
 from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig, build
 from transfusion.codec.unet_patcher import UNetPatcher
 from transfusion.config import ConfigError
@@ -78,12 +78,13 @@ def test_a_patch_is_taken_in_steps_of_primes(patch: tuple[int, ...], expected: l
 def test_slots_are_the_modalitys_on_any_axes_and_patch(channels, shape, patch, largest, attention: int) -> None:
     modality = Modality("it", channels, shape, patch, largest)
     unet = build(UNetPatcherConfig(channels=8, attention=attention), modality, WIDTH, 1e-5, {})
-    for size in sizes_to_check(modality):
-        latents, grid = torch.randn(2, channels, *size), modality.slots(size)
+    dry_runs = list(dry_run_items(modality, torch.empty(())))
+    for zeros, _, grid in dry_runs:
+        latents = torch.randn(2, *zeros.shape[1:])
         slots, skip = unet.encode(latents, torch.tensor([0.1, 0.9]))
         assert slots.shape == (2, torch.Size(grid).numel(), WIDTH)
         assert unet.decode(slots, skip, grid).shape == latents.shape
-    assert len(sizes_to_check(modality)) >= (2 if largest else 1)
+    assert len(dry_runs) >= (2 if largest else 1)
 
 
 @pytest.mark.parametrize("patch", [(1, 1), (2, 2), (4, 4)])
@@ -224,7 +225,7 @@ def test_both_forms_of_slots_stand_in_raster_order(form: str) -> None:
         one.norm.weight.fill_(1.0)
         proj_in.weight.copy_(one.proj_in.weight.view_as(proj_in.weight))
         proj_in.bias.zero_()
-        other.time.load_state_dict(one.time.state_dict())
+        other.time_embedding.load_state_dict(one.time_embedding.state_dict())
         weight = one.proj_out.weight
         proj_out.weight.copy_(weight.T.view_as(proj_out.weight) if form == "grid" else weight)
         proj_out.bias.zero_()

@@ -251,4 +251,4 @@ def test_times_of_what_is_read_and_of_what_is_drawn() -> None:
 def test_the_time_is_told_at_the_models_width() -> None:
     """Also where a patch has four numbers."""
     m = Transfusion(**(WORDS | {"dim_latent": 4}))
-    assert m.network.patcher_of(0).time.second.weight.shape == (32, 32)
+    assert m.network.patcher_of(0).time_embedding.second.weight.shape == (32, 32)

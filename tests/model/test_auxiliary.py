@@ -152,7 +152,7 @@ def test_settings_survive_configuration_and_command_line() -> None:
     line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.mask_ratio", "0.5"]
     run = parse(digits.run(), line, "transfusion train digits")
     assert run.model.auxiliary == AuxiliaryLossConfig(consistency=0.1, mask_ratio=0.5) and run.model.auxiliary.needs_ema_teacher
-    assert config.from_plain(AuxiliaryLossConfig, config.to_plain(ALL)) == ALL and not AuxiliaryLossConfig().active
+    assert config.from_plain(AuxiliaryLossConfig, config.to_plain(ALL)) == ALL and not AuxiliaryLossConfig().needs_ema_teacher
 
 
 # ---- consistency --------------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_its_pass_balances_no_experts() -> None:
         m = model(double=True, auxiliary=one, depth=3, moe=MoEConfig(4, 1, aux_loss_weight=1.0)).train()
         state = state or m.state_dict()
         m.load_state_dict(state, strict=False)
-        losses = m(m.batch(documents()), **({"teacher": other(m)} if one.active else {}))
+        losses = m(m.batch(documents()), **({"teacher": other(m)} if one.needs_ema_teacher else {}))
         (losses.total(1.0) * 1e-9).backward()
         found.append(torch.cat([p.grad.flatten() for n, p in m.named_parameters() if "router" in n and p.grad is not None]))
     assert found[0].any() and (found[0] - found[1]).abs().max() < 1e-9 * found[0].abs().max()

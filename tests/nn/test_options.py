@@ -250,7 +250,7 @@ def test_adaln_leaves_text_alone_and_begins_as_identity() -> None:
     before = numbers(m(batch))
     with torch.no_grad():
         for n, p in m.named_parameters():
-            if "adaln" in n or "network.time" in n:
+            if "adaln" in n or "network.time_embedding" in n:
                 p.normal_()
     assert torch.equal(numbers(m(batch)), before)
     new = Transfusion(m.config, m.vocabulary)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patcher import SLOTS_HINT, Patcher, TimeEmbedding, check_time_features, sizes_to_check
+from transfusion.codec.patcher import Patcher, TimeEmbedding, check_time_features, dry_run_items, wrong_slots
 from transfusion.modality import Modality
 from transfusion.nn.eval_mode import eval_mode
 
@@ -78,36 +78,29 @@ class CustomPatcher(Patcher):
                     f"the {name} of {modality.name!r} normalizes over the items of a batch, so that a document would depend on "
                     "its neighbours: use GroupNorm or LayerNorm"
                 )
-        device = _weight(encoder).device
-        argument = _time_argument(encoder)
-        self.time_argument = argument or ""
-        self.time = TimeEmbedding(config.time_features, width).to(device) if argument is None else None
+        self.time_argument = _time_argument(encoder)
+        self.time_embedding: TimeEmbedding | None = None
+        if self.time_argument is None:
+            self.time_embedding = TimeEmbedding(config.time_features, width).to(_weight(encoder).device)
         self.on_grid = self._slots_on_grid()
 
+    @torch.no_grad()
     def _slots_on_grid(self) -> bool:
         """Whether the encoder's slots are [item, width, *grid] instead of [item, slot, width], by a dry run."""
-        like = _weight(self.encoder)
-        on_grid: set[bool] = set()
-        for size in sizes_to_check(self.modality):
-            latents = torch.zeros(1, self.modality.channels, *size, device=like.device, dtype=like.dtype)
-            grid = self.modality.slots(size)
-            with torch.no_grad():
-                slots, _ = self._call_encoder(latents, torch.zeros(1, device=like.device))
+        on_grid = {False, True}
+        for latents, t, grid in dry_run_items(self.modality, _weight(self.encoder)):
+            slots, _ = self._call_encoder(latents, t)
             forms = {False: (1, math.prod(grid), self.width), True: (1, self.width, *grid)}
-            fits = {form for form, shape in forms.items() if shape == tuple(slots.shape)}
+            fits = {form for form, shape in forms.items() if shape == slots.shape}
             if not fits:
-                raise ValueError(
-                    f"the encoder of {self.modality.name!r} gives {tuple(slots.shape)} for latents {tuple(latents.shape)}, its "
-                    f"modality declares {forms[False]} or {forms[True]}: {SLOTS_HINT}"
-                )
-            on_grid = fits if not on_grid else on_grid & fits
+                raise wrong_slots(f"encoder of {self.modality.name!r}", slots, latents, *forms.values())
+            on_grid &= fits
         return on_grid == {True}
 
     def _call_encoder(self, latents: Tensor, t: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-        if self.time is not None:
-            out = self.encoder(latents)
-        else:
-            out = self.encoder(latents, **{self.time_argument: t}) if self.time_argument else self.encoder(latents, t)
+        name = self.time_argument
+        times = [t] if name == "" else []
+        out = self.encoder(latents, *times, **({name: t} if name else {}))
         return (out[0], tuple(out[1:])) if isinstance(out, tuple | list) else (out, ())
 
     def check_items(self) -> None:
@@ -116,17 +109,17 @@ class CustomPatcher(Patcher):
         Raises:
             ValueError: the results differ: an item depends on the rest of its batch.
         """
-        like = _weight(self.encoder)
+        like, shape = _weight(self.encoder), self.modality.shape
         if like.device.type == "meta":
             return
-        size, rng = sizes_to_check(self.modality)[0], torch.Generator().manual_seed(0)
-        latents = torch.randn(2, self.modality.channels, *size, generator=rng).to(like)
-        t, grid = torch.tensor([0.2, 0.7], device=like.device), self.modality.slots(size)
+        latents = torch.randn(2, self.modality.channels, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+        t, grid = torch.tensor([0.2, 0.7], device=like.device), self.modality.slots(shape)
         with torch.no_grad(), eval_mode(self):
-            both, again = self._round_trip(latents, t, grid), self._round_trip(latents, t, grid)
+            batched, repeated = self._round_trip(latents, t, grid), self._round_trip(latents, t, grid)
             alone = [self._round_trip(latents[i : i + 1], t[i : i + 1], grid) for i in range(2)]
-        for name, one, same, *items in zip(("encoder", "decoder"), both, again, *alone, strict=True):
-            if torch.equal(one, same) and _differ(one, torch.cat(items)):
+        for name, result, same, *items in zip(("encoder", "decoder"), batched, repeated, *alone, strict=True):
+            rounding = result.abs().max() * (0.01 if result.dtype in (torch.float32, torch.float64) else 0.05)
+            if torch.equal(result, same) and (result - torch.cat(items)).abs().max() > rounding:
                 raise ValueError(
                     f"the {name} of {self.modality.name!r} mixes the items of a batch, so that a document would depend on its "
                     "neighbours: let it treat each item by itself"
@@ -142,9 +135,9 @@ class CustomPatcher(Patcher):
         """Noised latents at times t -> slot vectors, and the encoder's other outputs as the skip."""
         dtype = _weight(self.encoder).dtype
         slots, skip = self._call_encoder(latents.to(dtype), t.to(torch.promote_types(t.dtype, dtype)))
-        slots = slots.flatten(2).transpose(1, 2) if self.on_grid and self.modality.shape else slots
-        slots = slots[:, None] if self.on_grid and not self.modality.shape else slots
-        return (slots if self.time is None else slots + self.time(t)[:, None]), skip
+        if self.on_grid:
+            slots = slots.unsqueeze(-1).flatten(2).transpose(1, 2)
+        return (slots if self.time_embedding is None else slots + self.time_embedding(t)[:, None]), skip
 
     def decode(
         self, slots: Float[Tensor, "item slot width"], skip: tuple[Any, ...], grid: tuple[int, ...]
@@ -157,12 +150,6 @@ class CustomPatcher(Patcher):
 def _weight(module: nn.Module) -> Tensor:
     """The first weight of a module: its device and dtype are the module's."""
     return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(()))
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    """Whether two results differ by more than rounding."""
-    tolerance = 0.01 if one.dtype in (torch.float32, torch.float64) else 0.05
-    return bool((one - other).abs().max() > tolerance * one.abs().max())
 
 
 def _time_argument(encoder: nn.Module) -> str | None:

@@ -45,15 +45,19 @@ class LinearPatcher(Patcher):
         self.proj_in = nn.Linear(modality.patch_width, width)
         self.norm = RMSNorm(width, eps)
         self.proj_out = nn.Linear(width, modality.patch_width)
-        at = {"width": width, "patch": modality.patch_width, "none": None}[config.time]
-        self.time = None if at is None else TimeEmbedding(config.time_features, at)
+        time_width = {"width": width, "patch": modality.patch_width, "none": None}[config.time]
+        self.time_embedding = None if time_width is None else TimeEmbedding(config.time_features, time_width)
+        axes = range(len(modality.patch))
+        grid, patch = (" ".join(f"{letter}{i}" for i in axes) for letter in "gp")
+        self.patterns = " ".join(["n c", *(f"(g{i} p{i})" for i in axes)]), f"n ({grid}) (c {patch})"
+        self.patch_sizes = {f"p{i}": size for i, size in enumerate(modality.patch)}
         self.init_weights()
 
     def init_weights(self) -> None:
         """Xavier for `proj_in` (as DiT, arXiv 2212.09748): a patch has few numbers, and with the transformer's small weights
         slots would be so faint beside tokens that reading media is learned late (measured in LOG.md)."""
         nn.init.xavier_normal_(self.proj_in.weight)
-        embedding = () if self.time is None else (self.time.first, self.time.second)
+        embedding = () if self.time_embedding is None else (self.time_embedding.first, self.time_embedding.second)
         for layer in (self.proj_out, *embedding):
             nn.init.normal_(layer.weight, std=0.02)
         for layer in (self.proj_in, self.proj_out, *embedding):
@@ -61,36 +65,20 @@ class LinearPatcher(Patcher):
 
     def patches(self, latents: Float[Tensor, "item channels ..."]) -> Float[Tensor, "item slot patch"]:
         """Latents as patches in raster order."""
-        sizes = self.modality.patch
-        if not sizes:
-            return latents[:, None]
-        axes = " ".join(f"(g{i} p{i})" for i in range(len(sizes)))
-        grid = " ".join(f"g{i}" for i in range(len(sizes)))
-        patch = " ".join(f"p{i}" for i in range(len(sizes)))
-        return rearrange(latents, f"n c {axes} -> n ({grid}) (c {patch})", **{f"p{i}": s for i, s in enumerate(sizes)})
+        return rearrange(latents, " -> ".join(self.patterns), **self.patch_sizes)
 
     def latents(self, patches: Float[Tensor, "item slot patch"], grid: tuple[int, ...]) -> Float[Tensor, "item channels ..."]:
         """The inverse of `patches`."""
-        sizes = self.modality.patch
-        if not sizes:
-            return patches[:, 0]
-        axes = " ".join(f"(g{i} p{i})" for i in range(len(sizes)))
-        names = " ".join(f"g{i}" for i in range(len(sizes)))
-        patch = " ".join(f"p{i}" for i in range(len(sizes)))
-        known = {f"p{i}": s for i, s in enumerate(sizes)} | {f"g{i}": g for i, g in enumerate(grid)}
-        return rearrange(patches, f"n ({names}) (c {patch}) -> n c {axes}", **known)
+        sizes = {f"g{i}": count for i, count in enumerate(grid)}
+        return rearrange(patches, " -> ".join(reversed(self.patterns)), **self.patch_sizes, **sizes)
 
     def encode(
         self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
     ) -> tuple[Float[Tensor, "item slot width"], None]:
         """Noised latents at times t -> slot vectors."""
         patches = self.patches(latents.to(self.proj_in.weight.dtype))
-        if self.time is None:
-            return self.proj_in(patches), None
-        time = self.time(t)[:, None]
-        if self.config.time == "patch":
-            return self.proj_in(patches + time), None
-        return self.proj_in(patches) + time, None
+        time = 0 if self.time_embedding is None else self.time_embedding(t)[:, None]
+        return (self.proj_in(patches + time) if self.config.time == "patch" else self.proj_in(patches) + time), None
 
     def decode(
         self, slots: Float[Tensor, "item slot width"], skip: None, grid: tuple[int, ...]

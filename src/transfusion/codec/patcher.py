@@ -6,6 +6,7 @@ decode   the transformer's output at these slots -> prediction, shaped like the 
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,11 +31,7 @@ class Patcher(nn.Module, ABC):
     def decode(
         self, slots: Float[Tensor, "item slot width"], skip: Any, grid: tuple[int, ...]
     ) -> Float[Tensor, "item channels ..."]:
-        """The transformer's output at the items' slots, and the skip -> the prediction, shaped like the latents.
-
-        Args:
-            grid: slots along each axis.
-        """
+        """The transformer's output at the slots of a grid, and the skip -> the prediction, shaped like the latents."""
 
 
 def check_time_features(count: int) -> None:
@@ -43,16 +40,12 @@ def check_time_features(count: int) -> None:
         raise ValueError(f"time_features are sines and cosines, an even number of at least 2, not {count}")
 
 
-def sinusoidal_features(t: Float[Tensor, " item"], count: int) -> Float[Tensor, "item count"]:
-    """Sinusoids of 1000 t at `count` / 2 frequencies from 1 to 1 / 10000 (Vaswani et al. 2017; the scale is DDPM's T)."""
-    half = count // 2
-    frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=t.device))
-    angle = 1000.0 * t.float()[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], -1)
-
-
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features of t through a two-layer MLP."""
+    """Sinusoidal features of t through a two-layer MLP.
+
+    The features are sinusoids of 1000 t at `features` / 2 frequencies from 1 to 1 / 10000 (Vaswani et al. 2017; the scale is
+    DDPM's T).
+    """
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -61,45 +54,47 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Float[Tensor, " item"]) -> Float[Tensor, "item width"]:
         """Embeddings of the times."""
-        return self.second(F.silu(self.first(sinusoidal_features(t, self.features).to(self.first.weight.dtype))))
+        half = self.features // 2
+        frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+        angle = 1000.0 * t.float()[:, None] * frequency
+        features = torch.cat([angle.cos(), angle.sin()], -1)
+        return self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
 
 
-def sizes_to_check(modality: Modality) -> list[tuple[int, ...]]:
-    """Sizes that represent all of a modality's: its default; if sizes vary, also the smallest, the largest, and a size that is
-    large on the first axis and small on the others."""
+def dry_run_items(modality: Modality, like: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
+    """Latents of zeros, t = 0 and the grid, for sizes that represent all of a modality's: its default; if sizes vary, also the
+    smallest, the largest, and a size that is large on the first axis and small on the others."""
     sizes = [modality.shape]
     if modality.largest is not None:
         sizes += [modality.patch, modality.largest, (*modality.largest[:1], *modality.patch[1:])]
-    return list(dict.fromkeys(sizes))
+    for size in dict.fromkeys(sizes):
+        latents = torch.zeros(1, modality.channels, *size, device=like.device, dtype=like.dtype)
+        yield latents, torch.zeros(1, device=like.device), modality.slots(size)
 
 
+def wrong_slots(module: str, slots: Tensor, latents: Tensor, *declared: tuple[int, ...]) -> ValueError:
+    """The error for slots of another shape than the modality declares."""
+    return ValueError(
+        f"the {module} gives {tuple(slots.shape)} for latents {tuple(latents.shape)}, its modality declares "
+        f"{' or '.join(map(str, declared))}: one slot of the model's width for each patch, as Modality.slots counts them; "
+        "change the modality's patch, or the patcher's output"
+    )
+
+
+@torch.no_grad()
 def check_slots(patcher: Patcher, modality: Modality, width: int) -> None:
-    """A dry run of `sizes_to_check`: the patcher must give as many slots as its modality declares, and the latents' shape back.
+    """A dry run: the patcher must give as many slots as its modality declares, and the latents' shape back.
 
     Raises:
         ValueError: it does not; the message names both shapes.
     """
-    weight = next(patcher.parameters(), torch.empty(()))
-    for size in sizes_to_check(modality):
-        grid = modality.slots(size)
-        latents = torch.zeros(1, modality.channels, *size, device=weight.device, dtype=weight.dtype)
-        with torch.no_grad():
-            slots, skip = patcher.encode(latents, torch.zeros(1, device=weight.device))
-            expected = (1, math.prod(grid), width)
-            if tuple(slots.shape) != expected:
-                raise ValueError(
-                    f"the patcher of {modality.name!r} gives slots {tuple(slots.shape)} for latents {tuple(latents.shape)}, "
-                    f"its modality declares {expected}: {SLOTS_HINT}"
-                )
-            prediction = patcher.decode(slots, skip, grid)
+    for latents, t, grid in dry_run_items(modality, next(patcher.parameters(), torch.empty(()))):
+        slots, skip = patcher.encode(latents, t)
+        if slots.shape != (expected := (1, math.prod(grid), width)):
+            raise wrong_slots(f"patcher of {modality.name!r}", slots, latents, expected)
+        prediction = patcher.decode(slots, skip, grid)
         if prediction.shape != latents.shape:
             raise ValueError(
                 f"the patcher of {modality.name!r} gives back {tuple(prediction.shape)} for latents {tuple(latents.shape)}: "
                 "let decode undo what encode does to the size, and end with the latents' channels"
             )
-
-
-SLOTS_HINT = (
-    "one slot of the model's width for each patch, as Modality.slots counts them; change the modality's patch, or the "
-    "patcher's output"
-)

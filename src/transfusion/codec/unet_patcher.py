@@ -70,7 +70,7 @@ class UNetPatcher(Patcher):
         base = max(1, width // 4) if config.channels is None else config.channels
         counts = [max(base, min(base * 2**i, width)) for i in range(len(steps) + 1)]
         deepest, time = counts[-1], 4 * base
-        self.time = TimeEmbedding(config.time_features, time)
+        self.time_embedding = TimeEmbedding(config.time_features, time)
 
         def blocks(proj_in: int, proj_out: int) -> nn.ModuleList:
             sizes = [proj_in] + [proj_out] * config.blocks
@@ -97,7 +97,7 @@ class UNetPatcher(Patcher):
     def init_weights(self) -> None:
         """Slots of the linear patcher's scale (see there), and a first prediction near 0."""
         nn.init.xavier_normal_(self.proj_in.weight)
-        for layer in (self.last, self.time.first, self.time.second):
+        for layer in (self.last, self.time_embedding.first, self.time_embedding.second):
             assert isinstance(layer.weight, Tensor)
             nn.init.normal_(layer.weight, std=0.02)
 
@@ -105,7 +105,7 @@ class UNetPatcher(Patcher):
         self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
     ) -> tuple[Float[Tensor, "item slot width"], tuple[list[Tensor], Tensor]]:
         """Noised latents at times t -> slot vectors; the skip: features at every size, and the time's embedding."""
-        time = self.time(t)
+        time = self.time_embedding(t)
         latents = latents.to(self.proj_in.weight.dtype)
         x = self.first(latents.unsqueeze(-1) if self.vector else latents)
         features: list[Tensor] = []

@@ -25,8 +25,10 @@ from transfusion.model.losses import Mean, Term, mean_over_items, mean_per_item,
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.moe import balancing
 
-Decoders: TypeAlias = Mapping[str, Callable[[Tensor], Tensor]]
-"""Name of a modality -> function from latents [item, channels, *size] to what is compared, such as pixels."""
+Decoder: TypeAlias = Callable[[Tensor], Tensor]
+"""A function from latents [item, channels, *size] to what is compared, such as pixels."""
+Decoders: TypeAlias = Mapping[str, Decoder]
+"""Name of a modality -> its decoder."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,8 @@ class AuxiliaryLossConfig:
 
     def __post_init__(self) -> None:
         for name in ("consistency", "reconstruction", "representation"):
-            weight = getattr(self, name)
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"{name} is a weight, 0 (off) or more, not {weight}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a weight, 0 (off) or more, not {getattr(self, name)}")
         if not 0 <= self.delta < 1:
             raise ValueError(f"delta is a difference of times, in [0, 1), not {self.delta}")
         if not 0 < self.student_depth <= self.teacher_depth <= 1:
@@ -69,11 +70,6 @@ class AuxiliaryLossConfig:
             )
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio is a fraction of the slots, in [0, 1), not {self.mask_ratio}")
-
-    @property
-    def active(self) -> bool:
-        """Whether any loss is on."""
-        return self.needs_ema_teacher or self.reconstruction > 0
 
     @property
     def needs_ema_teacher(self) -> bool:
@@ -127,35 +123,25 @@ class ForwardPass:
     def mean(self, errors: Sequence[Float[Tensor, " item"]]) -> Mean:
         """The mean of all groups' errors, times the items' weights."""
         zero = upcast(self.batch.positions.new_zeros(()))
-        means = (
-            mean_over_items(e * group.loss_weights, group.loss_weights)
-            for e, group in zip(errors, self.batch.media, strict=True)
-        )
-        return sum(means, Mean(zero, zero))
+        weights = [group.loss_weights for group in self.batch.media]
+        return sum((mean_over_items(e * w, w) for e, w in zip(errors, weights, strict=True)), Mean(zero, zero))
 
 
 def auxiliary_losses(
     config: AuxiliaryLossConfig,
     diffusion: Diffusion,
     run: ForwardPass,
-    *,
-    modalities: Sequence[str],
     network: DenoisingNetwork,
     head: RepresentationHead | None,
     teacher: DenoisingNetwork | None,
-    decoders: Decoders | None,
+    decoders: Sequence[Decoder | None],
 ) -> tuple[Term, ...]:
-    """The losses that are on; without a teacher, those that need none.
-
-    Args:
-        modalities: names, in the model's order.
-    """
+    """The losses that are on; without a teacher, those that need none. `decoders`: one or None for each modality."""
     terms: list[Term] = []
     if config.consistency > 0 and teacher is not None:
         terms.append(Term("consistency", config.consistency, consistency_loss(config.delta, diffusion, run, teacher)))
     if config.reconstruction > 0:
-        mean = reconstruction_loss(diffusion, run, [(decoders or {}).get(name) for name in modalities])
-        terms.append(Term("reconstruction", config.reconstruction, mean))
+        terms.append(Term("reconstruction", config.reconstruction, reconstruction_loss(diffusion, run, decoders)))
     if config.representation > 0 and teacher is not None:
         assert head is not None
         terms.append(Term("representation", config.representation, representation_loss(config, run, network, head, teacher)))
@@ -168,8 +154,7 @@ def consistency_loss(delta: float, diffusion: Diffusion, run: ForwardPass, teach
     Other predictions are converted to velocities; where that divides by less than `diffusion.min_divisor` the error is weighted
     down as in the denoising loss.
     """
-    batch, kind = run.batch, diffusion.prediction
-    earlier: list[NoisedGroup] = []
+    batch, earlier = run.batch, []
     for group, noised in zip(batch.media, run.media, strict=True):
         assert noised.noise is not None
         s = (noised.times - delta).clamp_min(0)
@@ -177,51 +162,47 @@ def consistency_loss(delta: float, diffusion: Diffusion, run: ForwardPass, teach
     with torch.no_grad():
         h, skips = teacher.hidden(batch.tokens, batch.positions, earlier, metadata=run.metadata)
         targets = teacher.predict(h, earlier, skips)
+
+    def velocity(prediction: Tensor, noised: NoisedGroup) -> tuple[Tensor, Tensor]:
+        x_t, t = upcast(noised.latents), noised.times
+        v = diffusion.convert(upcast(prediction), diffusion.prediction, "velocity", x_t, t)
+        return v, diffusion.conversion_weight("velocity", t)
+
     errors = []
     for group, now, prediction, before, target in zip(batch.media, run.media, run.predictions, earlier, targets, strict=True):
-        velocity = diffusion.convert(upcast(prediction), kind, "velocity", upcast(now.latents), now.times)
-        teachers = diffusion.convert(upcast(target), kind, "velocity", upcast(before.latents), before.times)
-        weight = torch.minimum(
-            diffusion.conversion_weight("velocity", now.times), diffusion.conversion_weight("velocity", before.times)
-        )
-        errors.append(mean_per_item((velocity - teachers).square(), group.masks) * weight)
+        (student, weight), (expected, teacher_weight) = velocity(prediction, now), velocity(target, before)
+        error = mean_per_item((student - expected).square(), group.masks)
+        errors.append(error * torch.minimum(weight, teacher_weight))
     return run.mean(errors)
 
 
-def reconstruction_loss(diffusion: Diffusion, run: ForwardPass, decoders: Sequence[Callable[[Tensor], Tensor] | None]) -> Mean:
+def reconstruction_loss(diffusion: Diffusion, run: ForwardPass, decoders: Sequence[Decoder | None]) -> Mean:
     """|decoder(clean estimate) - decoder(clean latents)|^2, with one decoder or None for each modality.
 
     Without a decoder the latents are compared, weighted by the item's mask. Decoded elements cannot be matched with a mask of
-    latents: there the whole item counts.
-
-    Raises:
-        ValueError: a decoder without gradient.
+    latents: there the whole item counts. Raises ValueError for a decoder without gradient.
     """
     errors = []
     for group, noised, prediction in zip(run.batch.media, run.media, run.predictions, strict=True):
         latents, decoder = upcast(noised.latents), decoders[group.modality]
         estimate, _ = diffusion.to_x0_eps(diffusion.prediction, upcast(prediction), latents, noised.times)
-        clean = upcast(group.values).to(estimate)
-        items = (group.loss_weights > 0).nonzero().squeeze(1)
-        error = estimate.new_zeros(len(clean))
+        clean, error = upcast(group.values).to(estimate), estimate.new_zeros(len(estimate))
         if decoder is None:
             error = mean_per_item((estimate - clean).square(), group.masks)
-        elif len(items):  # decoding is costly: items without a loss are left out
+        elif len(items := (group.loss_weights > 0).nonzero().squeeze(1)):  # decoding is costly: only items with a loss
             error = error.index_copy(0, items, decoded_error(decoder, estimate[items], clean[items]).to(error))
         errors.append(error * diffusion.conversion_weight("x0", noised.times))
     return run.mean(errors)
 
 
 def decoded_error(
-    decoder: Callable[[Tensor], Tensor], estimate: Float[Tensor, "item ..."], clean: Float[Tensor, "item ..."]
+    decoder: Decoder, estimate: Float[Tensor, "item ..."], clean: Float[Tensor, "item ..."]
 ) -> Float[Tensor, " item"]:
     """Each item's mean squared difference after decoding; only `estimate` gets a gradient.
 
     The decoder (a module, a method, any function) gets none for its weights: the gradient with respect to the latents is taken
     at once and returned in backward, so no activations of the decoder are kept. It must treat each item by itself.
-
-    Raises:
-        ValueError: no gradient comes through the decoder.
+    Raises ValueError if no gradient comes through the decoder.
     """
     with torch.no_grad():
         target = upcast(decoder(clean))
@@ -250,22 +231,18 @@ def representation_loss(
     drawn by the item's key. Slots whose elements all have weight 0 in the item's mask do not count. The student's pass is a
     second one, so that the other losses do not depend on this one.
     """
-    batch = run.batch
-    masked = [
-        replace(noised, masked=draw_mask(group, config.mask_ratio))
-        for group, noised in zip(batch.media, run.media, strict=True)
-    ]
-    early: list[Tensor] = []
+    batch, masks = run.batch, [draw_mask(group, config.mask_ratio) for group in run.batch.media]
+    masked = [replace(noised, masked=mask) for noised, mask in zip(run.media, masks, strict=True)]
+    early, late = [], []
     with balancing(0.0):  # experts are balanced once, by the pass that all losses share
         network.hidden(batch.tokens, batch.positions, masked, metadata=run.metadata, layers=early)
-    late: list[Tensor] = []
     with torch.no_grad():
         teacher.hidden(batch.tokens, batch.positions, run.media, metadata=run.metadata, layers=late)
     student_layer, teacher_layer = layer_indices(config, len(early))
     student, target = early[student_layer].flatten(0, 1), late[teacher_layer].flatten(0, 1)
     errors = []
-    for group, noised in zip(batch.media, run.media, strict=True):
-        error = 1 - F.cosine_similarity(upcast(head(student[noised.slots])), upcast(target[noised.slots]), dim=-1)
+    for group in batch.media:
+        error = 1 - F.cosine_similarity(upcast(head(student[group.slots])), upcast(target[group.slots]), dim=-1)
         counted = counted_slots(group)
         errors.append(error.mean(1) if counted is None else mean_per_item(error[:, None], counted.to(error)))
     return run.mean(errors)

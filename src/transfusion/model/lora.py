@@ -56,10 +56,8 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"a rank is 0 (no adapters) or more, alpha above 0, and dropout in [0, 1), not {self.rank}, {self.alpha} and "
-                f"{self.dropout}"
-            )
+            numbers = f"{self.rank}, {self.alpha} and {self.dropout}"
+            raise ValueError(f"a rank is 0 (no adapters) or more, alpha above 0, and dropout in [0, 1), not {numbers}")
         for name in self.target_modules:
             if name not in TARGETS:
                 raise ValueError(f"no matrices {name!r}{config.nearest(name, TARGETS)}")
@@ -78,7 +76,7 @@ def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
     """
     if not lora.rank:
         raise ValueError("adapters need a rank of at least 1; 8 to 64 is usual")
-    if present(network):
+    if network.lora is not None:
         raise ValueError("this network has adapters already: merge or remove them first")
     peft = _peft()
     media = r"(media\.\d+\.)?" if lora.media else ""
@@ -92,14 +90,9 @@ def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(seed, "lora"))
         peft.inject_adapter_in_model(settings, network.transformer)
-    for p in _unfrozen(network, lora).values():
+    for p in _trained(network, lora).values():
         p.requires_grad_(True)
     network.lora = lora
-
-
-def present(network: Network) -> bool:
-    """Whether a network has adapters."""
-    return network.lora is not None
 
 
 def save(network: Network, folder: str | Path) -> None:
@@ -146,11 +139,10 @@ def merge(network: Network) -> None:
         ValueError: the network has no adapters, or they hold NaN or infinity.
     """
     _config(network)
-    for layer in list(_layers(network)):
-        for name in layer.lora_A:
-            if not torch.isfinite(layer.get_delta_weight(name)).all():
-                raise ValueError("an adapter holds NaN or infinity: nothing was merged")
-    for layer in list(_layers(network)):
+    layers = list(_layers(network))
+    if not all(torch.isfinite(layer.get_delta_weight(name)).all() for layer in layers for name in layer.lora_A):
+        raise ValueError("an adapter holds NaN or infinity: nothing was merged")
+    for layer in layers:
         layer.merge()
     remove(network)
 
@@ -183,13 +175,7 @@ def _layers(network: Network) -> Iterator[Any]:
 
 
 def _trained(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
-    """All weights that training the adapters changes, by name."""
-    named = network.named_parameters()
-    return {name: p for name, p in named if re.search(r"\.lora_[AB]\.", name)} | _unfrozen(network, lora)
-
-
-def _unfrozen(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
-    """The weights trained with the adapters, by name."""
+    """The adapters and the weights trained with them, by name."""
     parameters: list[object] = []
     if lora.embeddings:
         name = "new" if isinstance(network.embed, SplitEmbedding) else "weight"
@@ -199,7 +185,7 @@ def _unfrozen(network: Network, lora: LoRAConfig) -> dict[str, nn.Parameter]:
         adaln = (m for m in network.transformer.modules() if isinstance(m, AdaLN))
         parameters += [p for module in (*outside, *adaln) for p in module.parameters()]
     chosen = {id(p) for p in parameters}
-    return {name: p for name, p in network.named_parameters() if id(p) in chosen}
+    return {n: p for n, p in network.named_parameters() if id(p) in chosen or re.search(r"\.lora_[AB]\.", n)}
 
 
 def _peft() -> Any:

@@ -87,10 +87,6 @@ class ModelConfig:
             )
 
 
-TIME_FEATURES = 256
-"""Sinusoidal features of t for adaLN."""
-
-
 class Network(nn.Module):
     """All weights of a model; `transfusion.Transfusion` is a network with its vocabulary and autoencoders.
 
@@ -98,7 +94,7 @@ class Network(nn.Module):
         config: sizes and options.
         vocabulary_size: number of token ids.
         modules: the user's own patchers, by modality (see `CustomPatcherConfig`); recorded in `Network.config.patchers`.
-        language: number of pretrained ids, the first ones; their rows of embedding and head are separate parameters. 0: none.
+        num_pretrained_ids: the first ids; their rows of embedding and head are separate parameters. 0: none.
 
     Raises:
         ValueError: a patcher whose slots differ from its modality's; a modality without time conditioning; modules that are
@@ -106,7 +102,7 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, vocabulary_size: int, modules: CustomModules | None = None, *, language: int = 0
+        self, config: ModelConfig, vocabulary_size: int, modules: CustomModules | None = None, *, num_pretrained_ids: int = 0
     ) -> None:
         super().__init__()
         modules = modules or {}
@@ -114,36 +110,29 @@ class Network(nn.Module):
         self.config = replace(config, patchers=patchers) if modules else config
         self.lora: Any = None
         """The configuration of the LoRA adapters, if there are any (`model/lora.py`)."""
-        transformer = config.transformer
-        new = vocabulary_size - language
-        self.embed = (
-            SplitEmbedding(language, new, transformer.width) if language else nn.Embedding(vocabulary_size, transformer.width)
-        )
+        transformer, width = config.transformer, config.transformer.width
+        ids = num_pretrained_ids, vocabulary_size - num_pretrained_ids
+        self.embed = SplitEmbedding(*ids, width) if num_pretrained_ids else nn.Embedding(vocabulary_size, width)
         self.transformer = Transformer(transformer, len(config.modalities))
-        self.head = SplitHead(transformer.width, language, new) if language else Linear(transformer.width, vocabulary_size)
-        self.time = TimeEmbedding(TIME_FEATURES, transformer.width) if transformer.adaln else None
+        self.head = SplitHead(width, *ids) if num_pretrained_ids else Linear(width, vocabulary_size)
+        self.time_embedding = TimeEmbedding(256, width) if transformer.adaln else None
         self.axial: nn.ModuleDict | None = None
         if config.axial:
-            gridded = (m for m in config.modalities if m.shape)
-            self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, transformer.width) for m in gridded})
+            self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, width) for m in config.modalities if m.shape})
+        init_weights(self, transformer.depth)
+        self.patchers = nn.ModuleDict()
         for patcher, modality in zip(patchers, config.modalities, strict=True):
             if isinstance(patcher, LinearPatcherConfig) and patcher.time == "none" and not transformer.adaln:
                 raise ValueError(
                     f"no time conditioning for {modality.name!r}: patcher.time='none' needs transformer.adaln; or take time "
                     "'width' or 'patch'"
                 )
-        init_weights(self, transformer.depth)
-        self.patchers = nn.ModuleDict(
-            {
-                m.name: build(p, m, transformer.width, transformer.norm_eps, modules)
-                for p, m in zip(patchers, config.modalities, strict=True)
-            }
-        )
+            self.patchers[modality.name] = build(patcher, modality, width, transformer.norm_eps, modules)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
             if isinstance(self.head, SplitHead) and isinstance(self.embed, SplitEmbedding):
                 self.head.new = self.embed.new
-        self.representation = RepresentationHead(transformer.width) if config.auxiliary.representation > 0 else None
+        self.representation = RepresentationHead(width) if config.auxiliary.representation > 0 else None
 
     def patcher_of(self, modality: Modality | int) -> Patcher:
         """The patcher of a modality or of its index."""
@@ -208,37 +197,32 @@ class Network(nn.Module):
                 vectors = vectors + self.axial[self.config.modalities[group.modality].name](group.grid)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
             skips.append(skip)
-        where = metadata if view is None else view
-        assert where is not None
+        attended = metadata if view is None else view
+        assert attended is not None
+        routing = UNROUTED
+        if self.config.transformer.modality_weights != "none":
+            routing = ModalityRouting.of(tokens.shape, [(1 + g.modality, g.slots) for g in media], tokens.device)
         h = self.transformer(
             x.unflatten(0, tokens.shape),
             positions,
-            where,
+            attended,
             backend=self.config.attention_backend,
-            routing=self._routing(tokens, media),
+            routing=routing,
             condition=self._condition(tokens, media),
             layers=layers,
         )
         return h.flatten(0, 1), skips
 
-    def _routing(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> ModalityRouting:
-        """Which tokens use which modality's weights."""
-        if self.config.transformer.modality_weights == "none":
-            return UNROUTED
-        return ModalityRouting.of(tokens.shape, [(1 + group.modality, group.slots) for group in media], tokens.device)
-
     def _condition(self, tokens: Tensor, media: Sequence[NoisedGroup]) -> TimeCondition | None:
         """The embedded times of all items and the item of each slot, for adaLN."""
-        if self.time is None or not media:
+        if self.time_embedding is None or not media:
             return None
         t = torch.cat([group.times for group in media])
         owner = torch.full((tokens.numel(),), len(t), device=tokens.device)
-        first = 0
-        for group in media:
-            items = torch.arange(first, first + len(group.slots), device=tokens.device)
-            owner[group.slots] = items[:, None].expand_as(group.slots)
-            first += len(group.slots)
-        return TimeCondition(self.time(t), owner)
+        items = torch.arange(len(t), device=tokens.device).split([len(group.slots) for group in media])
+        for group, indices in zip(media, items, strict=True):
+            owner[group.slots] = indices[:, None].expand_as(group.slots)
+        return TimeCondition(self.time_embedding(t), owner)
 
     def predict(self, h: Float[Tensor, "row_length width"], media: Sequence[NoisedGroup], skips: Sequence[Any]) -> list[Tensor]:
         """Each media group's prediction, of kind `diffusion.prediction` and shaped like its latents."""
@@ -275,22 +259,11 @@ class Network(nn.Module):
         zero = Mean(text.sum.new_zeros(()), text.sum.new_zeros(()))
         by_modality = [zero for _ in self.config.modalities]
         for group, noised, prediction in zip(batch.media, media, predictions, strict=True):
-            loss = denoising_loss(diffusion, group, noised, prediction)
-            by_modality[group.modality] = by_modality[group.modality] + loss
-        losses = Losses(text, sum(by_modality, zero), tuple(by_modality))
-        if not auxiliary.active:
-            return losses
-        terms = auxiliary_losses(
-            auxiliary,
-            diffusion,
-            ForwardPass(batch, metadata, media, predictions),
-            modalities=[modality.name for modality in self.config.modalities],
-            network=self,
-            head=self.representation,
-            teacher=teacher,
-            decoders=decoders,
-        )
-        return replace(losses, auxiliary=terms)
+            by_modality[group.modality] += denoising_loss(diffusion, group, noised, prediction)
+        run = ForwardPass(batch, metadata, media, predictions)
+        by_index = [(decoders or {}).get(modality.name) for modality in self.config.modalities]
+        terms = auxiliary_losses(auxiliary, diffusion, run, self, self.representation, teacher, by_index)
+        return Losses(text, sum(by_modality, zero), tuple(by_modality), terms)
 
     def cache(self, slots: int, capacity: int, dtype: torch.dtype) -> KVCache:
         """An empty key-value cache for this network."""

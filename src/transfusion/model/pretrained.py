@@ -32,41 +32,19 @@ TYPES = ("llama", "mistral", "qwen2", "qwen3")
 CONTEXT = 2048
 """Default context length: the full context of a language model would need a cache of many gigabytes."""
 BANDS = ("low_freq_factor", "high_freq_factor")
-SIZE_FIELDS = {
-    "width",
-    "depth",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "mlp_width",
-    "mlp_multiple_of",
-    "qk_norm",
-    "qkv_bias",
-    "rope_theta",
-    "rope_scaling",
-    "norm_eps",
-}
 OVERRIDABLE_FIELDS = {"modality_weights", "adaln", "dropout"}
 """Options of the transformer that leave its text logits unchanged in evaluation."""
+DEFAULT_FIELDS = {"moe", "attention", "residual", "num_streams", "long_skips"}
+"""Options of the transformer that change its text logits and that no language model has."""
+SIZE_FIELDS = {f.name for f in fields(TransformerConfig)} - OVERRIDABLE_FIELDS - DEFAULT_FIELDS
+"""Sizes and options of the transformer that the language model decides."""
 SUPPORTED_VALUES = {
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "qkv_bias": (False,),
-    "hidden_act": ("silu", "swish"),
-    "hidden_activation": ("silu", "swish"),
-    "partial_rotary_factor": (1, 1.0),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "logit_scale": (1, 1.0),
-    "logits_scaling": (1, 1.0),
-    "embedding_multiplier": (1, 1.0),
-    "residual_multiplier": (1, 1.0),
-    "attention_multiplier": (),
-    "query_pre_attn_scalar": (),
-    "use_qk_norm": (False,),
-    "quantization_config": (),
-    "num_experts": (),
-    "num_local_experts": (),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "qkv_bias", "use_qk_norm"), (False,)),
+    **dict.fromkeys(("hidden_act", "hidden_activation"), ("silu", "swish")),
+    **dict.fromkeys(("partial_rotary_factor", "logit_scale", "logits_scaling"), (1,)),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), (1,)),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "attention_multiplier"), ()),
+    **dict.fromkeys(("query_pre_attn_scalar", "quantization_config", "num_experts", "num_local_experts"), ()),
 }
 """Supported values of these settings; absent and null are supported, anything else is rejected."""
 
@@ -103,30 +81,29 @@ class LanguageModel:
         kind = plain.get("model_type")
         if kind not in TYPES:
             raise ValueError(f"{folder} holds a model of type {kind!r}; these can be read: {', '.join(TYPES)}")
-        _refuse(plain, kind, folder)
+        rotary = plain.get("rope_parameters")
+        settings = (rotary if isinstance(rotary, dict) else {}) | {k: v for k, v in plain.items() if v is not None}
+        for name, supported in SUPPORTED_VALUES.items():
+            if (value := settings.get(name)) is not None and value not in supported:
+                raise ValueError(f"{folder}: this {kind} model has {name} {value!r}, which is not supported")
         heads, width = _whole(plain, "num_attention_heads", folder), _whole(plain, "hidden_size", folder)
         theta, scaling = _rotary(plain, folder)
-        head_dim = _whole(plain, "head_dim", folder, 128 if kind == "qwen3" else max(width // heads, 1))
-        return cls(
-            folder,
-            TransformerConfig(
-                width=width,
-                depth=_whole(plain, "num_hidden_layers", folder),
-                num_heads=heads,
-                num_kv_heads=_whole(plain, "num_key_value_heads", folder, heads),
-                head_dim=head_dim,
-                mlp_width=_whole(plain, "intermediate_size", folder),
-                qk_norm=kind == "qwen3",
-                qkv_bias=kind == "qwen2",
-                rope_theta=theta,
-                rope_scaling=scaling,
-                norm_eps=_number(plain, "rms_norm_eps", folder, 1e-6),
-            ),
-            tie_embeddings=bool(plain.get("tie_word_embeddings", False)),
-            ids=_ids(plain, folder),
-            longest=_whole(plain, "max_position_embeddings", folder, CONTEXT),
-            window=_window(plain, kind, folder),
+        transformer = TransformerConfig(
+            width=width,
+            depth=_whole(plain, "num_hidden_layers", folder),
+            num_heads=heads,
+            num_kv_heads=_whole(plain, "num_key_value_heads", folder, heads),
+            head_dim=_whole(plain, "head_dim", folder, 128 if kind == "qwen3" else max(width // heads, 1)),
+            mlp_width=_whole(plain, "intermediate_size", folder),
+            qk_norm=kind == "qwen3",
+            qkv_bias=kind == "qwen2",
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=_number(plain, "rms_norm_eps", folder, 1e-6),
         )
+        tied = bool(plain.get("tie_word_embeddings", False))
+        longest = _whole(plain, "max_position_embeddings", folder, CONTEXT)
+        return cls(folder, transformer, tied, _ids(plain, folder), longest, _window(plain, kind, folder))
 
     def model(self, model: ModelConfig, *, modality_weights: ModalityWeights, context_length: int | None) -> ModelConfig:
         """`model` with the transformer of this language model.
@@ -134,13 +111,9 @@ class LanguageModel:
         Raises:
             ValueError: a context that is too long, or options that would change the logits of the language model.
         """
-        usual = TransformerConfig()
-        for name in (f.name for f in fields(TransformerConfig)):
-            if name not in SIZE_FIELDS | OVERRIDABLE_FIELDS and getattr(model.transformer, name) != getattr(usual, name):
-                raise ValueError(
-                    f"model.transformer.{name} changes what a language model computes: leave it at its default where "
-                    "weights come from one"
-                )
+        for name in sorted(DEFAULT_FIELDS):
+            if getattr(model.transformer, name) != getattr(TransformerConfig(), name):
+                raise ValueError(f"model.transformer.{name} would change the language model's logits: leave it at its default")
         limit = self.longest if self.window is None else min(self.longest, self.window)
         if context_length is not None and not 1 <= context_length <= limit:
             why = f"a window of {self.window} tokens" if limit == self.window else f"a context of {self.longest}"
@@ -157,10 +130,9 @@ class LanguageModel:
         """Its tokenizer and ids, with control tokens for these modalities. Raises ValueError if tokenizer.json is missing."""
         file = self.folder / "tokenizer.json"
         if not file.is_file():
-            raise ValueError(
-                f"{self.folder} has no tokenizer.json; write one with transformers: "
-                f"AutoTokenizer.from_pretrained({str(self.folder)!r}).save_pretrained({str(self.folder)!r})"
-            )
+            folder = repr(str(self.folder))
+            how = f"AutoTokenizer.from_pretrained({folder}).save_pretrained({folder})"
+            raise ValueError(f"{self.folder} has no tokenizer.json; write one with transformers: {how}")
         return Vocabulary(TokenizerFile(str(file)).build([]), modalities, self.ids)
 
     @torch.no_grad()
@@ -184,13 +156,13 @@ class LanguageModel:
             for parameter, names in _names(network):
                 first = 0
                 for name in names:
-                    tensor = _tensor(files, name, self.folder)
+                    if name not in files:
+                        raise ValueError(f"{self.folder} has no weights {name}, which its config.json asks for")
+                    tensor = files[name].get_tensor(name)
                     rows = parameter[first : first + len(tensor)]
                     first += len(tensor)
                     if rows.shape != tensor.shape:
-                        raise ValueError(
-                            f"{self.folder}: {name} has shape {tuple(tensor.shape)}, which is not what its config.json says"
-                        )
+                        raise ValueError(f"{self.folder}: config.json contradicts the shape of {name}, {tuple(tensor.shape)}")
                     rows.copy_(tensor)
                     unused.discard(name)
                 if first not in (len(parameter), self.ids.count):
@@ -200,7 +172,10 @@ class LanguageModel:
             raise ValueError(f"{self.folder} has {len(unused)} weights that this type of model does not: {some}")
         for module in (network.embed, network.head):
             assert isinstance(module, SplitEmbedding | SplitHead)
-            _init_new_rows(module, self.ids.count)
+            pretrained = module.weight[: self.ids.count]
+            mean, std = pretrained.mean(0), pretrained.std(0) * 0.1
+            for rows in (module.weight[self.ids.count :], module.new):
+                rows.copy_(mean + std * torch.randn_like(rows))
         if copies:
             weights = dict(network.transformer.named_parameters())
             for name, (_, text) in network.transformer.text_counterparts().items():
@@ -208,36 +183,27 @@ class LanguageModel:
                     weights[name].copy_(weights[text])
 
 
-def _init_new_rows(module: SplitEmbedding | SplitHead, count: int) -> None:
-    """Initialise the rows from `count` on, of both parameters."""
-    pretrained = module.weight[:count]
-    mean, std = pretrained.mean(0), pretrained.std(0) * 0.1
-    for rows in (module.weight[count:], module.new):
-        rows.copy_(mean + std * torch.randn_like(rows))
-
-
 def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
     """Parameters of the network, and the names of the tensors that are stacked in each."""
-    named = dict(network.transformer.named_parameters())
     yield network.embed.weight, ["model.embed_tokens.weight"]
     if not network.config.tie_embeddings:
         yield network.head.weight, ["lm_head.weight"]
     yield network.transformer.norm.weight, ["model.norm.weight"]
-    tensors = {
-        "attention_norm.weight": ["input_layernorm.weight"],
-        "attention.qkv.weight": [f"self_attn.{x}_proj.weight" for x in "qkv"],
-        "attention.qkv.bias": [f"self_attn.{x}_proj.bias" for x in "qkv"],
-        "attention.out.weight": ["self_attn.o_proj.weight"],
-        "attention.q_norm.weight": ["self_attn.q_norm.weight"],
-        "attention.k_norm.weight": ["self_attn.k_norm.weight"],
-        "mlp_norm.weight": ["post_attention_layernorm.weight"],
-        "mlp.gate_up.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
-        "mlp.down.weight": ["mlp.down_proj.weight"],
+    modules = {
+        "attention_norm": ["input_layernorm"],
+        "attention.qkv": [f"self_attn.{x}_proj" for x in "qkv"],
+        "attention.out": ["self_attn.o_proj"],
+        "attention.q_norm": ["self_attn.q_norm"],
+        "attention.k_norm": ["self_attn.k_norm"],
+        "mlp_norm": ["post_attention_layernorm"],
+        "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+        "mlp.down": ["mlp.down_proj"],
     }
-    for layer in range(network.config.transformer.depth):
-        for ours, theirs in tensors.items():
-            if (parameter := named.get(f"blocks.{layer}.{ours}")) is not None:
-                yield parameter, [f"model.layers.{layer}.{name}" for name in theirs]
+    for layer, block in enumerate(network.transformer.blocks):
+        for name, parameter in block.named_parameters():
+            module, _, kind = name.rpartition(".")
+            if module in modules:
+                yield parameter, [f"model.layers.{layer}.{theirs}.{kind}" for theirs in modules[module]]
 
 
 # ---- files --------------------------------------------------------------------------------------------------------------
@@ -268,18 +234,14 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
     except Exception as error:  # of many kinds, down to those of its network library
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"no folder {name}, and the Hugging Face hub does not give it ({reason}): check the name and the network, or "
-            "download it elsewhere and give the folder"
+            f"no folder {name}, nor on the Hugging Face hub ({reason}): check name and network, or download it and give the folder"
         ) from error
 
 
 def is_language_model(name: str) -> bool:
     """Whether this names a language model, as a folder or on the hub, and not a model folder of this library."""
-    folder = Path(name)
-    if folder.is_dir():
-        file = folder / "config.json"
-        return file.is_file() and "model_type" in _json(file)
-    return _on_hub(name)
+    file = Path(name) / "config.json"
+    return (file.is_file() and "model_type" in _json(file)) if Path(name).is_dir() else _on_hub(name)
 
 
 def _on_hub(name: str) -> bool:
@@ -314,39 +276,23 @@ def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return tensors
 
 
-def _tensor(files: dict[str, Any], name: str, folder: Path) -> Tensor:
-    if name not in files:
-        raise ValueError(f"{folder} has no weights {name}, which its config.json asks for")
-    return files[name].get_tensor(name)
-
-
 # ---- config.json --------------------------------------------------------------------------------------------------------
 
 
-def _whole(plain: dict[str, Any], name: str, folder: Path, usual: int | None = None) -> int:
-    """A positive integer setting; `usual` if absent or null."""
-    value = usual if plain.get(name) is None else plain[name]
+def _whole(plain: dict[str, Any], name: str, folder: Path, default: int | None = None) -> int:
+    """A positive integer setting; the default if absent or null."""
+    value = default if plain.get(name) is None else plain[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number above 0, not {value!r}")
     return value
 
 
-def _number(plain: dict[str, Any], name: str, folder: Path, usual: float | None = None) -> float:
-    """A positive number setting; `usual` if absent or null."""
-    value = usual if plain.get(name) is None else plain[name]
+def _number(plain: dict[str, Any], name: str, folder: Path, default: float | None = None) -> float:
+    """A positive number setting; the default if absent or null."""
+    value = default if plain.get(name) is None else plain[name]
     if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
         raise ValueError(f"{folder / 'config.json'}: {name} must be a number above 0, not {value!r}")
     return float(value)
-
-
-def _refuse(plain: dict[str, Any], kind: str, folder: Path) -> None:
-    """Raise ValueError for unsupported settings."""
-    rotary = plain.get("rope_parameters")
-    inside = rotary if isinstance(rotary, dict) else {}
-    for name, usual in SUPPORTED_VALUES.items():
-        value = inside.get(name) if plain.get(name) is None else plain[name]
-        if value is not None and value not in usual:
-            raise ValueError(f"{folder}: this {kind} model has {name} {value!r}, which is not supported")
 
 
 def _rotary(plain: dict[str, Any], folder: Path) -> tuple[float, Scaling]:

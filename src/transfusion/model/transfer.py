@@ -52,7 +52,8 @@ def init_from(network: Network, vocabulary: Vocabulary, source: Network, source_
             raise ValueError(f"{which} has LoRA adapters: merge them first (lora.merge), or remove them")
     unshared = _check_transformers(network, source)
     counterparts = _counterparts(network, source, unshared=unshared)
-    tokens = _shared_tokens(vocabulary, source_vocabulary)
+    index = {name: i for i, name in enumerate(vocabulary.names)}
+    tokens = [(i, index[name]) for i, name in enumerate(source_vocabulary.names) if name in index]
     weights = source.state_dict()
     loaded, new = [], []
     for name, tensor in network.state_dict().items():
@@ -67,8 +68,7 @@ def init_from(network: Network, vocabulary: Vocabulary, source: Network, source_
         else:
             new.append(name)
     dropped = weights.keys() - {counterparts.get(name) for name in loaded} - {"embed.new", "head.new"}
-    known = {index for _, index in tokens}
-    new_tokens = tuple(name for index, name in enumerate(vocabulary.names) if index not in known)
+    new_tokens = tuple(name for name in vocabulary.names if name not in source_vocabulary.names)
     return LoadReport(tuple(loaded), tuple(new), tuple(sorted(dropped)), new_tokens)
 
 
@@ -95,25 +95,13 @@ def _counterparts(network: Network, source: Network, *, unshared: bool) -> dict[
         return {f"transformer.{name}": (names[index], f"transformer.{text}") for name, (index, text) in pairs}
 
     ours, theirs = located(network), {place: name for name, place in located(source).items()}
-    result = {}
-    for name in network.state_dict():
-        if name not in ours:
-            result[name] = name
-        elif (match := theirs.get(ours[name])) is not None:
-            result[name] = match
-        elif unshared:
-            result[name] = ours[name][1]
-    return result
-
-
-def _shared_tokens(vocabulary: Vocabulary, source: Vocabulary) -> list[tuple[int, int]]:
-    """(id in the source, id in the vocabulary) of each token that both know."""
-    index = {name: i for i, name in enumerate(vocabulary.names)}
-    return [(i, index[name]) for i, name in enumerate(source.names) if name in index]
+    same = {name: name for name in network.state_dict() if name not in ours}
+    shared = {name: text for name, (_, text) in ours.items()} if unshared else {}
+    return same | shared | {name: theirs[place] for name, place in ours.items() if place in theirs}
 
 
 def _copy_rows(table: Tensor, source: Tensor, tokens: list[tuple[int, int]], *, first: int) -> None:
-    """Copy the source's rows of shared tokens into a table whose rows are the ids from `first` on."""
+    """Copy the rows of shared tokens (id in the source, id here) into a table whose rows are the ids from `first` on."""
     pairs = [(old, new - first) for old, new in tokens if first <= new < first + len(table)]
     if pairs:
         old, new = (torch.tensor(ids, device=table.device) for ids in zip(*pairs, strict=True))
