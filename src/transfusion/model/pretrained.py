@@ -234,7 +234,7 @@ def fetch(name: str | Path, revision: str | None = None) -> Path:
     except Exception as error:  # of many kinds, down to those of its network library
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"no folder {name}, nor on the Hugging Face hub ({reason}): check name and network, or download it and give the folder"
+            f"no folder {name}, nor on the Hugging Face hub ({reason}): check the name, or download it and give the folder"
         ) from error
 
 
