@@ -1,14 +1,22 @@
 """transfusion generate, from the command to the folder of documents and images."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from command import SHORT, command
-from small import model, png
+from small import FREE, SOUND, model, picture, png
+from transfusion.data.corpus import captioned
+from transfusion.data.document import Media
+from transfusion.model.network import ModelConfig
+from transfusion.recipes import RECIPES
+from transfusion.run.recipe import Recipe
+from transfusion.run.record import Run
 
 
 def test_own_pictures_from_training_to_answers(capfd) -> None:
@@ -60,3 +68,28 @@ def test_answers_that_were_there_stay_when_new_ones_fail(capfd) -> None:
     assert Path("answers/outputs.jsonl").read_text() == kept and not list(Path("answers").glob("*.tmp*"))
     assert command("generate m --prompts answers/outputs.jsonl --out answers --mode text --max-tokens 1") == 0
     assert len(Path("answers/outputs.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_recipe_of_sound_needs_nothing_beside_data_and_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples during training, items after each prompt, arrays in files, and those files as prompts."""
+    run = Run("waves", model=ModelConfig(modalities=(SOUND,)))
+    documents = [captioned((f"tone {i}",), Media(picture(i, 3, 6), "sound"), f"wave {i}") for i in range(9)]
+    recipe = Recipe(lambda: run, lambda run, log: documents, lambda _: ["tone 1", "tone 2"])
+    monkeypatch.setitem(RECIPES, "waves", "Waves.")
+    monkeypatch.setitem(sys.modules, "transfusion.recipes.waves", SimpleNamespace(RECIPE=recipe))
+    assert command(f"train waves --out run {SHORT} --sampler.num-steps 2 --trainer.sample-every 2") == 0
+    assert len(Path("run/samples/step-00000002/outputs.jsonl").read_text().splitlines()) == 2
+    assert command("generate run --prompt tone --count 2 --out answers") == 0
+    record = json.loads(Path("answers/outputs.jsonl").read_text().splitlines()[0])
+    assert record == {"segments": [{"text": "tone"}, {"sound": "00000-1.npy"}]}
+    assert np.load("answers/00000-1.npy").shape == (3, 6)
+    assert command("generate run --prompts answers/outputs.jsonl --out more --max-tokens 2") == 0
+
+
+def test_the_mode_names_a_modality_of_the_model(capfd) -> None:
+    model(SOUND, FREE, context_length=96).save_pretrained("m")
+    for mode, name in (("auto", "sound"), ("sound", "sound"), ("image", "image")):
+        assert command(f"generate m --prompt ab --mode {mode} --out {mode} --max-tokens 0") == 0
+        assert name in json.loads(Path(f"{mode}/outputs.jsonl").read_text())["segments"][1]
+    assert command("generate m --prompt ab --mode imag") == 2
+    assert "no 'imag'; did you mean 'image'?" in capfd.readouterr().err

@@ -3,13 +3,14 @@ schedule and whatever the network predicts."""
 
 import itertools
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion, Prediction
-from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, init_noise
+from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, Sampler, init_noise
 from transfusion.diffusion.schedule import Cosine, LinearBetas, LinearInterpolant
 
 MEAN, STD = 0.7, 0.4
@@ -37,8 +38,15 @@ def run(sampler, schedule, count: int = 20_000) -> torch.Tensor:
     return x
 
 
+SAMPLERS: list[Sampler] = [Euler(200), Heun(60), DDIM(100), DDIM(100, eta=0.5), DDPM(250)]
+
+
+def test_every_sampler_is_tested() -> None:
+    assert {type(sampler) for sampler in SAMPLERS} == {*get_args(Sampler)} == {type(s) for _, _, s in COMBINATIONS}
+
+
 @pytest.mark.parametrize("schedule", [LinearInterpolant(), Cosine(), LinearBetas()], ids=lambda s: s.kind)
-@pytest.mark.parametrize("sampler", [Euler(200), Heun(60), DDIM(100), DDIM(100, eta=0.5), DDPM(250)], ids=lambda s: f"{s.kind}")
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{s.kind}")
 def test_noise_comes_to_the_data(schedule, sampler) -> None:
     x = run(sampler, schedule)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.02)

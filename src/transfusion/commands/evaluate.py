@@ -48,7 +48,7 @@ class EvaluateOptions:
     """Suites, held-out data and sampling.
 
     Args:
-        suite: text, draw, read, edit, scenes, coco.
+        suite: what to measure, see `evaluation/suite.py`.
         data: held-out data (default: the held-out split of the run's data); for text also a .txt file, in which empty lines
             separate documents.
         samples: documents to measure, a random subset (0: 5,000 images to draw, all documents to read; coco 30,000).
@@ -60,7 +60,7 @@ class EvaluateOptions:
         seed: random seed.
         device: auto takes cuda, else mps, else cpu.
         dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
-        sampler: sampler for images (default: the run's).
+        sampler: sampler for media (default: the run's).
         guidance: guidance scales (default: the run's).
     """
 

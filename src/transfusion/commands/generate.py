@@ -3,19 +3,18 @@
 usage: transfusion generate RUN --prompt "a handwritten seven"
        transfusion generate RUN --prompts prompts.jsonl [--out FOLDER] [--name VALUE ...]
 
-Writes `outputs.jsonl`, a document a line in the order of the prompts, and its images.
+Writes `outputs.jsonl`, a document a line in the order of the prompts, and a file of each media item (PNG or .npy).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from transfusion import rng
 from transfusion.api import Transfusion
-from transfusion.config import ConfigError
+from transfusion.config import ConfigError, nearest
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit
 from transfusion.data.outputs import OUTPUTS, write_documents
@@ -25,13 +24,14 @@ from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.suite import DocumentCounter
 from transfusion.generate.logits import Decoding, Greedy
-from transfusion.modality import IMAGE, is_image
+from transfusion.modality import Modality, is_image
 from transfusion.model_folder import TransfusionConfig, read_settings
 from transfusion.run.command_line import parse, split_positional
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 from transfusion.train.log import LogFn, progress
 
-Mode = Literal["auto", "image", "text", "any"]
+AUTO, TEXT, ANY = "auto", "text", "any"
+"""Modes beside the names of the model's modalities."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,17 @@ class GenerateOptions:
     Args:
         prompt: a text to continue; "" starts an empty document.
         prompts: a JSONL file, a document a line: {"segments": [{"text": "..."}, {"image": "a.png"}]}.
-        out: folder for `outputs.jsonl` and the images.
-        mode: image generates an image right after each prompt; text generates only text; any leaves it to the model; auto takes
-            text after a prompt that ends in an image, any after an empty one, else image.
+        out: folder for `outputs.jsonl` and the media items.
+        mode: the name of a modality (image) generates an item of it right after each prompt; text generates only text; any
+            leaves it to the model; auto takes text after a prompt that ends in a media item, any after an empty one, else the
+            model's first modality.
         count: documents for each prompt.
         seed: random seed.
-        max_tokens: maximum number of text tokens (default: 0 after a forced image, else 128).
-        max_items: maximum number of images where the model may choose (default: no limit).
+        max_tokens: maximum number of text tokens (default: 0 after a forced item, else 128).
+        max_items: maximum number of media items where the model may choose (default: no limit).
         device: auto takes cuda, else mps, else cpu.
         dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
-        sampler: sampler for images (default: the run's).
+        sampler: sampler for media (default: the run's).
         guidance: guidance scales (default: the run's).
         decoding: how tokens are chosen.
     """
@@ -58,7 +59,7 @@ class GenerateOptions:
     prompt: str | None = None
     prompts: str | None = None
     out: str = "generated"
-    mode: Mode = "auto"
+    mode: str = AUTO
     count: int = 1
     seed: int = 0
     max_tokens: int | None = None
@@ -74,7 +75,7 @@ def run(arguments: list[str], log: LogFn) -> int:
     """The command.
 
     Raises:
-        ConfigError: neither or both of --prompt and --prompts.
+        ConfigError: neither or both of --prompt and --prompts, or a mode that the model does not have.
         ValueError: a line is no document, or a prompt does not fit the context.
         OSError: the output folder can't be written.
     """
@@ -89,6 +90,9 @@ def run(arguments: list[str], log: LogFn) -> int:
         raise ConfigError(f"count must be at least 1, not {options.count}")
     device = pick_device(options.device)
     model = Transfusion.from_pretrained(folders[0], device=device).eval()
+    modalities = model.config.model.modalities
+    if options.mode not in (modes := [AUTO, TEXT, ANY, *(m.name for m in modalities)]):
+        raise ConfigError(f"mode: no {options.mode!r}{nearest(options.mode, modes)}")
     prompts = [prompt for prompt in _prompts(model, options) for _ in range(options.count)]
     seeds = [rng.key(options.seed, i) for i in range(len(prompts))]
     out = Path(options.out)
@@ -131,9 +135,9 @@ def _generate(
     model: Transfusion, prompts: Sequence[Document], seeds: Sequence[int], options: GenerateOptions, dtype: torch.dtype
 ) -> Iterator[Document]:
     """Generate all prompts of a mode together; the documents come in the order of the prompts."""
-    modes: dict[Mode, list[int]] = {}
+    modes: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
-        modes.setdefault(_mode(prompt, options.mode), []).append(index)
+        modes.setdefault(_mode(prompt, options.mode, model.config.model.modalities), []).append(index)
     results: dict[int, Document] = {}
     with progress("generating") as each:
         counter = DocumentCounter(len(prompts), each)
@@ -141,9 +145,9 @@ def _generate(
             documents = model.generate(
                 [prompts[i] for i in indices],
                 seeds=[seeds[i] for i in indices],
-                force=IMAGE if mode == "image" else None,
+                force=None if mode in (TEXT, ANY) else mode,
                 max_tokens=options.max_tokens,
-                max_items=0 if mode == "text" else options.max_items,
+                max_items=0 if mode == TEXT else options.max_items,
                 sampler=options.sampler,
                 guidance=options.guidance,
                 decoding=options.decoding,
@@ -154,9 +158,10 @@ def _generate(
     yield from (results[i] for i in range(len(prompts)))
 
 
-def _mode(prompt: Document, mode: Mode) -> Mode:
-    if mode != "auto":
+def _mode(prompt: Document, mode: str, modalities: Sequence[Modality]) -> str:
+    """The mode of a prompt: text, any, or the name of the modality to generate."""
+    if mode != AUTO:
         return mode
     if not prompt.segments:
-        return "any"
-    return "text" if isinstance(prompt.segments[-1], Media) else "image"
+        return ANY
+    return TEXT if isinstance(prompt.segments[-1], Media) or not modalities else modalities[0].name

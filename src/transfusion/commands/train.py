@@ -20,9 +20,9 @@ from transfusion.commands.report import report
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.loader import Loader
+from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
-from transfusion.modality import IMAGE
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
 from transfusion.model_folder import TransfusionConfig
@@ -70,7 +70,7 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: Log
     """Train a run, from its newest checkpoint if it has one. Returns the model with averaged weights, saved in `model/`.
 
     Args:
-        prompts: of the sample grids, drawn every `trainer.sample_every` steps.
+        prompts: of the samples of the first modality, generated every `trainer.sample_every` steps.
 
     Raises:
         ConfigError: settings contradict each other, or the folder holds another run.
@@ -98,9 +98,12 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: Log
     )
 
     def draw(step: int) -> None:
-        documents = model.generate(list(prompts), force=IMAGE, seed=run.seed, dtype=dtype)
-        images = [document.media[-1].tensor() for document in documents]
-        image_grid(images, list(prompts), run.folder / "samples" / f"step-{step:08d}.png")
+        modality, samples = run.model.modalities[0], run.folder / "samples" / f"step-{step:08d}"
+        documents = model.generate(list(prompts), force=modality.name, seed=run.seed, dtype=dtype)
+        if modality.is_image:
+            image_grid([d.media[-1].tensor() for d in documents], list(prompts), samples.with_suffix(".png"))
+        else:
+            write_documents(documents, samples)
 
     hooks: list[tuple[int, Hook]] = [(run.trainer.sample_every, draw)] if prompts and run.model.modalities else []
     trainer = Trainer(

@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -66,7 +66,8 @@ def with_steps(default: Sampler, sampler: Sampler | None, steps: int | None) -> 
     if steps is not None:
         check_whole("modality_steps, the steps of the sampler,", steps)
     if sampler is not None and not hasattr(sampler, "step"):
-        raise ValueError(f"sampler is Euler(...), Heun(...), DDIM(...) or DDPM(...), not {sampler!r}")
+        *names, last = (f"{kind.__name__}(...)" for kind in get_args(Sampler))
+        raise ValueError(f"sampler is {', '.join(names)} or {last}, not {sampler!r}")
     if sampler is not None or steps is None:
         return sampler or default
     return replace(default, num_steps=steps)
