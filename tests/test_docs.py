@@ -1,4 +1,5 @@
-"""docs/compat.md: each test and name on it exists, each setting is one, no row is without a test or a reason."""
+"""docs/compat.md: each test and name on it exists, each setting is one, no row is without a test or a reason.
+docs/extending.md: the files and tests that it names exist."""
 
 import dataclasses
 import importlib
@@ -150,3 +151,22 @@ def test_nothing_is_left_off_the_page() -> None:
     first = [cells[0] for cells in rows(DEFECTS)]
     for kind, count in (("sampling", 14), ("losses", 10), ("performance", 9), ("torch", 12)):
         assert [c for c in first if c.startswith(kind)] == [f"{kind} {i + 1}" for i in range(count)]
+
+
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+
+
+def test_extending_names_files_and_tests_that_exist() -> None:
+    """Capital letters stand for the reader's own names."""
+    named = [n for n in re.findall(r"`((?:src|tests|docs)/[\w/.]+)(?:::\w+)?`", EXTENDING) if not re.search("[A-Z]{4}", n)]
+    assert len(set(named)) > 15
+    assert not [name for name in named if not (ROOT / name).exists()]
+    tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", EXTENDING)
+    assert tests
+    for file, name in tests:
+        assert re.search(rf"^def {name}\(|^{name}\b", defined(file), re.M), f"{file}::{name}"
+
+
+def test_extending_has_five_checklists() -> None:
+    assert len(re.findall(r"^## \d", EXTENDING, re.M)) == 5 and EXTENDING.count("**Tried.**") == 5
+    assert len(EXTENDING.splitlines()) < 200

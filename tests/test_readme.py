@@ -9,6 +9,7 @@ from small import model, picture
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.+?)```", README, re.S)
 
 
 def block(name: str) -> str:
@@ -30,7 +31,7 @@ def test_what_the_readme_names_exists() -> None:
 
 def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As printed, on a small model in the quickstart's place."""
-    code, _ = re.findall(r"```python\n(.+?)```", README, re.S)
+    code = PYTHON[0]
     monkeypatch.chdir(tmp_path)
     model(context_length=96).save_pretrained("quickstart")
     names: dict[str, object] = {}
@@ -38,6 +39,17 @@ def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "copy" / "model.safetensors").exists()
     assert names["loss"].requires_grad  # type: ignore[attr-defined]
     assert picture(0).shape == names["picture"].shape  # type: ignore[attr-defined]
+
+
+def test_the_block_of_two_modalities_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    exec(PYTHON[1], names)
+    assert capsys.readouterr().out == "sound torch.Size([2, 16])\n" and "# sound torch.Size([2, 16])" in PYTHON[1]
+    assert names["duo_loss"].requires_grad and names["duo_loss"].isfinite()  # type: ignore[attr-defined]
+
+
+def test_no_block_is_left_out() -> None:
+    assert len(PYTHON) == 3
 
 
 def test_the_block_of_lists_runs(unchecked) -> None:

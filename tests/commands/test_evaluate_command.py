@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from command import SHORT, command
 from small import model, png
+from transfusion.commands.evaluate import SUITES, Suite
 from transfusion.evaluation.record import Record
 from transfusion.modality import Modality
 
@@ -23,6 +25,10 @@ def colour_model(folder: str) -> None:
     found = model(COLOUR, context_length=400)
     found.config = replace(found.config, sampler=replace(found.config.sampler, num_steps=1))
     found.save_pretrained(folder)
+
+
+def test_the_command_line_has_every_suite() -> None:
+    assert get_args(Suite) == tuple(SUITES) and all(callable(suite.score) for suite in SUITES.values())
 
 
 @pytest.mark.slow
