@@ -66,7 +66,7 @@ def test_nothing_grows_with_the_shapes_that_were_seen() -> None:
         "transfusion.config.hints",
         "transfusion.data.sources.digits.read_digits",
         "transfusion.data.sources.scenes.is_held_out",
-        "transfusion.evaluation.scene_checker.scene_classifier",
+        "transfusion.evaluation.scenes.scene_classifier",
     }, unbounded
 
 

@@ -15,12 +15,12 @@ SHORT = ClassifierTraining(epochs=2, batch_size=32)
 def bars(count: int, side: int = 16, channels: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noise with a bright bar: horizontal (0) or vertical (1)."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.rand(count, channels, side, side, generator=generator) - 1
+    images = torch.rand(count, channels, side, side, generator=generator) - 1
     labels = torch.arange(count) % 2
-    for picture, label in zip(pictures, labels, strict=True):
+    for image, label in zip(images, labels, strict=True):
         at = side // 4 + int(torch.randint(side // 2, (), generator=generator))
-        (picture if label == 0 else picture.transpose(1, 2))[:, at] += 1
-    return pictures, labels
+        (image if label == 0 else image.transpose(1, 2))[:, at] += 1
+    return images, labels
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,10 @@ def test_it_learns_and_measures_its_accuracy(classifier: ConvolutionalClassifier
     measured = classifier.measured(*bars(100, seed=1))
     assert measured.accuracy is not None and measured.accuracy.value > 0.95 and measured.accuracy.count == 100
     assert isinstance(classifier, Classifier) and classifier.accuracy is None and measured.digest == classifier.digest
-    pictures, _ = bars(10)
-    features = classifier.features(pictures)
-    assert features.shape == (10, 128) and torch.equal(
-        classifier.network.out(features).argmax(-1), classifier.classify(pictures)
-    )
-    assert torch.allclose(classifier.features(pictures[3:4]), features[3:4], atol=1e-5)
+    images, _ = bars(10)
+    features = classifier.features(images)
+    assert features.shape == (10, 128) and torch.equal(classifier.network.out(features).argmax(-1), classifier.classify(images))
+    assert torch.allclose(classifier.features(images[3:4]), features[3:4], atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_classifier() -> None:
@@ -62,8 +60,8 @@ def test_it_comes_back_from_its_folder(classifier: ConvolutionalClassifier, tmp_
     classifier = classifier.measured(*bars(50, seed=1))
     classifier.save(tmp_path / "classifier")
     again = ConvolutionalClassifier.load(tmp_path / "classifier")
-    pictures, _ = bars(20, seed=2)
-    assert torch.equal(again.features(pictures), classifier.features(pictures))
+    images, _ = bars(20, seed=2)
+    assert torch.equal(again.features(images), classifier.features(images))
     assert (again.names, again.accuracy, again.digest) == (classifier.names, classifier.accuracy, classifier.digest)
     manifest = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
     assert manifest["side"] == 16 and manifest["channels"] == 1 and manifest["names"] == ["horizontal", "vertical"]
@@ -84,7 +82,7 @@ def test_a_damaged_classifier_is_refused(classifier: ConvolutionalClassifier, tm
         ConvolutionalClassifier.load(tmp_path)
 
 
-def test_other_pictures_are_refused(classifier: ConvolutionalClassifier) -> None:
+def test_other_images_are_refused(classifier: ConvolutionalClassifier) -> None:
     small = SmallClassifier(*bars(20))
     for either in (classifier, small):
         for shape in ((1, 20, 20), (3, 16, 16)):
@@ -95,28 +93,28 @@ def test_other_pictures_are_refused(classifier: ConvolutionalClassifier) -> None
 
 
 def test_unusable_training_data_is_refused() -> None:
-    pictures, labels = bars(20)
+    images, labels = bars(20)
     for wrong, message in (
-        ((pictures[:, :, :8], labels), "square"),
-        ((pictures[:, :, :4, :4], labels), "8 pixels"),
-        ((pictures, labels[:5]), "each picture its class"),
-        ((pictures.clone().fill_(torch.nan), labels), "NaN"),
+        ((images[:, :, :8], labels), "square"),
+        ((images[:, :, :4, :4], labels), "8 pixels"),
+        ((images, labels[:5]), "each image its class"),
+        ((images.clone().fill_(torch.nan), labels), "NaN"),
     ):
         with pytest.raises(ValueError, match=message):
             ConvolutionalClassifier.fit(*wrong, seed=0)
     with pytest.raises(ValueError, match="name every class"):
-        ConvolutionalClassifier.fit(pictures, labels, seed=0, names=("one",))
+        ConvolutionalClassifier.fit(images, labels, seed=0, names=("one",))
 
 
 def test_the_digest_of_the_small_classifier_is_that_of_its_data() -> None:
-    pictures, labels = bars(40)
+    images, labels = bars(40)
     one, same, other = (
-        SmallClassifier(pictures, labels),
-        SmallClassifier(pictures, labels),
-        SmallClassifier(pictures, 1 - labels),
+        SmallClassifier(images, labels),
+        SmallClassifier(images, labels),
+        SmallClassifier(images, 1 - labels),
     )
     assert one.digest == same.digest != other.digest and isinstance(one, Classifier)
-    assert torch.equal(one.features(pictures), pictures.flatten(1)) and (one.classify(pictures) == labels).all()
+    assert torch.equal(one.features(images), images.flatten(1)) and (one.classify(images) == labels).all()
 
 
 def test_settings_that_fit_nothing_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""COCO on an imitation of ten pictures: prompts, references of a split, missing files, and the suite."""
+"""COCO on an imitation of ten images: prompts, references of a split, missing files, and the suite."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def coco(tmp_path: Path) -> Path:
     captions = {
         "images": [{"id": 100 + i, "file_name": name} for i, name in enumerate(names)],
         "annotations": [
-            {"image_id": 100 + i % 10, "id": i, "caption": f" picture {i % 10}, said {i // 10}\n"} for i in range(50)
+            {"image_id": 100 + i % 10, "id": i, "caption": f" image {i % 10}, said {i // 10}\n"} for i in range(50)
         ],
     }
     split = {
@@ -31,7 +31,7 @@ def coco(tmp_path: Path) -> Path:
                 "filepath": "val2014",
                 "filename": name,
                 "split": "test" if i < 4 else "val",
-                "sentences": [{"raw": f"picture {i}, said {j}"} for j in range(5)],
+                "sentences": [{"raw": f"image {i}, said {j}"} for j in range(5)],
             }
             for i, name in enumerate(names)
         ]
@@ -46,12 +46,12 @@ def number(document: Document) -> int:
     return int(Path(document.name).stem[-4:])
 
 
-def test_prompts_are_drawn_by_the_seed_each_with_its_picture(coco: Path) -> None:
+def test_prompts_are_drawn_by_the_seed_each_with_its_image(coco: Path) -> None:
     prompts = read_prompts(coco, FIT, 50)
     assert len({p.text for p in prompts}) == 50
     for prompt in prompts:
         assert isinstance(prompt.segments[0], Text) and prompt.media[0].tensor().shape == (1, 4, 4)
-        assert prompt.text.startswith(f"picture {number(prompt)}, said ")
+        assert prompt.text.startswith(f"image {number(prompt)}, said ")
     captions = [p.text for p in prompts]
     assert [p.text for p in read_prompts(coco, FIT, 7)] == captions[:7] != [p.text for p in read_prompts(coco, FIT, 7, seed=1)]
 
@@ -64,7 +64,7 @@ def test_captions_may_lie_in_the_folder_itself(coco: Path) -> None:
 def test_karpathy_split(coco: Path) -> None:
     references = read_references(coco, FIT)
     assert [number(r) for r in references] == [0, 1, 2, 3] and isinstance(references[0].segments[0], Media)
-    assert [caption(references[1], j) for j in range(5)] == [f"picture 1, said {j}" for j in range(5)]
+    assert [caption(references[1], j) for j in range(5)] == [f"image 1, said {j}" for j in range(5)]
     assert len(read_references(coco, FIT, "val")) == 6
 
 

@@ -81,14 +81,13 @@ def test_precision_and_recall_by_hand() -> None:
     k = 3
 
     def share(samples: Tensor, others: Tensor) -> float:
-        inside = 0
-        for sample in samples.double():
-            for i, one in enumerate(others.double()):
-                ways = sorted((one - other).norm().item() for j, other in enumerate(others.double()) if j != i)
-                if (sample - one).norm().item() <= ways[k - 1]:
-                    inside += 1
-                    break
-        return inside / len(samples)
+        samples, others = samples.double().numpy(), others.double().numpy()
+        radii = []
+        for i, center in enumerate(others):
+            radii.append(sorted(np.linalg.norm(center - other) for j, other in enumerate(others) if j != i)[k - 1])
+        balls = list(zip(others, radii, strict=True))
+        inside = [any(np.linalg.norm(sample - center) <= radius for center, radius in balls) for sample in samples]
+        return sum(inside) / len(samples)
 
     found = precision_recall(real, drawn, k)
     assert (found.precision.value, found.recall.value) == (share(drawn, real), share(real, drawn))

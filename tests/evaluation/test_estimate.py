@@ -47,22 +47,25 @@ def test_the_bootstrap_is_that_of_scipy() -> None:
         assert estimate.high == pytest.approx(other.high, abs=0.05 * (other.high - other.low))
 
 
+@pytest.mark.slow
 def test_intervals_of_skewed_means_cover_the_truth() -> None:
-    """Exponential samples of 200; 0.946 of 1,000 trials."""
+    """Exponential samples of 200: 0.946 of 1,000 trials, 0.954 of these 500, whose two standard errors are 0.020."""
     rng = np.random.default_rng(0)
-    assert 0.93 <= coverage([Estimate.mean(rng.exponential(2.0, 200), seed=i) for i in range(150)], 2.0) <= 0.98
+    assert 0.93 <= coverage([Estimate.mean(rng.exponential(2.0, 200), seed=i) for i in range(500)], 2.0) <= 0.97
 
 
+@pytest.mark.slow
 def test_intervals_of_ratios_cover_the_truth() -> None:
-    """Documents of skewed lengths, long ones harder: nats over tokens, and the perplexity; 0.931 of 1,000 trials."""
+    """Documents of skewed lengths, long ones harder: nats over tokens, and the perplexity. 0.931 of 1,000 trials, 0.932 of these
+    500, whose two standard errors are 0.023."""
     rng = np.random.default_rng(1)
     estimates = []
-    for i in range(150):
+    for i in range(500):
         tokens = np.ceil(rng.lognormal(3, 0.5, 200))
         estimates.append(Estimate.ratio(tokens * (2 + tokens / 100 + rng.exponential(1, 200)), tokens, seed=i))
     many = np.ceil(np.random.default_rng(2).lognormal(3, 0.5, 4_000_000))
     truth = 3 + (many**2).sum() / many.sum() / 100
-    assert 0.90 <= coverage(estimates, truth) <= 0.97
+    assert 0.908 <= coverage(estimates, truth) <= 0.954
     assert coverage([e.map(math.exp) for e in estimates], math.exp(truth)) == coverage(estimates, truth)
 
 
@@ -84,6 +87,19 @@ def test_equal_samples_get_an_interval_without_width() -> None:
     assert not Estimate.mean([0.1] * 8 + [0.2], seed=0).note
 
 
+def test_samples_may_have_nothing_to_count_but_not_all() -> None:
+    """Documents without tokens change nothing but the number of samples; a resample of such documents only has no ratio."""
+    nats, tokens = [1.0, 2.0, 3.0] * 5, [2.0] * 15
+    estimate = Estimate.ratio(nats + [0.0] * 5, tokens + [0.0] * 5, seed=0)
+    assert estimate.value == 1.0 and estimate.count == 20 and estimate.low is not None and estimate.high is not None
+    assert 0.7 < estimate.low < 1 < estimate.high < 1.3
+    # of resamples of 10, (8 / 10)^10 = 11 % hold neither of the two documents with tokens
+    rare = Estimate.ratio([3.0, 1.0] + [0.0] * 8, [2.0, 2.0] + [0.0] * 8, seed=0)
+    assert (rare.value, rare.low, rare.high) == (1.0, 0.5, 1.5)
+    alone = Estimate.ratio([3.0] + [0.0] * 8, [2.0] + [0.0] * 8, seed=0)
+    assert alone.low == alone.value == alone.high == 1.5
+
+
 def test_few_samples_get_no_interval() -> None:
     estimate = Estimate.mean([1.0, 2.0] * 3 + [3.0], seed=0)
     assert estimate.value == pytest.approx(12 / 7) and estimate.low is estimate.high is None
@@ -97,7 +113,8 @@ def test_few_samples_get_no_interval() -> None:
         ([1.0] * 9, [1.0] * 8, "one number a sample"),
         ([1.0] * 8 + [math.nan], [1.0] * 9, "NaN"),
         ([1.0] * 9, [0.0] * 9, "more than 0"),
-        ([1.0] * 9, [-1.0] * 9, "more than 0"),
+        ([1.0] * 9, [-1.0] * 9, "0 or more"),
+        ([1.0] * 9, [3.0] * 8 + [-1.0], "0 or more"),
     ],
 )
 def test_samples_without_an_estimate_are_refused(values: list[float], over: list[float], message: str) -> None:

@@ -22,17 +22,17 @@ NAMES = ("dark", "bright")
 
 
 def squares(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pictures [count, 1, 4, 4] of two classes that anyone can tell apart."""
+    """Images [count, 1, 4, 4] of two classes that anyone can tell apart."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
     return (labels[:, None, None, None] * 1.2 - 0.6 + 0.3 * torch.randn(count, 1, 4, 4, generator=rng)).clamp(-1, 1), labels
 
 
 def pairs(count: int, seed: int = 0) -> list[Document]:
-    pictures, labels = squares(count, seed)
+    images, labels = squares(count, seed)
     return [
         Document((Text(f"a {NAMES[y]} one", paraphrases=(f"one that is {NAMES[y]}",)), Media(x)))
-        for x, y in zip(pictures, labels, strict=True)
+        for x, y in zip(images, labels, strict=True)
     ]
 
 
@@ -226,7 +226,7 @@ def test_reading_counts_named_classes(monkeypatch: pytest.MonkeyPatch, context: 
         lambda prompts, **_: [Document((*p.segments, Text(caption(d)))) for p, d in zip(prompts, docs, strict=True)],
     )
     assert read.score(m, docs, replace(context, class_names=())).record.metrics["cider"].value > free.metrics["cider"].value
-    with pytest.raises(ValueError, match="one picture and a caption"):
+    with pytest.raises(ValueError, match="one image and a caption"):
         read.score(m, [documents()[3]], context)
 
 

@@ -26,7 +26,7 @@ from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.questions import read_questions
-from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_pictures
+from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_images
 from transfusion.modality import is_image
 from transfusion.model_folder import read_settings
 from transfusion.recipes import RECIPES, find
@@ -218,7 +218,7 @@ def _held_out(
             notes["trained_on"] = again
         context = replace(context, notes=notes)
         if drawing and context.trained is None and trained:
-            context = replace(context, trained=stack_pictures(trained))
+            context = replace(context, trained=stack_images(trained))
     order = rng.generator(rng.key("evaluate", context.seed)).permutation(len(documents))
     return [documents[i] for i in order], context
 

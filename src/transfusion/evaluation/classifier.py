@@ -1,8 +1,8 @@
-"""Classifiers fitted on real pictures only: generated pictures in, their classes and features out.
+"""Classifiers fitted on real images only: generated images in, their classes and features out.
 
 A convolutional classifier is saved in a folder, so that the same one measures many runs; records hold its digest:
 
-    classifier.json           names of the classes, channels, side, width, accuracy on held-out real pictures, digest
+    classifier.json           names of the classes, channels, side, width, accuracy on held-out real images, digest
     classifier.safetensors    weights
 """
 
@@ -31,7 +31,7 @@ MANIFEST, WEIGHTS = "classifier.json", "classifier.safetensors"
 
 @runtime_checkable
 class Classifier(Protocol):
-    """Classes and features of pictures."""
+    """Classes and features of images."""
 
     space: ClassVar[str]
     """Its features: "classifier", the layer before its classes, or "pixels"."""
@@ -41,39 +41,36 @@ class Classifier(Protocol):
         """12 hex digits of its weights and classes."""
         ...
 
-    def classify(self, pictures: Tensor) -> Tensor:
-        """Float[picture, channels, height, width] in [-1, 1] -> Int[picture]"""
+    def classify(self, images: Tensor) -> Tensor:
+        """Float[image, channels, height, width] in [-1, 1] -> Int[image]"""
         ...
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Float[picture, channels, height, width] in [-1, 1] -> Float[picture, feature], for distances between sets."""
+    def features(self, images: Tensor) -> Tensor:
+        """Float[image, channels, height, width] in [-1, 1] -> Float[image, feature], for distances between sets."""
         ...
 
 
 class SmallClassifier:
-    """A support-vector machine on pixels, for pictures of about 64 pixels.
-
-    Args:
-        pictures: real pictures, Float[picture, channels, height, width] in [-1, 1].
-        labels: their classes, Int[picture].
+    """A support-vector machine on pixels, for images of about 64 pixels: fitted on real ones, Float[image, channels, height,
+    width] in [-1, 1], and their classes, Int[image].
     """
 
     space: ClassVar[str] = "pixels"
 
-    def __init__(self, pictures: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
         from sklearn.svm import SVC
 
-        self._shape = tuple(pictures.shape[1:])
-        self._machine = SVC(gamma="scale", C=10).fit(pictures.flatten(1).numpy(), labels.numpy())
-        self.digest = digest.of_tensors({"pictures": pictures, "labels": labels}, repr(self._machine.get_params()))
+        self._shape = tuple(images.shape[1:])
+        self._machine = SVC(gamma="scale", C=10).fit(images.flatten(1).numpy(), labels.numpy())
+        self.digest = digest.of_tensors({"pictures": images, "labels": labels}, repr(self._machine.get_params()))
 
-    def classify(self, pictures: Tensor) -> Tensor:
-        """Classes. Raises ValueError for pictures of another size, or that hold NaN."""
-        return torch.from_numpy(self._machine.predict(self.features(pictures).numpy()))
+    def classify(self, images: Tensor) -> Tensor:
+        """Classes. Raises ValueError for images of another size, or that hold NaN."""
+        return torch.from_numpy(self._machine.predict(self.features(images).numpy()))
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """The pixels themselves, clamped to [-1, 1], Float32[picture, pixel]: no layer lies between them and the classes."""
-        return _checked(pictures, self._shape).flatten(1)
+    def features(self, images: Tensor) -> Tensor:
+        """The pixels themselves, clamped to [-1, 1], Float32[image, pixel]: no layer lies between them and the classes."""
+        return _checked(images.cpu(), self._shape).flatten(1)
 
 
 class Convolutions(nn.Module):
@@ -90,14 +87,14 @@ class Convolutions(nn.Module):
         self.out = nn.Linear(128, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """[picture, channels, side, side] -> [picture, 128], the layer before the classes"""
+        """[image, channels, side, side] -> [image, 128], the layer before the classes"""
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = layer(x)
             x = F.relu(norm(F.max_pool2d(x, 2) if number < 3 else x))
         return F.relu(self.wide(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[picture, channels, side, side] -> [picture, class]"""
+        """[image, channels, side, side] -> [image, class]"""
         return self.out(self.features(x))
 
 
@@ -106,14 +103,14 @@ class ClassifierTraining:
     """Training of a convolutional classifier.
 
     Args:
-        epochs: passes over the real pictures.
-        batch_size: pictures per step; smaller where an epoch has fewer than 40 steps, down to 16.
+        epochs: passes over the real images.
+        batch_size: images per step; smaller where an epoch has fewer than 40 steps, down to 16.
         lr: peak learning rate of the one-cycle schedule.
         weight_decay: of AdamW.
         shift: largest random translation, as a fraction of the side.
         turn: largest random rotation, in degrees.
         zoom: largest random scaling, as a fraction.
-        flip: mirror half of the pictures; not for digits or letters.
+        flip: mirror half of the images; not for digits or letters.
     """
 
     epochs: int = 14
@@ -132,12 +129,12 @@ class ClassifierTraining:
 
 @dataclass(frozen=True, eq=False)
 class ConvolutionalClassifier:
-    """A small convolutional network, for square pictures of at least 8 x 8 pixels.
+    """A small convolutional network, for square images of at least 8 x 8 pixels.
 
     Args:
         network: the fitted network.
         names: names of the classes, in the order of their numbers.
-        accuracy: on held-out real pictures, where that was measured.
+        accuracy: on held-out real images, where that was measured.
     """
 
     network: Convolutions
@@ -153,7 +150,7 @@ class ConvolutionalClassifier:
     @classmethod
     def fit(
         cls,
-        pictures: Tensor,
+        images: Tensor,
         labels: Tensor,
         *,
         seed: int,
@@ -162,33 +159,33 @@ class ConvolutionalClassifier:
         dtype: torch.dtype = torch.float32,
         progress: Callable[[int, int], None] = lambda step, steps: None,
     ) -> "ConvolutionalClassifier":
-        """Fit a classifier on the device of the pictures.
+        """Fit a classifier on real images and their classes, on the device of the images.
 
         Args:
-            pictures: real pictures, Float[picture, channels, side, side] in [-1, 1].
-            labels: their classes, Int[picture].
+            images: Float[image, channels, side, side] in [-1, 1].
+            labels: Int[image].
             seed: random seed of weights, order and augmentation.
             names: names of the classes (default: their numbers).
-            training: epochs, learning rate, augmentation.
             dtype: bfloat16 computes under autocast.
             progress: called after every step with its number and the number of steps.
 
         Raises:
-            ValueError: pictures that are not square, are smaller than 8 pixels or hold NaN; labels without a name.
+            ValueError: images that are not square, are smaller than 8 pixels or hold NaN; labels without a name.
         """
-        count, channels, side, width = pictures.shape
+        count, channels, side, width = images.shape
         if side != width or side < 8:
-            raise ValueError(f"this classifier takes square pictures of at least 8 pixels, not {side} x {width}: resize them")
+            raise ValueError(f"this classifier takes square images of at least 8 pixels, not {side} x {width}: resize them")
         if not count or len(labels) != count:
-            raise ValueError(f"{count} pictures and {len(labels)} labels: give each picture its class")
-        names = tuple(names) or tuple(str(i) for i in range(int(labels.max()) + 1))
-        if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
-            raise ValueError(f"labels {int(labels.min())} to {int(labels.max())}, but {len(names)} names: name every class")
-        pictures = _checked(pictures, (channels, side, side), move=False)
+            raise ValueError(f"{count} images and {len(labels)} labels: give each image its class")
+        first, last = int(labels.min()), int(labels.max())
+        names = tuple(names) or tuple(map(str, range(last + 1)))
+        if not 0 <= first <= last < len(names):
+            raise ValueError(f"labels {first} to {last}, but {len(names)} names: name every class")
+        images = _checked(images, (channels, side, side))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key(seed, "judge"))
             network = Convolutions(channels, side, len(names))
-        network.to(pictures.device).to(memory_format=torch.channels_last)
+        network.to(images.device).to(memory_format=torch.channels_last)
         batch_size = min(count, training.batch_size, max(count // 40, 16))
         steps = training.epochs * (count // batch_size)
         optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
@@ -196,9 +193,9 @@ class ConvolutionalClassifier:
         step = 0
         for epoch in range(training.epochs):
             order = torch.from_numpy(rng.generator(rng.key(seed, "judge", epoch)).permutation(count))
-            for picked in order[: count // batch_size * batch_size].to(pictures.device).split(batch_size):
-                x = _augment(pictures[picked], training, rng.generator(rng.key(seed, "judge moves", step)))
-                with torch.autocast(pictures.device.type, dtype, enabled=dtype != torch.float32):
+            for picked in order[: count // batch_size * batch_size].to(images.device).split(batch_size):
+                x = _augment(images[picked], training, rng.generator(rng.key(seed, "judge moves", step)))
+                with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
                     scores = network(x.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(scores.float(), labels[picked])
                 optimizer.zero_grad()
@@ -209,23 +206,23 @@ class ConvolutionalClassifier:
                 progress(step, steps)
         return cls(network.cpu(), names)
 
-    def measured(self, pictures: Tensor, labels: Tensor) -> "ConvolutionalClassifier":
-        """This classifier with its accuracy on held-out real pictures."""
-        return replace(self, accuracy=accuracy(self, pictures, labels))
+    def measured(self, images: Tensor, labels: Tensor) -> "ConvolutionalClassifier":
+        """This classifier with its accuracy on held-out real images."""
+        return replace(self, accuracy=accuracy(self, images, labels))
 
     @torch.no_grad()
-    def classify(self, pictures: Tensor) -> Tensor:
-        """Classes. Raises ValueError for pictures of another size, or that hold NaN."""
-        return torch.cat([self.network(batch).argmax(-1) for batch in self._batches(pictures)])
+    def classify(self, images: Tensor) -> Tensor:
+        """Classes. Raises ValueError for images of another size, or that hold NaN."""
+        return torch.cat([self.network(batch).argmax(-1) for batch in self._batches(images)])
 
     @torch.no_grad()
-    def features(self, pictures: Tensor) -> Tensor:
-        """The layer before the classes, Float32[picture, 128]. Raises as `classify`."""
-        return torch.cat([self.network.features(batch) for batch in self._batches(pictures)])
+    def features(self, images: Tensor) -> Tensor:
+        """The layer before the classes, Float32[image, 128]. Raises as `classify`."""
+        return torch.cat([self.network.features(batch) for batch in self._batches(images)])
 
-    def _batches(self, pictures: Tensor) -> Sequence[Tensor]:
-        network = self.network
-        return _checked(pictures, (network.channels, network.side, network.side)).split(1000)
+    def _batches(self, images: Tensor) -> Sequence[Tensor]:
+        shape = (self.network.channels, self.network.side, self.network.side)
+        return _checked(images.cpu(), shape).split(1000)
 
     @property
     def digest(self) -> str:
@@ -236,30 +233,18 @@ class ConvolutionalClassifier:
         """Save it in a folder, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        network = self.network
-        manifest = {
-            "names": list(self.names),
-            "channels": network.channels,
-            "side": network.side,
-            "width": network.width,
-            "accuracy": self.accuracy and asdict(self.accuracy),
-            "digest": self.digest,
-        }
-        write_tensors(folder / WEIGHTS, network.state_dict())
+        sizes = {name: getattr(self.network, name) for name in ("channels", "side", "width")}
+        accuracy = self.accuracy and asdict(self.accuracy)
+        manifest = {"names": list(self.names), **sizes, "accuracy": accuracy, "digest": self.digest}
+        write_tensors(folder / WEIGHTS, self.network.state_dict())
         write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "ConvolutionalClassifier":
-        """Load one from a folder.
-
-        Raises:
-            ValueError: the folder holds none, or a damaged one.
-        """
-        folder = Path(folder)
+        """Load one from a folder. Raises ValueError if the folder holds none, or a damaged one."""
+        folder, make = Path(folder), "with transfusion train classifier"
         if not (folder / MANIFEST).exists():
-            raise ValueError(
-                f"no classifier in {folder}: make one with transfusion train classifier --data PATH --out {folder}"
-            )
+            raise ValueError(f"no classifier in {folder}: make one {make} --data PATH --out {folder}")
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             names, accuracy = tuple(manifest["names"]), manifest["accuracy"]
@@ -269,32 +254,29 @@ class ConvolutionalClassifier:
             if classifier.digest != manifest["digest"]:
                 raise ValueError("the digest in its manifest is not that of its weights")
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(
-                f"the classifier in {folder} is damaged ({error}): make it again with transfusion train classifier"
-            ) from error
+            raise ValueError(f"the classifier in {folder} is damaged ({error}): make it again {make}") from error
         return classifier
 
 
-def accuracy(classifier: Classifier, pictures: Tensor, labels: Tensor) -> Estimate:
-    """Share of pictures, Float[picture, channels, height, width], that get their label, Int[picture]."""
-    return Estimate.proportion(int((classifier.classify(pictures) == labels.cpu()).sum()), len(labels))
+def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> Estimate:
+    """Share of images, Float[image, channels, height, width], that get their label, Int[image]."""
+    return Estimate.proportion(int((classifier.classify(images) == labels.cpu()).sum()), len(labels))
 
 
-def _checked(pictures: Tensor, shape: tuple[int, ...], *, move: bool = True) -> Tensor:
-    """Float32 pictures of a shape, clamped to [-1, 1]; on the CPU if `move`."""
-    if tuple(pictures.shape[1:]) != shape:
-        actual, expected = (" x ".join(map(str, sizes)) for sizes in (pictures.shape[1:], shape))
-        raise ValueError(
-            f"pictures are {actual}, the classifier takes {expected} (channels x height x width): resize them, or fit another"
-        )
-    if not torch.isfinite(pictures).all():
-        raise ValueError("pictures hold NaN or infinity: look at how they were made before they are classified")
-    return (pictures.cpu() if move else pictures).float().clamp(-1, 1)
+def _checked(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Float32 images of a shape, clamped to [-1, 1]."""
+    if tuple(images.shape[1:]) != shape:
+        actual, expected = (" x ".join(map(str, sizes)) for sizes in (images.shape[1:], shape))
+        fits = f"the classifier takes {expected} (channels x height x width)"
+        raise ValueError(f"images are {actual}, {fits}: resize them, or fit another")
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold NaN or infinity: look at how they were made before they are classified")
+    return images.float().clamp(-1, 1)
 
 
-def _augment(pictures: Tensor, training: ClassifierTraining, generator: np.random.Generator) -> Tensor:
-    """Pictures [n, c, side, side], each shifted, turned, zoomed and mirrored at random."""
-    n = len(pictures)
+def _augment(images: Tensor, training: ClassifierTraining, generator: np.random.Generator) -> Tensor:
+    """Images [n, c, side, side], each shifted, turned, zoomed and mirrored at random."""
+    n = len(images)
     shift, turn, zoom = generator.uniform(-1, 1, (n, 2, 1)), generator.uniform(-1, 1, n), generator.uniform(-1, 1, n)
     mirror = np.where(training.flip & (generator.random(n) < 0.5), -1.0, 1.0)
     angle, scale = np.deg2rad(training.turn) * turn, 1 + training.zoom * zoom
@@ -302,5 +284,5 @@ def _augment(pictures: Tensor, training: ClassifierTraining, generator: np.rando
     matrix = rearrange([mirror * cos, -sin, mirror * sin, cos], "(i j) n -> n i j", i=2)
     # grid coordinates run over [-1, 1], so a fraction of the side is twice that fraction
     affine = np.concatenate([matrix, 2 * training.shift * shift], -1, dtype=np.float32)
-    grid = F.affine_grid(torch.from_numpy(affine).to(pictures.device), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(torch.from_numpy(affine).to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,5 +1,5 @@
-"""MS-COCO under the paper's protocol (Zhou et al. 2024, arXiv 2408.11039, 4.1): FID and CLIP score of pictures drawn from
-captions of the validation set, CIDEr of captions of Karpathy's test pictures. A folder in, documents out, for `score`.
+"""MS-COCO under the paper's protocol (Zhou et al. 2024, arXiv 2408.11039, 4.1): FID and CLIP score of images drawn from
+captions of the validation set, CIDEr of captions of Karpathy's test images. A folder in, documents out, for `score`.
 
     FOLDER/annotations/captions_val2014.json    (or FOLDER/captions_val2014.json; from annotations_trainval2014.zip)
     FOLDER/dataset_coco.json                    (Karpathy and Fei-Fei 2015, arXiv 1412.2306; from caption_datasets.zip)
@@ -17,7 +17,7 @@ from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit, Picture
 from transfusion.evaluation import draw, read
-from transfusion.evaluation.suite import EvalContext, SuiteResult, make_record, stack_pictures
+from transfusion.evaluation.suite import EvalContext, SuiteResult, make_record, stack_images
 
 CAPTIONS = "captions_val2014.json"
 KARPATHY = "dataset_coco.json"
@@ -27,31 +27,30 @@ Split = Literal["train", "restval", "val", "test"]
 
 
 def score(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> SuiteResult:
-    """Draw from documents that begin with their caption (`read_prompts`), caption those that begin with their picture
-    (`read_references`). FID compares with at most 10,000 of the prompts' own pictures, each once.
+    """Draw from documents that begin with their caption (`read_prompts`), caption those that begin with their image
+    (`read_references`). FID compares with at most 10,000 of the prompts' own images, each once.
 
     Raises:
         ValueError: no documents of either form.
     """
     prompts = [document for document in documents if document.segments and isinstance(document.segments[0], Text)]
     references = [document for document in documents if document.segments and isinstance(document.segments[0], Media)]
-    real = stack_pictures(list({document.name: document for document in prompts}.values()))
+    real = stack_images(list({document.name: document for document in prompts}.values()))
     drawing = replace(context, suite="coco-draw", samples=max(len(prompts), 1), real=real)
     drawn = draw.score(model, prompts, drawing)
-    captioned = read.score(
-        model, references, replace(context, suite="coco-read", samples=max(len(references), 1), class_names=())
-    )
+    reading = replace(context, suite="coco-read", samples=max(len(references), 1), class_names=())
+    captioned = read.score(model, references, reading)
     metrics, missing = drawn.record.metrics | captioned.record.metrics, drawn.record.missing | captioned.record.missing
     record = make_record("coco", model, context, metrics, missing, drawn.record.classifiers)
     return SuiteResult(record, drawn.documents + captioned.documents)
 
 
 def read_prompts(folder: str | Path, fit: Fit, count: int = NUM_PROMPTS, seed: int = 0) -> list[Document]:
-    """Captions of the validation set, each before its picture, drawn without replacement; the first n of a larger draw are the
+    """Captions of the validation set, each before its image, drawn without replacement; the first n of a larger draw are the
     draw of n.
 
     Raises:
-        ValueError: captions or pictures are missing or have another form, or there are fewer than `count`.
+        ValueError: captions or images are missing or have another form, or there are fewer than `count`.
     """
     folder = Path(folder)
     file, content = _read(folder, CAPTIONS, '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}')
@@ -65,14 +64,14 @@ def read_prompts(folder: str | Path, fit: Fit, count: int = NUM_PROMPTS, seed: i
     order = rng.generator(rng.key("coco", "prompts", seed)).permutation(len(captions))
     picked = [captions[i] for i in order[:count]]
     _check_files(image for image, _ in picked)
-    return [Document((Text(caption), _media(image, fit)), name=str(image)) for image, caption in picked]
+    return [Document((Text(caption), Media(Picture(image, fit, image.name))), name=str(image)) for image, caption in picked]
 
 
 def read_references(folder: str | Path, fit: Fit, split: Split = "test") -> list[Document]:
-    """Pictures of Karpathy's split in its order (test: 5,000), each before its captions: five, for a few pictures more.
+    """Images of Karpathy's split in its order (test: 5,000), each before its captions: five, for a few images more.
 
     Raises:
-        ValueError: the file or pictures are missing or have another form, or the split is empty.
+        ValueError: the file or images are missing or have another form, or the split is empty.
     """
     folder = Path(folder)
     file, content = _read(folder, KARPATHY, '{"images": [{"split", "filepath", "filename", "sentences": [{"raw"}]}]}')
@@ -86,16 +85,12 @@ def read_references(folder: str | Path, fit: Fit, split: Split = "test") -> list
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not Karpathy's split of COCO ({error!r}): take it from caption_datasets.zip") from error
     if not references:
-        raise ValueError(f"{file} has no split {split!r}; it has {', '.join(splits) or 'no pictures at all'}")
+        raise ValueError(f"{file} has no split {split!r}; it has {', '.join(splits) or 'no images at all'}")
     _check_files(image for image, _ in references)
     return [
-        Document((_media(image, fit), Text(captions[0], paraphrases=tuple(captions[1:]))), name=str(image))
-        for image, captions in references
+        Document((Media(Picture(image, fit, image.name)), Text(first, paraphrases=tuple(others))), name=str(image))
+        for image, (first, *others) in references
     ]
-
-
-def _media(image: Path, fit: Fit) -> Media:
-    return Media(Picture(image, fit, image.name))
 
 
 def _read(folder: Path, name: str, form: str) -> tuple[Path, Any]:
@@ -111,7 +106,5 @@ def _read(folder: Path, name: str, form: str) -> tuple[Path, Any]:
 def _check_files(images: Iterable[Path]) -> None:
     missing = sorted({image for image in images if not image.is_file()})
     if missing:
-        raise ValueError(
-            f"no picture {missing[0]}, and {len(missing) - 1:,} more are missing: unpack COCO's {missing[0].parent.name}.zip "
-            f"into {missing[0].parent.parent}"
-        )
+        first, others = missing[0], f"{len(missing) - 1:,} more are missing"
+        raise ValueError(f"no image {first}, and {others}: unpack COCO's {first.parent.name}.zip into {first.parent.parent}")

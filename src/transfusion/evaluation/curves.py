@@ -74,11 +74,8 @@ class Plot:
 
 
 def read_metrics(run: str | Path) -> Curves:
-    """The curves of a run folder, or of a metrics.jsonl. Truncated lines, which a killed run leaves, are skipped.
-
-    Raises:
-        ConfigError: no metrics; the message lists runs nearby that have some.
-    """
+    """The curves of a run folder, or of a metrics.jsonl. Truncated lines, which a killed run leaves, are skipped. Raises
+    ConfigError if there are no metrics; the message lists runs nearby that have some."""
     file = Path(run)
     file = file / "metrics.jsonl" if file.is_dir() else file
     if not file.is_file():
@@ -105,8 +102,5 @@ def smoothed(values: Sequence[float], width: int) -> np.ndarray:
     """Trailing mean of the finite among the last `width` values; NaN where none is finite."""
     raw = np.asarray(values, dtype=float)
     finite = np.isfinite(raw)
-    sums, counts = (np.concatenate([[0.0], np.cumsum(a)]) for a in (np.where(finite, raw, 0.0), finite))
-    ends = np.arange(1, len(raw) + 1)
-    starts = np.maximum(ends - width, 0)
-    count = counts[ends] - counts[starts]
-    return np.where(count > 0, (sums[ends] - sums[starts]) / np.maximum(count, 1), np.nan)
+    sums, counts = (np.convolve(x, np.ones(width))[: len(raw)] for x in (np.where(finite, raw, 0.0), finite))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

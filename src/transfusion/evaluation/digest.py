@@ -30,8 +30,8 @@ def of_files(paths: Iterable[Path]) -> str:
 
 
 def of_content(document: Document) -> tuple[str, ...]:
-    """Digests by which copies of a document are recognised: one of each picture as it is stored, whatever its file name, or one
-    of the text without pictures."""
+    """Digests by which copies of a document are recognised: one of each image as it is stored, whatever its file name, or one
+    of the text without images."""
     digests = []
     for media in document.media:
         values = media.values

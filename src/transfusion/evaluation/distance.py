@@ -1,9 +1,11 @@
-"""Distances between two sets of pictures: Float[sample, feature] of each in, numbers out, all in float64.
+"""Distances between two sets of images: features Float[sample, feature] of each in, numbers out, all in float64.
 
 frechet            compares means and covariances          0: the same Gaussian; biased upwards for few samples
 kernel             compares moments up to the third        0: the same moments; unbiased, so it can be negative
 precision_recall   samples inside the other set's support  precision: drawn ones look real; recall: all real modes are drawn
-nearest            the closest training picture of each    near 0: a copy
+nearest            the closest training image of each      near 0: a copy
+
+All raise ValueError for sets smaller than they need, features of different widths, NaN or infinity, and numbers below 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,12 +26,6 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
     |mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances. With A = X'X and B = Y'Y the last trace is the sum
     of the singular values of X Y', which needs no matrix square root and stays exact for covariances without full rank.
-
-    Args:
-        a, b: Float[sample, feature], with the same features.
-
-    Raises:
-        ValueError: fewer than 2 samples in a set, different widths, NaN or infinity.
     """
     a, b = _checked(a, b, 2)
     mean = (a.mean(0) - b.mean(0)).square().sum()
@@ -40,12 +36,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel distance.
-
-    Args:
-        mean, std: over pairs of subsets.
-        full: between the full sets.
-    """
+    """A kernel distance: mean and standard deviation over pairs of subsets, and the distance of the full sets."""
 
     mean: float
     std: float
@@ -53,16 +44,13 @@ class Kernel:
 
 
 def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: int) -> Kernel:
-    """Kernel distance: squared MMD, unbiased, under the kernel (x . y / width + 1)^3 (Binkowski et al. 2018).
+    """Kernel distance: unbiased squared MMD (Gretton et al. 2012, equation 3) under the kernel (x . y / width + 1)^3 (Binkowski
+    et al. 2018).
 
     Args:
-        a, b: Float[sample, feature], with the same features.
         subsets: number of pairs of subsets, each drawn without replacement.
-        size: samples of a subset.
+        size: samples of a subset; both sets have as many or more.
         seed: random seed of the subsets.
-
-    Raises:
-        ValueError: a set smaller than a subset, fewer than 2 samples, different widths, NaN or infinity.
     """
     if subsets < 1 or size < 2:
         raise ValueError(f"{subsets} subsets of {size} samples: take at least 1 subset, of at least 2 samples")
@@ -70,22 +58,14 @@ def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: 
     values = []
     for number in range(subsets):
         generator = rng.generator(rng.key(seed, "kernel distance", number))
-        values.append(mmd(*(s[torch.from_numpy(generator.choice(len(s), size, replace=False))] for s in (a, b))))
+        x, y = (s[torch.from_numpy(generator.choice(len(s), size, replace=False))] for s in (a, b))
+        values.append(mmd_to(y)(x))
     std, mean = torch.std_mean(torch.tensor(values, dtype=torch.float64), correction=0)
-    return Kernel(float(mean), float(std), mmd(a, b))
-
-
-def mmd(a: Tensor, b: Tensor) -> float:
-    """Kernel distance of full sets: unbiased squared MMD (Gretton et al. 2012, equation 3) under the kernel of `kernel`.
-
-    Raises:
-        ValueError: fewer than 2 samples in a set, different widths, NaN or infinity.
-    """
-    return mmd_to(b)(a)
+    return Kernel(float(mean), float(std), mmd_to(b)(a))
 
 
 def mmd_to(b: Tensor) -> Callable[[Tensor], float]:
-    """`mmd` from any set to b; the term of b alone is computed once."""
+    """The kernel distance of a full set to b, as a function of the set; the term of b alone is computed once."""
 
     def total(x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([(chunk @ y.T / y.shape[1] + 1).pow(3).sum() for chunk in x.split(CHUNK)]).sum()
@@ -106,24 +86,16 @@ def mmd_to(b: Tensor) -> Callable[[Tensor], float]:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Precision: drawn pictures inside the real set's support. Recall: real ones inside the drawn set's."""
+    """Precision: share of drawn images inside the real set's support. Recall: of real ones inside the drawn set's."""
 
     precision: Estimate
     recall: Estimate
 
 
 def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, equation 2).
-
-    A set's support is the union of balls around its samples, each with the distance to its k-th nearest neighbour as radius.
-    Intervals treat the balls as fixed.
-
-    Args:
-        real, drawn: Float[sample, feature], with the same features; best equally many.
-        k: neighbour that sets the radius.
-
-    Raises:
-        ValueError: fewer than k + 1 samples in a set, different widths, NaN or infinity.
+    """Improved precision and recall (Kynkäänniemi et al. 2019, equation 2). A set's support is the union of balls around its
+    samples, each with the distance to its k-th nearest neighbour as radius: both have more than k samples, and best equally
+    many. Intervals treat the balls as fixed.
     """
     if k < 1:
         raise ValueError(f"k is {k}: take the first or a later neighbour")
@@ -147,14 +119,7 @@ class Nearest:
 
 
 def nearest(drawn: Tensor, train: Tensor) -> Nearest:
-    """The nearest training sample of each drawn one. Distances of copies are well below those of held-out real pictures.
-
-    Args:
-        drawn, train: Float[sample, feature], with the same features (pixels, for example).
-
-    Raises:
-        ValueError: an empty set, different widths, NaN or infinity.
-    """
+    """The nearest training sample of each drawn one, by pixels for example. Copies are far nearer than held-out real images."""
     drawn, train = _checked(drawn, train, 1)
     minima = [chunk.min(1) for chunk in _pairwise(drawn, train)]
     return Nearest(torch.cat([chunk.values for chunk in minima]), torch.cat([chunk.indices for chunk in minima]))
@@ -176,5 +141,5 @@ def _checked(a: Tensor, b: Tensor, least: int) -> tuple[Tensor, Tensor]:
     if min(len(a), len(b)) < least:
         raise ValueError(f"sets of {len(a)} and {len(b)} samples are too small: this needs at least {least} in each")
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError("features hold NaN or infinity: look at the pictures that they come from")
+        raise ValueError("features hold NaN or infinity: look at the images that they come from")
     return a.detach().double(), b.detach().double()

@@ -1,4 +1,4 @@
-"""Picture, instruction -> picture: is the edit nearer to the target than the untouched source is?"""
+"""Image, instruction -> image: is the edit nearer to the target than the untouched source is?"""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from transfusion.modality import IMAGE
 
 
 def score(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> SuiteResult:
-    """Draw the last picture of documents [picture, text, picture] from the first two segments.
+    """Draw the last image of documents [image, text, image] from the first two segments.
 
     `nearer` is the share of edits whose mean squared error against the target is below the source's; `error` the edits' mean
     error over the sources'. A model that copies its source has 0 and 1.
 
     Raises:
-        ValueError: no document has this form, with pictures of one size, or no target differs from its source.
+        ValueError: no document has this form, with images of one size, or no target differs from its source.
     """
     tasks = []
     for document in documents:
@@ -28,12 +28,12 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
         if len(tasks) == context.samples:
             break
     if not tasks:
-        raise ValueError("no document is a picture, an instruction and a picture of the same size: give edits with --data")
+        raise ValueError("no document is an image, an instruction and an image of the same size: give edits with --data")
     edited = generate(model, [Document(document.segments[:2]) for document in tasks], "edit", context, force=IMAGE)
     source, drawn, target = (
         torch.stack([document.media[i].tensor() for document in group]) for group, i in ((tasks, 0), (edited, -1), (tasks, -1))
     )
-    before, after = ((pictures - target).square().flatten(1).mean(1).double() for pictures in (source, drawn))
+    before, after = ((images - target).square().flatten(1).mean(1).double() for images in (source, drawn))
     changes = before > 0
     if not changes.any():
         raise ValueError("in no document does the target differ from its source")

@@ -30,14 +30,7 @@ Values = Sequence[float] | Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value.
-
-    Args:
-        value: the estimate.
-        low, high: its 95 % interval; None where there is none.
-        count: number of samples.
-        note: why the interval is missing or has no width.
-    """
+    """A measured value, its 95 % interval, its number of samples, and a note on why the interval is missing or has no width."""
 
     value: float
     low: float | None
@@ -65,10 +58,10 @@ class Estimate:
 
         Args:
             values: Float[sample], for example nats of each document.
-            over: Float[sample], for example its tokens.
+            over: Float[sample], for example its tokens; 0 or more each.
 
         Raises:
-            ValueError: no samples, different lengths, NaN or infinity, or a sample whose `over` is not more than 0.
+            ValueError: no samples, different lengths, NaN or infinity, or an `over` below 0 or of zeros only.
         """
         from scipy import stats
 
@@ -77,31 +70,27 @@ class Estimate:
             raise ValueError(f"give one number a sample, not {list(a.shape)} over {list(b.shape)}")
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise ValueError("samples hold NaN or infinity: leave them out, and report how many")
-        if (b <= 0).any():
-            raise ValueError("`over` must be more than 0 for each sample: leave the others out")
+        if (b < 0).any() or not b.any():
+            raise ValueError("`over` must be 0 or more for each sample, and more than 0 for one: leave the others out")
         value, count = float(a.sum() / b.sum()), len(a)
         if count < MIN_SAMPLES:
             return cls(value, None, None, count, f"{count} samples are too few for an interval: measure at least {MIN_SAMPLES}")
         if np.allclose(a, value * b, rtol=1e-9, atol=0):
             return cls(value, value, value, count, "all samples are equal")
-        interval = stats.bootstrap(
-            (a, b),
-            lambda x, y, axis: x.sum(axis) / y.sum(axis),
-            paired=True,
-            n_resamples=RESAMPLES,
-            batch=max(2_000_000 // count, 1),
-            rng=rng.generator(rng.key(seed, "bootstrap")),
-        ).confidence_interval
-        return cls(value, float(interval.low), float(interval.high), count)
+
+        def ratio(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+            total = np.asarray(y.sum(axis))
+            # a resample of zeros only has no ratio; the value itself moves neither the median nor the acceleration
+            return np.divide(x.sum(axis), total, out=np.full_like(total, value), where=total > 0)
+
+        batch, generator = max(2_000_000 // count, 1), rng.generator(rng.key(seed, "bootstrap"))
+        result = stats.bootstrap((a, b), ratio, paired=True, n_resamples=RESAMPLES, batch=batch, rng=generator)
+        return cls(value, float(result.confidence_interval.low), float(result.confidence_interval.high), count)
 
     @classmethod
     def jackknife(cls, statistic: Callable[[np.ndarray], float], count: int) -> "Estimate":
         """A statistic of sample indices Int[sample], with an interval from leaving out each of 20 groups in turn (Efron and
-        Tibshirani 1993, chapter 11).
-
-        Raises:
-            ValueError: fewer than 40 samples.
-        """
+        Tibshirani 1993, chapter 11). Raises ValueError for fewer than 40 samples."""
         if count < 2 * GROUPS:
             raise ValueError(f"{count} samples are too few for an interval of a distance: measure at least {2 * GROUPS}")
         indices = np.arange(count)

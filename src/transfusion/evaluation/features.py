@@ -1,4 +1,4 @@
-"""Feature extractors with published weights, from local files: pictures Float[n, c, h, w] in [-1, 1] -> Float32[n, feature].
+"""Feature extractors with published weights, from local files: images Float[n, c, h, w] in [-1, 1] -> Float32[n, feature].
 
 Nothing is downloaded. Distances compare only under the same weights, so each extractor has a digest of them.
 """
@@ -6,7 +6,7 @@ Nothing is downloaded. Distances compare only under the same weights, so each ex
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +16,13 @@ from transfusion.data.media import to_image
 from transfusion.evaluation import digest
 
 BATCH = 32
-"""Pictures per forward pass."""
-
-
-@runtime_checkable
-class Features(Protocol):
-    """Pictures -> features."""
-
-    name: str
-    digest: str
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Float[n, c, h, w] in [-1, 1] -> Float32[n, feature]"""
-        ...
+"""Images per forward pass."""
 
 
 class InceptionFeatures:
     """The last pooling layer of Inception v3, 2048 numbers: the features of published FID and KID.
 
-    Pictures become uint8, grey ones three equal channels, and are resized to 299 x 299 as TensorFlow 1 did (torch-fidelity).
+    Images become uint8, grey ones three equal channels, and are resized to 299 x 299 as TensorFlow 1 did (torch-fidelity).
 
     Args:
         path: file with the weights, torch-fidelity's pt_inception (weights-inception-2015-12-05-6726825d.pth).
@@ -55,9 +43,8 @@ class InceptionFeatures:
         except ImportError as error:
             raise ValueError("Inception features need torch-fidelity: pip install 'transfusion-kit[eval]'") from error
         try:
-            torch.load(
-                path, map_location="cpu", weights_only=True
-            )  # refuses pickles with code, which the extractor itself would run
+            # refuses pickles with code, which the extractor itself would run
+            torch.load(path, map_location="cpu", weights_only=True)
             self._network = FeatureExtractorInceptionV3(self.name, ["2048"], str(path)).to(device)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).splitlines()[0]
@@ -66,28 +53,26 @@ class InceptionFeatures:
         self.digest = digest.of_files([path])
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Float[n, 1 or 3, h, w] in [-1, 1] -> Float32[n, 2048]. Raises ValueError for other shapes, NaN or infinity."""
-        _check(pictures)
+        _check(images)
         features = []
-        for batch in pictures.split(BATCH):
+        for batch in images.split(BATCH):
             pixels = ((batch.to(self._device).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             features.append(self._network(pixels.expand(-1, 3, -1, -1))[0].cpu())
         return torch.cat(features)
 
 
 class ClipScore:
-    """Embeddings of pictures and captions in the joint space of a CLIP model.
+    """Embeddings of images and captions in the joint space of a CLIP model.
 
     Args:
-        path: folder with a CLIP model, its tokenizer and its preprocessor, in the layout of Hugging Face.
+        path: folder with the model, its tokenizer and its preprocessor, in the layout of Hugging Face.
         device: device of the network.
 
     Raises:
         ValueError: transformers is not installed, or the folder holds no CLIP model.
     """
-
-    name = "clip"
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu") -> None:
         path = Path(path)
@@ -106,13 +91,13 @@ class ClipScore:
         self.digest = digest.of_files(f for f in path.iterdir() if f.suffix in (".safetensors", ".bin", ".json", ".txt"))
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """Float[n, 1 or 3, h, w] in [-1, 1] -> Float32[n, feature] of length 1. Raises ValueError as `InceptionFeatures`."""
-        _check(pictures)
+        _check(images)
         features = []
-        for batch in pictures.split(BATCH):
-            images = [to_image(picture).convert("RGB") for picture in batch]
-            inputs = self._processor(images=images, return_tensors="pt").to(self._device)
+        for batch in images.split(BATCH):
+            converted = [to_image(image).convert("RGB") for image in batch]
+            inputs = self._processor(images=converted, return_tensors="pt").to(self._device)
             features.append(_embedding(self._network.get_image_features(**inputs)))
         return F.normalize(torch.cat(features), dim=-1).float().cpu()
 
@@ -127,17 +112,16 @@ class ClipScore:
             features.append(_embedding(self._network.get_text_features(**inputs.to(self._device))))
         return F.normalize(torch.cat(features), dim=-1).float().cpu()
 
-    def score(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
-        """CLIPScore of each picture with its caption, Float32[n]: 100 max(cos, 0), as torchmetrics scales it.
-
-        Hessel et al. 2021 scale by 2.5 instead of 100.
+    def score(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        """CLIPScore of each image with its caption, Float32[n]: 100 max(cos, 0), as torchmetrics scales it (Hessel et al. 2021
+        scale by 2.5).
 
         Raises:
-            ValueError: numbers of pictures and captions differ, other shapes, NaN or infinity.
+            ValueError: numbers of images and captions differ, other shapes, NaN or infinity.
         """
-        if len(pictures) != len(captions):
-            raise ValueError(f"{len(pictures)} pictures but {len(captions)} captions: give each picture its caption")
-        return 100 * (self(pictures) * self.captions(captions)).sum(-1).clamp(min=0)
+        if len(images) != len(captions):
+            raise ValueError(f"{len(images)} images but {len(captions)} captions: give each image its caption")
+        return 100 * (self(images) * self.captions(captions)).sum(-1).clamp(min=0)
 
 
 def _embedding(output: Any) -> Tensor:
@@ -145,8 +129,8 @@ def _embedding(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _check(pictures: Tensor) -> None:
-    if pictures.ndim != 4 or pictures.shape[1] not in (1, 3) or not len(pictures):
-        raise ValueError(f"pictures are [n, 1 or 3, height, width], at least one, not {list(pictures.shape)}")
-    if not torch.isfinite(pictures).all():
-        raise ValueError("pictures hold NaN or infinity: look at how they were made")
+def _check(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise ValueError(f"images are [n, 1 or 3, height, width], at least one, not {list(images.shape)}")
+    if not torch.isfinite(images).all():
+        raise ValueError("images hold NaN or infinity: look at how they were made")

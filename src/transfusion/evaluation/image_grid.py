@@ -1,4 +1,4 @@
-"""Pictures with their captions in, a PNG with a grid of them out, for people to look at."""
+"""Images with their captions in, a PNG with a grid of them out, for people to look at."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from transfusion.data.media import to_image
 
 CAPTION_LINES = 4
 LINE, GAP = 12, 6
-"""Pixels of a line of text, and between pictures."""
+"""Pixels of a line of text, and between images."""
 
 
 def image_grid(
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     captions: Sequence[str],
     path: Path,
     *,
@@ -22,14 +22,14 @@ def image_grid(
     columns: int = 10,
     side: int = 72,
 ) -> None:
-    """Write a PNG of pictures, Float[channels, height, width] in [-1, 1], each above its caption.
+    """Write a PNG of images, Float[channels, height, width] in [-1, 1], each above its caption.
 
     Args:
-        labels: a line for each picture, below its caption.
-        columns: pictures in a row of the grid.
-        side: pixels of a picture's side in the grid.
+        labels: a line for each image, below its caption.
+        columns: images in a row of the grid.
+        side: pixels of an image's side in the grid.
     """
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     font = ImageFont.load_default(10)
     texts = [_wrap(caption, side, font) for caption in captions]
     if labels:
@@ -37,11 +37,11 @@ def image_grid(
     height = side + LINE * max(map(len, texts)) + GAP
     grid = Image.new("RGB", (columns * (side + GAP) + GAP, rows * height + GAP), "white")
     draw = ImageDraw.Draw(grid)
-    for index, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+    for index, (image, lines) in enumerate(zip(images, texts, strict=True)):
         x, y = GAP + index % columns * (side + GAP), GAP + index // columns * height
-        image = to_image(picture)
-        pixelated = max(image.size) * 2 <= side
-        grid.paste(image.resize((side, side), Image.Resampling.NEAREST if pixelated else Image.Resampling.BICUBIC), (x, y))
+        shown = to_image(image)
+        method = Image.Resampling.NEAREST if max(shown.size) * 2 <= side else Image.Resampling.BICUBIC
+        grid.paste(shown.resize((side, side), method), (x, y))
         for number, line in enumerate(lines):
             draw.text((x, y + side + number * LINE), line, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Picture -> text: accuracy where captions name a class, CIDEr where they are free text."""
+"""Image -> text: accuracy where captions name a class, CIDEr where they are free text."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,15 @@ MAX_TOKENS = 48
 
 
 def score(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> SuiteResult:
-    """Let the model caption the picture of each document by greedy decoding.
-
-    Accuracy is the share of answers that name the class of the caption and no other. CIDEr compares with all paraphrases.
+    """Let the model caption the image of each document by greedy decoding. Accuracy is the share of answers that name the class
+    of the caption and no other. CIDEr compares with all paraphrases.
 
     Raises:
-        ValueError: no document has one picture and a caption.
+        ValueError: no document has one image and a caption.
     """
     tasks = [document for document in documents if len(document.media) == 1 and caption(document)][: context.samples]
     if not tasks:
-        raise ValueError("no document has one picture and a caption: give held-out data with --data")
+        raise ValueError("no document has one image and a caption: give held-out data with --data")
     prompts = [Document(document.media) for document in tasks]
     answers = generate(model, prompts, "read", context, max_items=0, max_tokens=MAX_TOKENS)
     texts, metrics, missing = [answer.text for answer in answers], {}, {}
@@ -33,9 +32,8 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     else:
         missing["accuracy"] = "not all captions name one class: give the names with --names where they do"
         try:
-            metrics["cider"] = Estimate.mean(
-                cider(texts, [_references(document) for document in tasks]).scores, seed=context.seed
-            )
+            scores = cider(texts, [_references(document) for document in tasks])
+            metrics["cider"] = Estimate.mean(scores, seed=context.seed)
         except ValueError as error:
             missing["cider"] = str(error)
     return SuiteResult(make_record("read", model, context, metrics, missing), tuple(answers))

@@ -22,7 +22,7 @@ SUMMARY = {
     "reading accuracy": ("read", "accuracy"),
     "Fréchet, classifier features": ("draw", "frechet_classifier"),
     "Fréchet, pixels": ("draw", "frechet_pixels"),
-    "nearest training picture": ("draw", "nearest_training"),
+    "nearest training image": ("draw", "nearest_training"),
     "classifier accuracy": ("draw", "classifier_accuracy"),
 }
 """Title of each column of the short table -> its suite and metric."""
@@ -73,9 +73,8 @@ def find(folders: Sequence[str | Path]) -> dict[str, list[Record]]:
                 continue
             seen.add(path.resolve())
             home = path.parent.parent if path.parent.name == "records" else path.parent
-            name = (
-                home.relative_to(folder).as_posix() if home.is_relative_to(folder) and home != folder else home.resolve().name
-            )
+            inside = home.is_relative_to(folder) and home != folder
+            name = home.relative_to(folder).as_posix() if inside else home.resolve().name
             runs.setdefault(name, []).append(Record.load(path))
     return runs
 

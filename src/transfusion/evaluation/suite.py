@@ -3,10 +3,10 @@
     score(model, documents, context: EvalContext) -> SuiteResult
 
 text    held-out text                          perplexity, bits per byte, ranked choices
-draw    captions, with their real pictures     agreement, distances, precision and recall, copies, FID, KID, CLIP score
-read    pictures with their captions           accuracy where captions name classes, CIDEr where they are free text
-edit    picture, instruction, picture          share of edits nearer to the target than the source is
-scenes  composed digits                        share of right pictures by kind of task
+draw    captions, with their real images       agreement, distances, precision and recall, copies, FID, KID, CLIP score
+read    images with their captions             accuracy where captions name classes, CIDEr where they are free text
+edit    image, instruction, image              share of edits nearer to the target than the source is
+scenes  composed digits                        share of right images by kind of task
 coco    MS-COCO                                `draw` and `read` under the paper's protocol
 
 Prompt i of a suite is generated under the seed rng.key(seed, suite, i), so no two suites share noise.
@@ -15,7 +15,6 @@ Prompt i of a suite is generated under the seed rng.key(seed, suite, i), so no t
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -34,16 +33,12 @@ from transfusion.generate.state import Done, Event
 Progress = Callable[[int, int], None]
 """Called with the number of finished documents and of all."""
 MAX_REAL = 10_000
-"""Real pictures that drawn ones are compared with, at most."""
-
-
-class TooFewSamples(ValueError):
-    """Too few samples for a metric."""
+"""Real images that drawn ones are compared with, at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvalContext:
-    """How a suite measures, and what it needs besides documents.
+    """How a suite measures, and all that it needs besides documents.
 
     Args:
         samples: documents to measure on; fewer where there are fewer to read.
@@ -52,9 +47,9 @@ class EvalContext:
         dtype: fp32 or bf16.
         classifier: its classes decide agreement, its features are what distances compare.
         class_names: names of the classes in captions.
-        real: held-out real pictures, Float[picture, channels, height, width] (default: those of the documents).
-        real_classes: their classes, Int[picture].
-        trained: training pictures, among which copies are looked for.
+        real: held-out real images, Float[image, channels, height, width] (default: those of the documents).
+        real_classes: their classes, Int[image].
+        trained: training images, among which copies are looked for.
         questions: of the suite `text`.
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
@@ -89,7 +84,7 @@ class SuiteResult:
     """The result of a suite.
 
     Args:
-        record: its estimates.
+        record: estimates, and how they were measured.
         documents: generated documents to look at, prompts included.
         verdicts: a word on each document, in suites that have one.
     """
@@ -101,9 +96,8 @@ class SuiteResult:
     @property
     def labels(self) -> list[str]:
         """For an image grid: the index i of each document, whose seed is rng.key(seed, suite, i), and its verdict."""
-        return [
-            f"#{i} {verdict}".strip() for i, (_, verdict) in enumerate(zip_longest(self.documents, self.verdicts, fillvalue=""))
-        ]
+        verdicts = self.verdicts or [""] * len(self.documents)
+        return [f"#{i} {verdict}".strip() for i, verdict in enumerate(verdicts)]
 
 
 class DocumentCounter:
@@ -113,7 +107,6 @@ class DocumentCounter:
         self._done, self._total, self._progress = 0, total, progress
 
     def __call__(self, event: Event) -> None:
-        """Take an event of the engine."""
         if isinstance(event, Done):
             self._done += 1
             self._progress(self._done, self._total)
@@ -137,23 +130,18 @@ def make_record(
     classifiers: dict[str, str] | None = None,
 ) -> Record:
     """A suite's record with the fields that all suites share."""
-    settings = {
-        "sampler": config.to_plain(model.config.sampler),
-        "guidance": config.to_plain(model.config.guidance),
-        "dtype": str(context.dtype).removeprefix("torch."),
-        **context.notes,
-    }
+    sampling = {name: config.to_plain(getattr(model.config, name)) for name in ("sampler", "guidance")}
+    settings = {**sampling, "dtype": str(context.dtype).removeprefix("torch."), **context.notes}
     weights = digest.of_tensors(model.network.state_dict())
     name = context.suite or suite
     return Record(name, metrics, missing or {}, weights, classifiers or {}, context.seed, settings, context.command)
 
 
-def stack_pictures(documents: Sequence[Document]) -> Tensor | None:
-    """The last picture of each document that has one, at most 10,000: Float[picture, channels, height, width]; None without
-    pictures or where their sizes differ."""
-    pictures = [document.media[-1].tensor() for document in [d for d in documents if d.media][:MAX_REAL]]
-    same = pictures and all(picture.shape == pictures[0].shape for picture in pictures)
-    return torch.stack(pictures) if same else None
+def stack_images(documents: Sequence[Document]) -> Tensor | None:
+    """The last image of each document that has one, at most 10,000: Float[image, channels, height, width]; None without
+    images or where their sizes differ."""
+    images = [document.media[-1].tensor() for document in [d for d in documents if d.media][:MAX_REAL]]
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else None
 
 
 def caption(document: Document, index: int = 0) -> str:

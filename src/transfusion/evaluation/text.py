@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +25,7 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     `context.questions` whose right choice is the likeliest.
 
     Documents longer than the model's context are split; each piece is predicted from its own beginning, and only the last one
-    has an end. Pictures are left out.
+    has an end. Images are left out.
 
     Raises:
         ValueError: neither text nor questions.
@@ -36,10 +37,14 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     if not texts and not context.questions:
         raise ValueError("no document holds text: give held-out text with --data, or questions with --questions")
     if texts:
-        sums, counts = _document_nats(model, texts, context)
+        pieces = [_split(model, text) for text in texts]
+        owners = [i for i, own in enumerate(pieces) for _ in own]
+        last = [n == len(own) for own in pieces for n in range(1, len(own) + 1)]
+        results = text_nats(model, [Document((Text(piece),)) for own in pieces for piece in own], context, add_eos=last)
+        nats, counts = (np.bincount(owners, column) for column in zip(*results, strict=True))
         lengths = [len(text.encode()) for text in texts]
-        metrics["perplexity"] = Estimate.ratio(sums, counts, seed=context.seed).map(math.exp)
-        metrics["bits_per_byte"] = Estimate.ratio([nats / math.log(2) for nats in sums], lengths, seed=context.seed)
+        metrics["perplexity"] = Estimate.ratio(nats, counts, seed=context.seed).map(math.exp)
+        metrics["bits_per_byte"] = Estimate.ratio(nats / math.log(2), lengths, seed=context.seed)
     if context.questions:
         try:
             metrics["choice_accuracy"] = choose(model, context.questions, context)
@@ -48,33 +53,17 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     return SuiteResult(make_record("text", model, context, metrics, missing))
 
 
-def _document_nats(model: Transfusion, texts: Sequence[str], context: EvalContext) -> tuple[list[float], list[int]]:
-    """Nats and tokens of each text, summed over its pieces."""
-    pieces = [_split(model, text) for text in texts]
-    flat = [(i, piece, n + 1 == len(own)) for i, own in enumerate(pieces) for n, piece in enumerate(own)]
-    results = text_nats(model, [Document((Text(p),)) for _, p, _ in flat], context, add_eos=[last for *_, last in flat])
-    sums, counts = [0.0] * len(texts), [0] * len(texts)
-    for (i, _, _), (total, count) in zip(flat, results, strict=True):
-        sums[i] += total
-        counts[i] += count
-    return sums, counts
-
-
 def choose(model: Transfusion, questions: Sequence[Question], context: EvalContext) -> Estimate:
-    """Accuracy of ranked choice: the answer is the choice whose tokens, after the question, have the highest mean log
-    likelihood. Language models, the paper's among them, are compared by it.
-
-    Raises:
-        ValueError: a question with a choice is longer than the model's context.
-    """
+    """Accuracy of ranked choice, by which language models, the paper's among them, are compared: the answer is the choice whose
+    tokens, after the question, have the highest mean log likelihood. Raises ValueError if a question with a choice is longer
+    than the model's context."""
     pairs = [(q, choice) for q in questions for choice in q.choices]
     limit = model.config.model.context_length
     for question, choice in pairs:
         length = len(model.vocabulary.encode(question.question)) + len(model.vocabulary.encode(choice)) + 2
         if length > limit:
-            raise ValueError(
-                f"question {question.question[:40]!r} with a choice takes {length} tokens, the context has {limit}"
-            )
+            start = question.question[:40]
+            raise ValueError(f"question {start!r} with a choice takes {length} tokens, the context has {limit}")
     documents = [Document((Text(q.question, loss=False), Text(choice))) for q, choice in pairs]
     means = iter([total / count for total, count in text_nats(model, documents, context, add_eos=False)])
     right = 0
@@ -88,11 +77,8 @@ def choose(model: Transfusion, questions: Sequence[Question], context: EvalConte
 def text_nats(
     model: Transfusion, documents: Sequence[Document], context: EvalContext, *, add_eos: bool | Sequence[bool] = True
 ) -> list[tuple[float, int]]:
-    """Nats and number of the loss-bearing tokens of each document of text.
-
-    Args:
-        add_eos: whether the end of a document counts as a token; for all documents, or for each.
-    """
+    """Nats and number of the loss-bearing tokens of each document of text. `add_eos`: whether the end of a document counts as a
+    token, for all documents or for each."""
     ends = [add_eos] * len(documents) if isinstance(add_eos, bool) else list(add_eos)
     results: list[tuple[float, int]] = []
     group: list[Document] = []
