@@ -38,7 +38,7 @@ def test_a_run_with_classes_and_a_suite_that_does_not_fit(quickstart: str, capfd
     Path("quickstart/records/draw.json").unlink()
     assert command(line) == 1
     out = capfd.readouterr().out
-    assert "edit could not be measured: no document is a picture, an instruction and a picture" in out
+    assert "edit could not be measured: no document is an image, an instruction and an image" in out
     found = records("quickstart")
     assert found["draw"].metrics.keys() >= {
         "agreement",

@@ -23,6 +23,7 @@ def sets(n: int = 300, m: int = 260, width: int = 24) -> tuple[Tensor, Tensor]:
     return torch.randn(n, width) @ mix[0] + torch.randn(width), torch.randn(m, width) @ mix[1] * 0.7 + torch.randn(width)
 
 
+@pytest.mark.slow  # torchmetrics takes 3 seconds to import
 def test_frechet_is_that_of_torchmetrics() -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -52,6 +53,7 @@ def test_frechet_where_covariances_lack_rank() -> None:
     assert frechet(a @ turned, (2 * a + shift) @ turned) == pytest.approx(frechet(a, 2 * a + shift), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
 def test_kernel_is_that_of_torchmetrics() -> None:
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -81,12 +83,12 @@ def test_precision_and_recall_by_hand() -> None:
     k = 3
 
     def share(samples: Tensor, others: Tensor) -> float:
-        samples, others = samples.double().numpy(), others.double().numpy()
-        radii = []
-        for i, center in enumerate(others):
-            radii.append(sorted(np.linalg.norm(center - other) for j, other in enumerate(others) if j != i)[k - 1])
-        balls = list(zip(others, radii, strict=True))
-        inside = [any(np.linalg.norm(sample - center) <= radius for center, radius in balls) for sample in samples]
+        points, centers = samples.double().numpy(), others.double().numpy()
+        balls = []
+        for i, center in enumerate(centers):
+            ways = sorted(np.linalg.norm(center - other) for j, other in enumerate(centers) if j != i)
+            balls.append((center, ways[k - 1]))
+        inside = [any(np.linalg.norm(point - center) <= radius for center, radius in balls) for point in points]
         return sum(inside) / len(samples)
 
     found = precision_recall(real, drawn, k)
