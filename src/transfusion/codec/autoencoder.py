@@ -12,10 +12,16 @@ class Autoencoder(nn.Module):
     Args:
         encoder: [item, *raw] -> [item, *latents]; None: items are latents already.
         decoder: [item, *latents] -> [item, *raw]; None: latents are returned unchanged.
+
+    Raises:
+        ValueError: an encoder or decoder that is no module.
     """
 
     def __init__(self, encoder: nn.Module | None, decoder: nn.Module | None) -> None:
         super().__init__()
+        for module in (encoder, decoder):
+            if module is not None and not isinstance(module, nn.Module):
+                raise ValueError(f"an encoder or decoder is a torch.nn.Module, not {module!r}")
         self.encoder, self.decoder = encoder, decoder
         self.requires_grad_(False)
 
@@ -30,7 +36,7 @@ class Autoencoder(nn.Module):
         if self.encoder is None:
             return items
         with eval_mode(self.encoder):
-            return self.encoder(items)
+            return self.encoder(self._like_weights(items))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -42,4 +48,9 @@ class Autoencoder(nn.Module):
         if self.decoder is None:
             return latents
         with eval_mode(self.decoder):
-            return self.decoder(latents)
+            return self.decoder(self._like_weights(latents))
+
+    def _like_weights(self, x: Tensor) -> Tensor:
+        """On the device and in the precision of the weights."""
+        weight = next(self.parameters(), None)
+        return x if weight is None else x.to(weight)

@@ -1,15 +1,15 @@
 """transfusion-pytorch's constructor arguments -> a config, a vocabulary and modules. `configure` lists all arguments."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from transfusion.codec.autoencoder import Autoencoder
+from transfusion.compat.checks import check_number, size
 from transfusion.compat.lists import CompatConfig
 from transfusion.config import nearest
 from transfusion.data.tokenize import Coordinates
@@ -25,7 +25,6 @@ from transfusion.model.network import ModelConfig
 from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.config import AttentionConfig, TransformerConfig
 
-T = TypeVar("T")
 LARGEST = {1: 1024, 2: 64, 3: 32}
 """Default of `modality_max_shape` on each axis, by the number of axes. The vocabulary gets a size token for each size."""
 CONTEXT = 1 << 16
@@ -99,26 +98,32 @@ def configure(
         ValueError: arguments that do not fit each other.
     """
     config = transformer if isinstance(transformer, TransformerConfig) else transformer_config(transformer)
-    _check_numbers(num_text_tokens, prob_uncond, flow_loss_weight, text_loss_weight)
-    channels = _tuple(config.width if dim_latent is None else dim_latent)
-    if not all(isinstance(c, int) and c > 0 for c in channels):
-        raise ValueError(f"dim_latent is a positive number, or one a modality, not {dim_latent!r}")
+    check_number("num_text_tokens", num_text_tokens, whole=True)
+    check_number("prob_uncond", prob_uncond, 0, 1)
+    check_number("flow_loss_weight", flow_loss_weight)
+    check_number("text_loss_weight", text_loss_weight)
+    if text_loss_weight == 0:
+        raise ValueError("text_loss_weight 0: give the texts the weight 0 instead, (tensor, 0), and keep the text weight 1")
+    width = config.width if dim_latent is None else dim_latent
+    channels = width if isinstance(width, list | tuple) else (width,)
+    for number in channels:
+        check_number("dim_latent", number, 1, whole=True)
     count = len(channels)
-    names = list(modality_names) if modality_names else [f"modality{i}" for i in range(count)]
-    if len(names) != count:
-        raise ValueError(f"{len(names)} modality_names for {count} modalities")
+    names = _each("modality_names", modality_names or [f"modality{i}" for i in range(count)], count)
     pairs = _pairs(pre_post_transformer_enc_dec, count)
-    modalities = _modalities(
+    by_modality = zip(
+        range(count),
         names,
         channels,
-        shapes=_shapes("modality_default_shape", modality_default_shape, count),
-        largest=_shapes("modality_max_shape", modality_max_shape, count),
-        patches=_shapes("modality_patch", modality_patch, count),
-        axes=_each("modality_num_dim", modality_num_dim, count),
-        fixed=_each("modality_fixed_shape", modality_fixed_shape, count),
-        pairs=pairs,
-        width=config.width,
+        _shapes("modality_default_shape", modality_default_shape, count),
+        _shapes("modality_max_shape", modality_max_shape, count),
+        _shapes("modality_patch", modality_patch, count),
+        _each("modality_num_dim", modality_num_dim, count),
+        _each("modality_fixed_shape", modality_fixed_shape, count),
+        pairs,
+        strict=True,
     )
+    modalities = tuple(_modality(*arguments, width=config.width) for arguments in by_modality)
     if diffusion is not None and not isinstance(diffusion, Diffusion):
         raise ValueError(f"diffusion is a Diffusion(...), see transfusion.Diffusion, not {diffusion!r}")
     if diffusion is None:
@@ -128,28 +133,25 @@ def configure(
         delta=velocity_consistency_delta_time,
         reconstruction=reconstruction_loss_weight,
     )
+    # text_loss_weight multiplies the whole loss, so the other weights are divided by it
+    weights = ("consistency", "reconstruction", "representation")
+    auxiliary = replace(auxiliary, **{name: getattr(auxiliary, name) / text_loss_weight for name in weights})
     extra: dict[str, Any] = {} if patcher is None else {"patcher": patcher}
     model = ModelConfig(
-        modalities=tuple(modalities),
+        modalities=modalities,
         transformer=config,
         axial=add_pos_emb,
         diffusion=diffusion,
-        coordinates=Coordinates("grid", axes=max(1, *(len(m.shape) for m in modalities)) if modalities else 1),
+        coordinates=Coordinates("grid", axes=max([1, *(len(m.shape) for m in modalities)])),
         media_weight=flow_loss_weight / text_loss_weight,
         context_length=CONTEXT,
-        auxiliary=_divided(auxiliary, text_loss_weight),
+        auxiliary=auxiliary,
         **extra,
     )
-    autoencoders = {
-        name: Autoencoder(encoder, decoder)
-        for name, encoder, decoder in zip(
-            names,
-            _modules("modality_encoder", modality_encoder, count),
-            _modules("modality_decoder", modality_decoder, count),
-            strict=True,
-        )
-        if encoder is not None or decoder is not None
-    }
+    encoders = _modules("modality_encoder", modality_encoder, count)
+    decoders = _modules("modality_decoder", modality_decoder, count)
+    coders = {name: pair for name, *pair in zip(names, encoders, decoders, strict=True) if pair != [None, None]}
+    autoencoders = {name: Autoencoder(encoder, decoder) for name, (encoder, decoder) in coders.items()}
     channel_first = tuple(bool(first) for first in _each("channel_first_latent", channel_first_latent, count))
     return Configured(
         config=TransfusionConfig(
@@ -165,76 +167,50 @@ def configure(
     )
 
 
-def _check_numbers(num_text_tokens: Any, prob_uncond: Any, flow_loss_weight: Any, text_loss_weight: Any) -> None:
-    if not isinstance(num_text_tokens, int) or isinstance(num_text_tokens, bool) or num_text_tokens < 0:
-        raise ValueError(f"num_text_tokens is a number from 0 up, not {num_text_tokens!r}")
-    if not isinstance(prob_uncond, int | float) or not 0 <= prob_uncond <= 1:
-        raise ValueError(f"prob_uncond is a share from 0 to 1, not {prob_uncond!r}")
-    for name, weight in (("flow_loss_weight", flow_loss_weight), ("text_loss_weight", text_loss_weight)):
-        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"{name} is a number from 0 up, not {weight!r}")
-    if text_loss_weight == 0:
-        raise ValueError("text_loss_weight 0: give the texts the weight 0 instead, (tensor, 0), and keep the text weight 1")
-
-
-def _modalities(
-    names: Sequence[str],
-    channels: Sequence[int],
+def _modality(
+    index: int,
+    name: str,
+    channels: int,
+    default: tuple[int, ...] | None,
+    largest: tuple[int, ...] | None,
+    patch: tuple[int, ...] | None,
+    num_axes: int | None,
+    fixed: bool,
+    pair: tuple[nn.Module, nn.Module] | None,
     *,
-    shapes: Sequence[tuple[int, ...] | None],
-    largest: Sequence[tuple[int, ...] | None],
-    patches: Sequence[tuple[int, ...] | None],
-    axes: Sequence[int | None],
-    fixed: Sequence[bool],
-    pairs: Sequence[tuple[nn.Module, nn.Module] | None],
     width: int,
-) -> list[Modality]:
-    """The modalities of arguments that have an entry for each."""
-    modalities = []
-    for i, name in enumerate(names):
-        shape = shapes[i]
-        if shape is None:
-            shape = (1,) * (1 if axes[i] is None else int(axes[i] or 0))
-        if axes[i] is not None and len(shape) != axes[i]:
-            raise ValueError(
-                f"modality {i}: modality_default_shape {shape} has {len(shape)} axes, modality_num_dim says {axes[i]}"
-            )
-        if len(shape) > 3:
-            raise ValueError(f"modality {i}: items of {len(shape)} axes; there may be 3 at most (time, height, width)")
-        patch = patches[i] or (1,) * len(shape)
-        if shapes[i] is None and len(patch) == len(shape):
-            shape = patch
-        if pairs[i] is not None:
-            patch = _patch(i, pairs[i], channels[i], shape, width)
-        bound = LARGEST.get(len(shape), 1)
-        most = largest[i] or tuple(max(s, bound // p * p) for s, p in zip(shape, patch, strict=True))
-        modalities.append(Modality(name, channels[i], shape, patch, None if fixed[i] or not shape else most))
-    return modalities
+) -> Modality:
+    shape = (1,) * (1 if num_axes is None else num_axes) if default is None else default
+    if num_axes is not None and len(shape) != num_axes:
+        raise ValueError(
+            f"modality {index}: modality_default_shape {shape} needs modality_num_dim {len(shape)}, not {num_axes}"
+        )
+    if len(shape) > 3:
+        raise ValueError(f"modality {index}: items of {len(shape)} axes; there may be 3 at most (time, height, width)")
+    patch = patch or (1,) * len(shape)
+    if default is None and len(patch) == len(shape):
+        shape = patch
+    if pair is not None:
+        patch = _patch(index, pair, channels, shape, width)
+    bound = LARGEST.get(len(shape), 1)
+    most = largest or tuple(max(s, bound // p * p) for s, p in zip(shape, patch, strict=True))
+    return Modality(name, channels, shape, patch, None if fixed or not shape else most)
 
 
-def _each(name: str, value: T | Sequence[T], count: int) -> list[T]:
+def _each(name: str, value: Any, count: int) -> list[Any]:
     """One value a modality."""
     values = list(value) if isinstance(value, list | tuple) else [value] * count
     if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} entries for {count} modalities (dim_latent says how many there are)")
-    return values  # pyright: ignore[reportReturnType]
+        raise ValueError(f"{name} has {len(values)} entries for {count} modalities; dim_latent sets the number of modalities")
+    return values
 
 
 def _modules(name: str, value: Any, count: int) -> list[nn.Module | None]:
     """One encoder or decoder a modality, or None."""
     modules = _each(name, value, count)
     if count > 1 and modules[0] is not None and all(module is modules[0] for module in modules):
-        raise ValueError(f"{name}: there are {count} modalities, so give a module (or None) for each, in a list")
-    for module in modules:
-        if module is not None and not isinstance(module, nn.Module):
-            raise ValueError(f"{name} is a torch.nn.Module, or one (or None) a modality, not {module!r}")
+        raise ValueError(f"{name}: the model has {count} modalities; give a list with a module (or None) for each")
     return modules
-
-
-def _divided(auxiliary: AuxiliaryLossConfig, text_loss_weight: float) -> AuxiliaryLossConfig:
-    """Weights that are right once the whole loss is multiplied by the text's."""
-    names = ("consistency", "reconstruction", "representation")
-    return replace(auxiliary, **{name: getattr(auxiliary, name) / text_loss_weight for name in names})
 
 
 def _sampler(diffusion: Diffusion) -> Sampler:
@@ -248,7 +224,7 @@ def check_words(words: dict[str, Any]) -> None:
     parameters = inspect.signature(configure).parameters
     for word in words:
         if word in LEFT_OUT:
-            raise ValueError(f"there is no {word!r} here: {LEFT_OUT[word]}")
+            raise ValueError(f"{word!r} is not supported: {LEFT_OUT[word]}")
         if word not in parameters:
             raise ValueError(f"no argument {word!r}{nearest(word, parameters)}")
     for name, parameter in parameters.items():
@@ -284,11 +260,8 @@ def transformer_config(words: dict[str, Any]) -> TransformerConfig:
             raise ValueError(f"transformer: {name} is a dict of options, not {inner!r}")
         keys |= inner
     for name in ("dim", "width", "depth", "heads", "dim_head", "head_dim"):
-        number = keys.get(name, 1)
-        if number is None and name in ("dim_head", "head_dim"):
-            continue
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"transformer: {name} is a whole number from 1 up, not {number!r}")
+        if name in keys and (keys[name] is not None or name not in ("dim_head", "head_dim")):
+            check_number(f"transformer: {name}", keys[name], 1, whole=True)
     if not {"dim", "width"} & keys.keys() or "depth" not in keys:
         raise ValueError("transformer needs dim and depth: dict(dim=512, depth=8)")
     own, heads = ({field.name for field in fields(kind)} for kind in (TransformerConfig, AttentionConfig))
@@ -314,13 +287,14 @@ def transformer_config(words: dict[str, Any]) -> TransformerConfig:
 
 def _soft_cap(value: float | None, _: int) -> dict[str, Any]:
     if value == 0:
-        raise ValueError("softcap_value 0 would make all scores equal: leave it out for no soft cap")
+        raise ValueError("softcap_value 0 makes all attention scores equal: leave it out for no soft cap")
     return {"soft_cap": value or 0.0}
 
 
 def _hidden(factor: float, width: int) -> dict[str, Any]:
-    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
-        raise ValueError(f"ff_expansion_factor is a number above 0, not {factor!r}")
+    check_number("transformer: ff_expansion_factor", factor)
+    if factor == 0:
+        raise ValueError("transformer: ff_expansion_factor must be above 0")
     return {"mlp_width": max(1, -(-int(width * factor * 2 / 3) // 32)) * 32}
 
 
@@ -339,47 +313,24 @@ TRANSFORMER_OPTIONS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
 """transfusion-pytorch's name for an option -> function from its value and the width to our fields."""
 
 
-def _tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
 def _shapes(name: str, value: Any, count: int) -> list[tuple[int, ...] | None]:
-    """One shape a modality: None, a tuple of numbers for all, or a tuple of those."""
-    if value is None:
-        return [None] * count
-    if isinstance(value, int):
-        value = (value,)
-    if not isinstance(value, tuple | list):
-        raise ValueError(f"{name} is a size such as (4,), or one a modality, not {value!r}")
-    flat = all(isinstance(v, int) for v in value)
-    shapes = [tuple(value)] * count if flat else [None if v is None else _tuple(v) for v in value]
-    if len(shapes) != count:
-        raise ValueError(f"{name} has {len(shapes)} shapes for {count} modalities (dim_latent says how many there are)")
-    for shape in shapes:
-        if shape is not None and not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in shape):
-            raise ValueError(f"{name}: sizes are positive numbers, not {shape}")
-    return shapes  # pyright: ignore[reportReturnType]
+    """One shape a modality: None, a number or a tuple of numbers for all, or a list of those."""
+    for_all = isinstance(value, tuple | list) and all(isinstance(v, int) for v in value)
+    shapes = [value] * count if for_all else _each(name, value, count)
+    return [None if v is None else size(name, (v,) if isinstance(v, int) else v) for v in shapes]
 
 
 def _pairs(value: Any, count: int) -> list[tuple[nn.Module, nn.Module] | None]:
-    if value is None:
-        return [None] * count
-    if not isinstance(value, tuple | list):
-        raise ValueError(
-            f"pre_post_transformer_enc_dec is a pair of modules (way in, way out), or one a modality, not {value!r}"
-        )
-    if len(value) == 2 and all(isinstance(v, nn.Module) for v in value):
-        if count > 1:
-            raise ValueError("pre_post_transformer_enc_dec: give a pair of modules (or None) for each modality")
-        return [tuple(value)]
-    if len(value) != count:
-        raise ValueError(f"pre_post_transformer_enc_dec has {len(value)} pairs for {count} modalities")
-    for v in value:
-        if v is not None and not (isinstance(v, tuple | list) and len(v) == 2 and all(isinstance(m, nn.Module) for m in v)):
-            raise ValueError(
-                f"pre_post_transformer_enc_dec: a pair of modules (or None) for each modality is wanted, not {v!r}"
-            )
-    return [None if v is None else tuple(v) for v in value]
+    """One pair of modules a modality, or None."""
+
+    def is_pair(modules: Any) -> bool:
+        return isinstance(modules, tuple | list) and len(modules) == 2 and all(isinstance(m, nn.Module) for m in modules)
+
+    pairs = _each("pre_post_transformer_enc_dec", [value] if is_pair(value) else value, count)
+    for pair in pairs:
+        if pair is not None and not is_pair(pair):
+            raise ValueError(f"pre_post_transformer_enc_dec takes a pair of modules, or a list of pairs or None, not {pair!r}")
+    return [None if pair is None else tuple(pair) for pair in pairs]
 
 
 def _patch(index: int, pair: Any, channels: int, shape: tuple[int, ...], width: int) -> tuple[int, ...]:
@@ -393,13 +344,13 @@ def _patch(index: int, pair: Any, channels: int, shape: tuple[int, ...], width: 
                 out = pair[0](latents, torch.zeros(1))
     except RuntimeError as error:
         raise ValueError(
-            f"modality {index}: the way into the transformer does not take latents of shape {tuple(latents.shape)}: {error}"
+            f"modality {index}: the input module of pre_post_transformer_enc_dec fails on {tuple(latents.shape)}: {error}"
         ) from error
     out = out[0] if isinstance(out, tuple) else out
     grid = tuple(out.shape[1:2]) if len(shape) == 1 and out.shape[-1] == width else tuple(out.shape[2:])
     if len(grid) != len(shape) or any(s % g for s, g in zip(shape, grid, strict=True)):
         raise ValueError(
-            f"modality {index}: the way into the transformer makes {tuple(out.shape)} of {tuple(latents.shape)}; it must give "
-            "(item, width, *grid) with a grid that divides the size"
+            f"modality {index}: the input module of pre_post_transformer_enc_dec maps {tuple(latents.shape)} to "
+            f"{tuple(out.shape)}; it must return (item, width, *grid) with a grid that divides the size"
         )
     return tuple(s // g for s, g in zip(shape, grid, strict=True))

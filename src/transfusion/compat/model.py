@@ -5,7 +5,8 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from transfusion import api, rng
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.compat import sampling, training
+from transfusion.compat.checks import check_number
 from transfusion.compat.constructor import check_words, configure
 from transfusion.compat.lists import CompatConfig, Item, Lists
-from transfusion.config import from_plain, nearest, to_plain
+from transfusion.config import digest, from_plain, nearest, to_plain
 from transfusion.data.batch import Batch
-from transfusion.data.document import ANY_TIME, Document, Text
+from transfusion.data.document import ANY_TIME, Document
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
@@ -32,12 +34,10 @@ from transfusion.generate.engine import generate
 from transfusion.generate.state import Request
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.losses import Losses
-from transfusion.model.network import Network
 from transfusion.model_folder import TransfusionConfig, find
 from transfusion.nn.ema import Averaged
 from transfusion.nn.eval_mode import eval_mode
 
-DEBUG = "TRANSFUSION_DEBUG"
 FILE = "compat.json"
 """Beside `config.json` in the model folder: the `CompatConfig`."""
 
@@ -77,7 +77,7 @@ class Transfusion(api.Transfusion):
             config, vocabulary, compat, autoencoders = built.config, built.vocabulary, built.compat, built.autoencoders
             modules = {**built.modules, **(modules or {})} or None
         elif words:
-            raise ValueError(f"{', '.join(words)}: change the config, or leave config and vocabulary out")
+            raise ValueError(f"config and vocabulary exclude {', '.join(words)}: change the config, or leave both out")
         super().__init__(config, vocabulary, modules=modules)
         self.compat = compat
         self.autoencoders = nn.ModuleDict(autoencoders)
@@ -92,24 +92,25 @@ class Transfusion(api.Transfusion):
         """Give a modality an encoder and a decoder between raw items and latents. They are used, never trained, and not saved.
 
         Raises:
-            ValueError: an unknown modality, or something that is no module.
+            ValueError: an unknown modality, or an encoder or decoder that is no module.
         """
-        self.vocabulary.modality(modality)
-        for module in (encoder, decoder):
-            if module is not None and not isinstance(module, nn.Module):
-                raise ValueError(f"an encoder or decoder is a torch.nn.Module, not {module!r}")
-        self.autoencoders[modality] = Autoencoder(encoder, decoder)
+        self.autoencoders[self.vocabulary.modality(modality).name] = Autoencoder(encoder, decoder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder, and `compat.json` in it. Raises as `transfusion.Transfusion.save_pretrained`."""
         super().save_pretrained(folder)
-        write_text(Path(folder) / FILE, json.dumps(to_plain(self.compat), indent=2) + "\n")
+        compat = replace(self.compat, config_digest=_config_digest(Path(folder)))
+        write_text(Path(folder) / FILE, json.dumps(to_plain(compat), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, device: str | torch.device = "cpu", modules: CustomModules | None = None
     ) -> "Transfusion":
-        """Read a model folder, written by this class or by `transfusion.Transfusion`; see there."""
+        """Read a model folder, written by this class or by `transfusion.Transfusion`.
+
+        Raises:
+            ValueError: as there, or a `compat.json` that is damaged or belongs to another `config.json`.
+        """
         model = super().from_pretrained(folder, device=device, modules=modules)
         file = find(folder) / FILE
         if file.is_file():
@@ -117,6 +118,11 @@ class Transfusion(api.Transfusion):
                 model.compat = from_plain(CompatConfig, json.loads(file.read_text()))
             except (OSError, ValueError) as error:
                 raise ValueError(f"cannot read {file}: {error}") from error
+            if model.compat.config_digest != _config_digest(file.parent):
+                raise ValueError(
+                    f"{file} belongs to another config.json: another class saved a model over this one. Delete {FILE} to read "
+                    "the new model with channels last, or save it again with transfusion.compat.Transfusion"
+                )
         if model.compat.autoencoded:
             warnings.warn(
                 f"this model was made with an encoder or decoder for {', '.join(model.compat.autoencoded)}, which are not in "
@@ -153,17 +159,14 @@ class Transfusion(api.Transfusion):
 
         Args:
             batch: a Batch (then only `teacher` and `decoders` are used); a list of lists of items; token ids Int[document,
-                length], to train on language alone; or latents Float[item, ...], to train one modality alone.
-            modality_type: modality of latents alone.
+                length]; or latents Float[item, ...] of one modality, `modality_type`.
             times: noise level of each item, 0 clean, 1 noise: a list of numbers for each document, a tensor [document, item],
                 or a function of the number of items. Whole numbers are steps of the diffusion's T.
             noise: noise of each item, a list of tensors for each document.
-            num_modalities_to_times_fn: function from the numbers of items, Int[document], to times, Float[document, most
-                items], 0 clean, 1 noise (transfusion-pytorch counts the other way).
-            teacher: this model under averaged weights (`create_ema`), for auxiliary losses that compare with it;
-                `velocity_consistency_ema_model` is transfusion-pytorch's name for it.
-            decoders: modality name -> function from latents [item, channels, *size] to what the reconstruction loss compares
-                (None: the model's own decoders).
+            num_modalities_to_times_fn: function from the numbers of items, Int[document], to such a tensor (in
+                transfusion-pytorch 0 is noise, 1 clean).
+            teacher, decoders: as in `transfusion.Transfusion.forward`; by default the model's own decoders.
+            velocity_consistency_ema_model: transfusion-pytorch's name for `teacher`.
             prob_uncond: share of items that lose the text before them (None: the model's own). Text is dropped in training mode
                 only, and not where times, noise or predictions are asked for: these belong to the documents as they are.
             seed: random seed of noise, times and dropped text; None: drawn from torch's generator.
@@ -185,14 +188,13 @@ class Transfusion(api.Transfusion):
         teacher = teacher if velocity_consistency_ema_model is None else velocity_consistency_ema_model
         if isinstance(batch, Batch):
             return self._losses(batch, teacher, decoders)
-        debug = os.environ.get(DEBUG, "") not in ("", "0") if debug is None else debug
-        if debug:
-            training.report_all_errors(self.lists, batch)
+        debug = os.environ.get("TRANSFUSION_DEBUG", "") not in ("", "0") if debug is None else debug
         if noised and times is None and num_modalities_to_times_fn is None:
-            raise ValueError("noised latents need the times at which they stand: give times")
-        documents, add_eos = training.read(self, self.lists, batch, modality_type, encode=not noised)
+            raise ValueError("noised latents need the times of their noise: give times")
+        lists = self.lists
+        documents, add_eos = training.read(lists, batch, modality_type, encode=not noised, all_errors=debug)
         documents = training.with_times(self, documents, times, num_modalities_to_times_fn)
-        documents = training.with_noise(self.lists, documents, noise)
+        documents = training.with_noise(lists, documents, noise)
         seed = _seed(seed)
         if self.training and not noised:
             fixed = noise is not None or any(m.times != ANY_TIME for document in documents for m in document.media)
@@ -217,7 +219,7 @@ class Transfusion(api.Transfusion):
         if return_times:
             results.append(training.item_times(self, rows, sequences))
         if return_predictions or not return_loss or noised:
-            predictions = training.predictions(self, self.lists, rows, documents, sequences, noised=noised)
+            predictions = training.predictions(self, lists, rows, documents, sequences, noised=noised)
             results.append(torch.stack([p[0] for p in predictions]) if isinstance(batch, Tensor) else predictions)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -226,22 +228,14 @@ class Transfusion(api.Transfusion):
         return super().total(losses) * self.compat.text_loss_weight
 
     def _losses(self, batch: Batch, teacher: Any, decoders: Decoders | None) -> Losses:
-        known = isinstance(teacher, api.Transfusion | Averaged | Network)
-        if known and not self.config.model.auxiliary.needs_ema_teacher:
-            raise ValueError(
-                "no loss is on that looks to an EMA model: give Transfusion velocity_consistency_loss_weight=0.1, or auxiliary="
-            )
-        return super().forward(batch, teacher=teacher, decoders=self._decoders() if decoders is None else decoders)
-
-    def _decoders(self) -> Decoders:
-        """Functions from latents [item, channels, *size] to raw items, with gradient, by name of the modality."""
-        lists = self.lists
-        index = {m.name: i for i, m in enumerate(self.vocabulary.modalities)}
-        return {
-            name: lambda x, i=index[name], autoencoder=autoencoder: autoencoder.reconstruct(lists.oriented(x, i))
-            for name, autoencoder in lists.autoencoders.items()
-            if autoencoder.decoder is not None
-        }
+        if decoders is None:
+            lists = self.lists
+            decoders = {
+                name: lambda x, i=lists.index(name), autoencoder=autoencoder: autoencoder.reconstruct(lists.oriented(x, i))
+                for name, autoencoder in self.autoencoders.items()
+                if isinstance(autoencoder, Autoencoder) and autoencoder.decoder is not None
+            }
+        return super().forward(batch, teacher=teacher, decoders=decoders)
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """The hidden weight matrices. `MuonConfig().build(model)` finds them itself and splits fused projections;
@@ -265,10 +259,7 @@ class Transfusion(api.Transfusion):
         update_every: int | None = None,
         **unknown: object,
     ) -> Averaged:
-        """As `transfusion.Transfusion.create_ema`.
-
-        Args:
-            beta, update_every: ema_pytorch's names for `decay` and `every`.
+        """As `transfusion.Transfusion.create_ema`; `beta` and `update_every` are ema_pytorch's names for `decay` and `every`.
 
         Raises:
             ValueError: an unknown option, or a value out of range.
@@ -324,30 +315,32 @@ class Transfusion(api.Transfusion):
             ValueError: what is wrong with which prompt.
         """
         del cache_kv
-        sampling.check_whole("max_length, the tokens that a document may have,", max_length)
+        check_number("max_length", max_length, 1, whole=True)
+        if cfg_scale is not None:
+            check_number("cfg_scale", cfg_scale, -math.inf)
         force, size = sampling.forced(self.vocabulary, force_modality_at_start)
         if not self.vocabulary.num_text and force is None:
             force = self.vocabulary.modalities[0].name
         sizes = sampling.fixed_sizes(self.vocabulary, fixed_modality_shape, force)
         if init_modality_noise is not None:
-            size_of_noise = size or fixed_modality_shape
-            init_modality_noise = sampling.initial_noise(self.lists, init_modality_noise, force, size_of_noise)
-        options: dict[str, Any] = {
-            "max_tokens": max_length if self.vocabulary.num_text else 0,
-            "force": force,
-            "size": size,
-            "sizes": sizes,
-            "noise": init_modality_noise,
-            "decoding": sampling.decoding(text_temperature, text_min_p),
-            "sampler": sampling.with_steps(self.config.sampler, sampler, modality_steps),
-            "guidance": sampling.guidance(self.config, cfg_scale),
-        }
+            init_modality_noise = sampling.initial_noise(self.lists, init_modality_noise, force, size or fixed_modality_shape)
         documents = self.lists.documents(prompts, prompts=True)
-        results = []
-        for prompt, document in zip(documents, self._continue(documents, seed, max_length, options), strict=True):
-            written = document.segments[len(prompt.segments) :] if return_without_prompt else document.segments
-            results.append(self.lists.sample(Document(written), decode=not return_unprocessed_modalities))
-        return results
+        continued = self._continue(
+            documents,
+            seed,
+            max_length,
+            max_tokens=max_length if self.vocabulary.num_text else 0,
+            force=force,
+            size=size,
+            sizes=sizes,
+            noise=init_modality_noise,
+            decoding=sampling.decoding(text_temperature, text_min_p),
+            sampler=sampling.with_steps(self.config.sampler, sampler, modality_steps),
+            guidance=self.config.resolve_guidance(None if cfg_scale is None else Guidance(cfg_scale), draws=False),
+        )
+        starts = [len(prompt.segments) if return_without_prompt else 0 for prompt in documents]
+        written = [Document(document.segments[start:]) for start, document in zip(starts, continued, strict=True)]
+        return [self.lists.sample(document, decode=not return_unprocessed_modalities) for document in written]
 
     def generate_text_only(
         self,
@@ -365,29 +358,20 @@ class Transfusion(api.Transfusion):
         """
         del cache_kv
         if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
-            raise ValueError("prompt is a tensor of ids [document, length]; one text is text[None]")
-        sampling.check_whole("length, the number of ids to write,", length)
+            raise ValueError("prompt is a tensor of ids [document, length]; give a single text as text[None]")
+        check_number("length", length, 1, whole=True)
         if not self.vocabulary.num_text:
             raise ValueError("this model has no ids of text to write: num_text_tokens is 0")
-        tokens = prompt.shape[1] + length + 1
-        if tokens > self.config.model.context_length:
-            raise ValueError(
-                f"the prompt and {length} ids more take {tokens} tokens, the context has {self.config.model.context_length}: "
-                "ask for fewer"
-            )
+        tokens, context = prompt.shape[1] + length + 1, self.config.model.context_length
+        if tokens > context:
+            raise ValueError(f"the prompt and {length} ids more take {tokens} tokens, the context has {context}: ask for fewer")
         documents = self.lists.documents([[ids] if len(ids) else None for ids in prompt], prompts=True)
-        options: dict[str, Any] = {
-            "max_tokens": length,
-            "max_items": 0,
-            "allow_eos": False,
-            "decoding": sampling.decoding(temperature, min_p),
-        }
-        written = self._continue(documents, seed, tokens + 1, options)
-        ids = [
-            [i for s in document.segments if isinstance(s, Text) for i in self.vocabulary.encode(s.content)]
-            for document in written
-        ]
-        return torch.tensor(ids, device=prompt.device)[:, prompt.shape[1] :]
+        decoding = sampling.decoding(temperature, min_p)
+        written = self._continue(
+            documents, seed, tokens + 1, max_tokens=length, max_items=0, allow_eos=False, decoding=decoding
+        )
+        ids = torch.stack([torch.cat([text for text in self.lists.sample(d) if isinstance(text, Tensor)]) for d in written])
+        return ids.to(prompt.device)[:, prompt.shape[1] :]
 
     def generate_modality_only(
         self,
@@ -404,36 +388,38 @@ class Transfusion(api.Transfusion):
         Raises:
             ValueError: several modalities and no `modality_type`, or a size that the modality does not take.
         """
-        if modality_type is None and len(self.vocabulary.modalities) > 1:
-            raise ValueError("this model has several modalities: say which with modality_type")
-        sampling.check_whole("batch_size, the number of items to draw,", batch_size)
-        index = modality_type or 0
-        force, _ = sampling.forced(self.vocabulary, index)
+        check_number("batch_size", batch_size, 1, whole=True)
+        index = sampling.only_modality(self.vocabulary, modality_type)
+        size = fixed_modality_shape
+        force, size = sampling.forced(self.vocabulary, index if size is None else (index, size))
         assert force is not None
-        size = None if fixed_modality_shape is None else sampling.size("fixed_modality_shape", fixed_modality_shape)
         modality = self.vocabulary.modality(force)
         grid = modality.slots(size or modality.shape)
-        options: dict[str, Any] = {
-            "max_tokens": 0,
-            "force": force,
-            "size": size,
-            "sampler": sampling.with_steps(self.config.sampler, sampler, modality_steps),
-            "guidance": Guidance(1.0),
-        }
-        documents = self._continue([Document(())] * batch_size, seed, math.prod(grid) + len(grid) + 3, options)
+        documents = self._continue(
+            [Document(())] * batch_size,
+            seed,
+            math.prod(grid) + len(grid) + 3,
+            max_tokens=0,
+            force=force,
+            size=size,
+            sampler=sampling.with_steps(self.config.sampler, sampler, modality_steps),
+            guidance=Guidance(1.0),
+        )
         latents = torch.stack([document.media[0].tensor() for document in documents])
         return self.lists.oriented(latents, index) if return_unprocessed_modalities else self.lists.decoded(latents, index)
 
-    def _continue(
-        self, prompts: Sequence[Document], seed: int | None, capacity: int, options: Mapping[str, Any]
-    ) -> list[Document]:
-        """Documents continued under the fields of `Request` in `options`; prompt i gets a seed made from `seed` and i."""
+    def _continue(self, prompts: Sequence[Document], seed: int | None, capacity: int, **options: Any) -> list[Document]:
+        """Documents continued with fields of `Request`; prompt i gets a seed made from `seed` and i."""
         seed = _seed(seed)
         requests = [Request(prompt, rng.key(seed, index), **options) for index, prompt in enumerate(prompts)]
         with eval_mode(self):
             engine = self.engine(requests, capacity=capacity, decode_text=False)
             self.fallbacks = engine.fallbacks
             return generate(engine, requests)
+
+
+def _config_digest(folder: Path) -> str:
+    return digest(json.loads((folder / "config.json").read_text()))
 
 
 def _seed(seed: int | None) -> int:

@@ -1,25 +1,24 @@
 """Arguments of `sample_many` and its like -> fields of a `Request`, checked. A wrong argument is a ValueError that names it."""
 
 import math
-import warnings
 from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from transfusion.compat.checks import check_number, size
 from transfusion.compat.lists import Lists
 from transfusion.data.vocabulary import Vocabulary
-from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
 from transfusion.generate.logits import Decoding, Greedy, Sample
-from transfusion.model_folder import TransfusionConfig
 
 
-def check_whole(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is a whole number from 1 up."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1, not {value!r}")
+def only_modality(vocabulary: Vocabulary, modality_type: int | None) -> int:
+    """`modality_type`, or the model's only modality. Raises ValueError where it has several."""
+    if modality_type is None and len(vocabulary.modalities) > 1:
+        raise ValueError("this model has several modalities: choose with modality_type")
+    return modality_type or 0
 
 
 def forced(vocabulary: Vocabulary, argument: Any) -> tuple[str | None, tuple[int, ...] | None]:
@@ -58,44 +57,21 @@ def initial_noise(lists: Lists, noise: Tensor, force: str | None, shape: tuple[i
     shape = modality.shape if shape is None else tuple(shape)
     if noise.shape == (math.prod(shape), modality.channels):
         return noise.T.reshape(modality.channels, *shape)
-    return lists.latents(noise, lists.vocabulary.modalities.index(modality))
+    return lists.latents(noise, lists.index(force))
 
 
 def with_steps(default: Sampler, sampler: Sampler | None, steps: int | None) -> Sampler:
     """`sampler`, or the model's own with `modality_steps` steps."""
     if steps is not None:
-        check_whole("modality_steps, the steps of the sampler,", steps)
+        check_number("modality_steps", steps, 1, whole=True)
     if sampler is not None and not hasattr(sampler, "step"):
         *names, last = (f"{kind.__name__}(...)" for kind in get_args(Sampler))
         raise ValueError(f"sampler is {', '.join(names)} or {last}, not {sampler!r}")
-    if sampler is not None or steps is None:
-        return sampler or default
-    return replace(default, num_steps=steps)
-
-
-def guidance(config: TransfusionConfig, cfg_scale: float | None) -> Guidance:
-    """`cfg_scale`, or the model's own guidance; off, with a warning, where training dropped no text."""
-    if cfg_scale is None:
-        return config.trained_guidance(config.guidance)
-    if not isinstance(cfg_scale, int | float):
-        raise ValueError(f"cfg_scale is a number, 1 for no guidance, not {cfg_scale!r}")
-    wanted = Guidance(text=cfg_scale)
-    trained = config.trained_guidance(wanted)
-    if trained != wanted:
-        warnings.warn("cfg_scale is left out: this model was never trained without text (prob_uncond is 0)", stacklevel=3)
-    return trained
+    return sampler or (default if steps is None else replace(default, num_steps=steps))
 
 
 def decoding(temperature: float, min_p: float) -> Decoding:
     """Greedy at temperature 0, else sampling with a min-p cut."""
-    for name, value in (("temperature", temperature), ("min_p", min_p)):
-        if not isinstance(value, int | float):
-            raise ValueError(f"{name} is a number, not {value!r}")
+    check_number("temperature", temperature)
+    check_number("min_p", min_p, 0, 1)
     return Greedy() if temperature == 0 else Sample(temperature=temperature, min_p=min_p)
-
-
-def size(name: str, value: Any) -> tuple[int, ...]:
-    """A size in latent elements, as a tuple. Raises ValueError for anything but a tuple or list of whole numbers."""
-    if not isinstance(value, tuple | list) or any(isinstance(v, bool) or not isinstance(v, int) for v in value):
-        raise ValueError(f"{name}: a size is a tuple of whole numbers, one an axis, such as (4,), not {value!r}")
-    return tuple(value)

@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from transfusion import api
+from transfusion.compat.checks import check_number
 from transfusion.compat.lists import TEXT_DTYPES, Lists
+from transfusion.compat.sampling import only_modality
 from transfusion.data.batch import Batch
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.tokenize import TokenSequence
@@ -36,34 +39,31 @@ class Breakdown(NamedTuple):
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def read(
-    model: api.Transfusion, lists: Lists, batch: Any, modality_type: int | None, *, encode: bool
-) -> tuple[list[Document], bool]:
+def read(lists: Lists, batch: Any, modality_type: int | None, *, encode: bool, all_errors: bool) -> tuple[list[Document], bool]:
     """Documents of lists, of token ids or of latents; and whether each is complete (a row of ids is part of a longer text)."""
     if not isinstance(batch, Tensor):
         if modality_type is not None:
             raise ValueError("modality_type is for a tensor of latents; in a list, write (index, tensor)")
-        return lists.documents(batch, encode=encode), True
+        return lists.documents(batch, encode=encode, all_errors=all_errors), True
     if not batch.numel():
         raise ValueError(f"a tensor of shape {tuple(batch.shape)} holds nothing")
     if batch.is_floating_point():
-        if modality_type is None and len(model.vocabulary.modalities) > 1:
-            raise ValueError("this model has several modalities: say which with modality_type")
         if not batch.ndim:
             raise ValueError("latents are [item, ...], not a single number")
-        documents = lists.documents([[(modality_type or 0, item)] for item in batch], encode=encode)
+        index = only_modality(lists.vocabulary, modality_type)
+        documents = lists.documents([[(index, item)] for item in batch], encode=encode, all_errors=all_errors)
         return [replace(document, language_loss=False) for document in documents], True
     if batch.dtype not in TEXT_DTYPES:
         raise ValueError(f"ids are int64 or int32, latents floating point, not {batch.dtype}: convert with .long() or .float()")
     if batch.ndim != 2:
         raise ValueError(f"ids are [document, length], not of shape {tuple(batch.shape)}; put one text in a list: [[ids]]")
-    return lists.documents([[ids] for ids in batch]), False
+    return lists.documents([[ids] for ids in batch], all_errors=all_errors), False
 
 
-def with_times(model: api.Transfusion, documents: Sequence[Document], times: Any, function: Any) -> list[Document]:
+def with_times(model: api.Transfusion, documents: list[Document], times: Any, function: Any) -> list[Document]:
     """The documents, with the arguments `times` or `num_modalities_to_times_fn` as the times of their items."""
     if times is None and function is None:
-        return list(documents)
+        return documents
     counts = [len(document.media) for document in documents]
     if function is not None:
         if times is not None:
@@ -73,53 +73,52 @@ def with_times(model: api.Transfusion, documents: Sequence[Document], times: Any
         times = function(torch.tensor(counts))
     if callable(times):
         times = [times(count) for count in counts]
-    if not isinstance(times, Tensor | Sequence) or isinstance(times, str):
-        raise ValueError(f"times is a list of numbers for each document, [[0.5, ...], ...], not {times!r}")
     if isinstance(times, Tensor) and times.ndim == 1 and len(times) == len(documents):
         times = times[:, None]
-    if len(times) != len(documents):
-        raise ValueError(f"times has {len(times)} rows for {len(documents)} documents")
     distribution = model.config.model.diffusion.times
     steps = distribution.num_steps if isinstance(distribution, Uniform) and distribution.num_steps else 1000
-    timed = []
-    for index, (document, row) in enumerate(zip(documents, times, strict=True)):
-        values = iter(_times_of_document(index, row, counts[index], steps))
-        segments = tuple(replace(s, times=(t := next(values), t)) if isinstance(s, Media) else s for s in document.segments)
-        timed.append(replace(document, segments=segments))
-    return timed
 
+    def interval(_: Media, t: Any) -> dict[str, Any]:
+        t = t.item() if isinstance(t, Tensor) else t
+        t = t / steps if type(t) is int else t
+        check_number(f"a time (a whole number counts steps of {steps})", t, 0, 1)
+        return {"times": (t, t)}
 
-def _times_of_document(index: int, row: Any, count: int, steps: int) -> list[float]:
-    padded = isinstance(row, Tensor)  # a tensor has as many columns as the document with most items needs
-    row = row.tolist() if isinstance(row, Tensor) else row
-    if not isinstance(row, list | tuple) or any(isinstance(t, bool) or not isinstance(t, int | float) for t in row):
-        raise ValueError(f"document {index}: times are numbers, one an item, not {str(row)[:60]}")
-    if len(row) < count or (len(row) > count and not padded):
-        raise ValueError(f"document {index} has {count} items and {len(row)} times: give one an item")
-    times = [float(t) / steps if isinstance(t, int) else t for t in row[:count]]
-    for t in times:
-        if not 0 <= t <= 1:
-            raise ValueError(f"document {index}: time {t} is outside [0, 1] (whole numbers are steps of {steps})")
-    return times
+    return _with_fields(documents, "times", times, interval)
 
 
 def with_noise(lists: Lists, documents: list[Document], noise: Any) -> list[Document]:
     """The documents, with the argument `noise` as the noise of their items."""
-    if noise is None:
-        return documents
-    if not isinstance(noise, Tensor | Sequence) or len(noise) != len(documents):
-        count = len(noise) if isinstance(noise, Sequence) else "no"
-        raise ValueError(f"noise has {count} entries for {len(documents)} documents: give a list of tensors for each")
-    return [lists.with_noise(i, document, list(row)) for i, (document, row) in enumerate(zip(documents, noise, strict=True))]
+
+    def latents(media: Media, tensor: Any) -> dict[str, Any]:
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"noise is a tensor shaped like its item, not {tensor!r}")
+        return {"noise": lists.latents(tensor, lists.index(media.modality))}
+
+    return documents if noise is None else _with_fields(documents, "noise", noise, latents)
 
 
-def report_all_errors(lists: Lists, batch: Any) -> None:
-    """Raises ValueError with a line for each item of a batch of lists that cannot be taken."""
-    if isinstance(batch, Tensor) or not isinstance(batch, Sequence):
-        return
-    problems = lists.problems(batch)
-    if problems:
-        raise ValueError("\n".join([f"{len(problems)} items cannot be taken:", *problems]))
+def _with_fields(
+    documents: list[Document], name: str, rows: Any, fields: Callable[[Media, Any], dict[str, Any]]
+) -> list[Document]:
+    """The documents, with an argument that has a row for each document, an entry for each item, as fields of the items."""
+    if not isinstance(rows, Tensor | Sequence) or isinstance(rows, str) or len(rows) != len(documents):
+        count = len(rows) if isinstance(rows, Tensor | Sequence) else "no"
+        raise ValueError(f"{name} has {count} rows for {len(documents)} documents: give a list for each")
+    results = []
+    for index, (document, row) in enumerate(zip(documents, rows, strict=True)):
+        count = len(document.media)
+        if isinstance(row, Tensor) and row.ndim:
+            row = list(row[:count])  # as many columns as the document with most items needs
+        if not isinstance(row, list | tuple) or len(row) != count:
+            raise ValueError(f"document {index} has {count} items and {name} {str(row)[:60]}: give a list with one an item")
+        entries = iter(row)
+        try:
+            segments = [replace(s, **fields(s, next(entries))) if isinstance(s, Media) else s for s in document.segments]
+        except ValueError as error:
+            raise ValueError(f"document {index}, {name}: {error}") from error
+        results.append(replace(document, segments=tuple(segments)))
+    return results
 
 
 def print_layout(documents: Sequence[Document], sequences: Sequence[TokenSequence]) -> None:
@@ -157,11 +156,10 @@ def breakdown(total: Tensor, losses: Losses) -> Breakdown:
 def item_times(model: api.Transfusion, batch: Batch, sequences: Sequence[TokenSequence]) -> list[list[float]]:
     """The time of each item, a list for each document."""
     drawn = _by_slot(batch, [times.tolist() for times in _draw_times(model, batch)])
-    results, offset = [], 0
-    for sequence in sequences:
-        results.append([drawn[offset + item.start] for item in sequence.items])
-        offset += len(sequence)
-    return results
+    offsets = accumulate((len(sequence) for sequence in sequences), initial=0)
+    return [
+        [drawn[offset + item.start] for item in sequence.items] for offset, sequence in zip(offsets, sequences, strict=False)
+    ]
 
 
 def predictions(
