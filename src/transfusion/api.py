@@ -70,8 +70,7 @@ class Transfusion(nn.Module):
         """The losses of a batch, each as (sum, count).
 
         Args:
-            teacher: the model under averaged weights (`create_ema`), for auxiliary losses that compare with it. It runs
-                without gradient.
+            teacher: the model under averaged weights (`create_ema`), for auxiliary losses that compare with it.
             decoders: modality name -> function from latents [item, channels, *size] to what the reconstruction loss compares,
                 such as pixels.
 
@@ -82,34 +81,16 @@ class Transfusion(nn.Module):
         if teacher is not None and not isinstance(network, Network):
             raise ValueError("the EMA model must be a Transfusion, or what its create_ema gives")
         if teacher is not None and not self.config.model.auxiliary.needs_ema_teacher:
-            raise ValueError(
-                "no auxiliary loss needs an EMA model: set a weight of model.auxiliary (consistency, representation), or leave "
-                "the teacher out"
-            )
+            raise ValueError("no auxiliary loss needs an EMA model: set the weight of consistency or representation above 0")
         unknown = [name for name in decoders or () if name not in self.network.patchers]
         if unknown:
             raise ValueError(f"decoders: no modality {unknown[0]!r}; this model has {list(self.network.patchers)}")
         return self.network(batch, teacher=network, decoders=decoders)
 
     def tokenize(self, documents: Sequence[DocumentLike], *, seed: int = 0, add_eos: bool = True) -> list[TokenSequence]:
-        """Documents as token sequences with their latents; the key of an item's noise and time is (seed, index of the document,
-        item).
-
-        Args:
-            add_eos: whether each document is complete, so that its end is learned.
-
-        Raises:
-            ValueError: no documents, an empty one, or what is wrong with which document and segment.
-        """
-        config = self.config.model
-        return tokenize_documents(
-            documents,
-            self.vocabulary,
-            config.coordinates,
-            context_length=config.context_length,
-            seed=seed,
-            add_eos=add_eos,
-        )
+        """See `tokenize_documents`; `add_eos`: whether each document is complete, so that its end is learned."""
+        coordinates, length = self.config.model.coordinates, self.config.model.context_length
+        return tokenize_documents(documents, self.vocabulary, coordinates, context_length=length, seed=seed, add_eos=add_eos)
 
     def collate(self, sequences: Sequence[TokenSequence]) -> Batch:
         """Sequences packed in one row without padding, on the model's device."""
@@ -128,16 +109,10 @@ class Transfusion(nn.Module):
         teacher: "Transfusion | Averaged | Network | None" = None,
         decoders: Decoders | None = None,
     ) -> Tensor:
-        """The `total` loss of documents, a scalar to call `backward` on.
+        """The `total` loss of documents, a scalar to call `backward` on. `teacher`, `decoders` and errors: see `forward`.
 
         The documents are taken exactly as they are, with the noise of `seed`: `DocumentTransform` (dropped conditions, limited
         noise) is not applied. Give a new seed at each step of your own loop.
-
-        Args:
-            teacher, decoders: as in `forward`.
-
-        Raises:
-            ValueError: as in `batch` and `forward`.
         """
         return self.total(self(self.batch(documents, seed=seed), teacher=teacher, decoders=decoders))
 
@@ -146,16 +121,8 @@ class Transfusion(nn.Module):
         return losses.total(self.config.model.media_weight)
 
     def create_ema(self, decay: float = 0.999, *, every: int = 1) -> Averaged:
-        """A copy of this model that averages its weights: call its `update()` after each optimizer step. It generates and
-        saves as this model does, and is a teacher for losses that need one.
-
-        Args:
-            decay: share of the old average that an update keeps, in [0, 1).
-            every: number of calls of `update` for each update that is made.
-
-        Raises:
-            ValueError: a decay outside [0, 1), or `every` below 1.
-        """
+        """A copy of this model that averages its weights, see `Averaged`: call its `update()` after each optimizer step. It
+        generates and saves as this model does, and is a teacher for losses that need one."""
         return Averaged(self, decay, every=every)
 
     # ---- generation -------------------------------------------------------------------------------------------------
@@ -183,7 +150,7 @@ class Transfusion(nn.Module):
 
         Args:
             prompts: one prompt, or a list of prompts; None: one empty document.
-            seed: random seed; the seed of prompt i is made from it and i.
+            seed: the seed of prompt i is made from it and i.
             seeds: one seed a prompt, instead of `seed`.
             force: name of a modality; an item of it is generated right after each prompt ("image": draw the prompt).
             size: size of the forced item in latent elements.
@@ -235,11 +202,7 @@ class Transfusion(nn.Module):
         dtype: torch.dtype = torch.float32,
         decode_text: bool = True,
     ) -> Engine:
-        """An engine with as many cache slots as these requests can use together, at most `cache_slots` but enough for each.
-
-        Args:
-            capacity, dtype, decode_text: see `Engine`.
-        """
+        """An `Engine` with the cache slots that these requests can use together, at most `cache_slots` but enough for each."""
         held = max(request.cache_slots for request in requests)
         cache_slots = max(held, min(cache_slots, held * len(requests)))
         return Engine(
@@ -307,7 +270,6 @@ class Transfusion(nn.Module):
             copies: whether such weights start as copies of the text's.
             context_length: tokens of context (None: that of the language model, at most 2048).
             config: patchers, diffusion and sampling; the transformer's sizes are the language model's.
-            modules: patchers of your own.
             seed: random seed of the new weights.
             revision: branch, tag or commit on the hub.
 

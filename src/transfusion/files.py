@@ -13,14 +13,7 @@ from safetensors import SafetensorError
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write a file or a folder to. It replaces `path` at the end of the block; if the block raises, it is
-    removed and `path` stays as it was.
-
-        with replacing(folder / "config.json") as temporary:
-            temporary.write_text(text)
-
-    Raises:
-        OSError: it can't be written (safetensors reports a full disk in its own type).
-    """
+    removed and `path` stays as it was. Raises OSError if it can't be written (also where safetensors raises its own type)."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         yield temporary

@@ -28,8 +28,7 @@ class TransfusionConfig:
 
     Args:
         model: the network.
-        condition_dropout: how often training dropped the conditions of an item. Guidance needs an unconditional branch that
-            was trained: see `trained_guidance`.
+        condition_dropout: how often training dropped the conditions of an item, see `resolve_guidance`.
         sampler, guidance: defaults of `generate`.
         language: the language model that the text ids come from, if any.
         format: version of the model folder.
@@ -48,22 +47,13 @@ class TransfusionConfig:
         drop = self.condition_dropout
         return tuple(name for name in ("text", "media") if getattr(drop, name) + drop.both > 0)
 
-    def trained_guidance(self, guidance: Guidance) -> Guidance:
-        """`guidance` with scale 1 (off) for the conditions that training never dropped."""
-        return replace(guidance, **{name: 1.0 for name in ("text", "media") if name not in self.guidable})
-
     def resolve_guidance(self, asked: Guidance | None, *, draws: bool) -> Guidance:
-        """The guidance to generate with: `asked`, or the default, where it was trained. Warns where `asked` is left out, and
-        where guidance is off though trained.
-
-        Args:
-            draws: whether media are generated.
-        """
+        """The guidance to generate with: `asked`, or the default; scale 1 (off) for conditions that training never dropped.
+        Warns where that changes `asked`, and where media are drawn (`draws`) without the guidance that was trained."""
         guidance = self.guidance if asked is None else asked
         if draws and guidance.text == 1.0 and "text" in self.guidable and self.model.modalities:
             warnings.warn(
-                "guidance is off (text scale 1) though this model was trained for it: pictures will follow their text "
-                "less; Guidance(text=3) is a usual choice",
+                "guidance is off (text scale 1), so pictures follow their text less; Guidance(text=3) is a usual choice",
                 stacklevel=3,
             )
         for name in ("text", "media"):
@@ -73,15 +63,11 @@ class TransfusionConfig:
                     f"(transform.condition_dropout.{name})",
                     stacklevel=3,
                 )
-        return self.trained_guidance(guidance)
+        return replace(guidance, **{name: 1.0 for name in ("text", "media") if name not in self.guidable})
 
 
 def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network) -> None:
-    """Write a model folder. Each file is replaced whole, the weights first: where they cannot be written, nothing changes.
-
-    Raises:
-        OSError: it can't be written.
-    """
+    """Write a model folder, each file whole, the weights first. Raises OSError if it can't be written."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     if settings.model.tie_embeddings:
@@ -121,26 +107,16 @@ def read_settings(folder: str | Path) -> TransfusionConfig:
         plain = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
-    found = plain.get("format") if isinstance(plain, dict) else None
-    if found != FORMAT:
-        raise ValueError(
-            f"{file} has format {found}, this version reads format {FORMAT}: train the model anew, or use the version of "
-            "transfusion that wrote it"
-        )
+    version = plain.get("format") if isinstance(plain, dict) else None
+    if version != FORMAT:
+        remedy = "train the model anew, or use the version of transfusion that wrote it"
+        raise ValueError(f"{file} has format {version}, this version reads format {FORMAT}: {remedy}")
     return config.from_plain(TransfusionConfig, plain)
 
 
 def fit(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Load weights that must fit exactly. Raises ValueError naming the first that do not."""
-    own = network.state_dict()
-    wrong = [f"{name}: not in the file" for name in own.keys() - weights.keys()]
-    wrong += [f"{name}: not in the model" for name in weights.keys() - own.keys()]
-    wrong += [
-        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in own.keys() & weights.keys()
-        if own[name].shape != weights[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError("these weights are of another architecture: " + "; ".join(sorted(wrong)[:8]) + more)
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"these weights are of another architecture: {' '.join(str(error).split())[:800]}") from error

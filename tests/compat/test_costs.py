@@ -28,7 +28,7 @@ def ids(*numbers: int) -> Tensor:
     return torch.tensor(numbers)
 
 
-def test_a_new_shape_costs_what_a_known_one_costs() -> None:
+def test_new_shapes_cost_no_tracing_or_compilation() -> None:
     """Counted in calls of Python functions, not in time: nothing is traced or compiled for a shape that was not seen before."""
     m = Transfusion(**WORDS).eval()
 
@@ -52,7 +52,7 @@ def test_a_new_shape_costs_what_a_known_one_costs() -> None:
     assert known > 100 and max(calls(n) for n in range(21, 29)) < 1.2 * known
 
 
-def test_nothing_grows_with_the_shapes_that_were_seen() -> None:
+def test_no_cache_grows_with_the_number_of_shapes() -> None:
     """No cache of functions is without bounds, but those over the program's own classes and files."""
     Transfusion(**WORDS)([[ids(1), randn(4, 8)]])
     unbounded = {
@@ -70,7 +70,7 @@ def test_nothing_grows_with_the_shapes_that_were_seen() -> None:
     }, unbounded
 
 
-def test_a_layer_is_attention_and_a_feed_forward() -> None:
+def test_a_layer_has_12_width_squared_weights() -> None:
     """12 width^2 weights a layer, at 512 x 8: nothing more for the time of items."""
     transformer = Transformer(TransformerConfig(width=512, depth=8, num_heads=8), 1)
     layers = sum(p.numel() for p in transformer.parameters())
@@ -92,7 +92,7 @@ def kept(m: Transfusion, batch) -> int:
     return sum(found.values())
 
 
-def test_memory_grows_with_depth_as_the_layers_do() -> None:
+def test_activation_memory_is_linear_in_depth() -> None:
     batch = [[ids(*range(10)), randn(20, 8)]]
     four, eight, twelve = (
         kept(Transfusion(**(WORDS | {"transformer": dict(dim=32, depth=d, dim_head=16)})), batch) for d in (4, 8, 12)
@@ -100,14 +100,14 @@ def test_memory_grows_with_depth_as_the_layers_do() -> None:
     assert twelve - eight <= 1.02 * (eight - four)
 
 
-def test_scores_are_not_kept() -> None:
+def test_attention_scores_are_not_saved_for_backward() -> None:
     """Four times the length takes half the memory, or less, that 16 heads of scores alone would."""
     m = Transfusion(**(WORDS | {"transformer": dict(dim=64, depth=2, dim_head=4, heads=16)}))
     short, long = (kept(m, [[torch.randint(0, 16, (n,)), randn(4, 8)]]) for n in (256, 1024))
     assert long < 5.5 * short and long < 2 * 16 * 1024**2 * 4 / 2
 
 
-def test_the_head_sees_targets_alone_and_a_patcher_runs_once() -> None:
+def test_the_head_computes_targets_only_and_a_patcher_runs_once() -> None:
     m = Transfusion(**WORDS).eval()
     rows, calls = [], []
     m.network.head.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
@@ -118,7 +118,7 @@ def test_the_head_sees_targets_alone_and_a_patcher_runs_once() -> None:
     assert sum(rows) == 64 * 6
 
 
-def test_keys_and_values_are_written_in_place(monkeypatch) -> None:
+def test_the_kv_cache_is_written_in_place(monkeypatch) -> None:
     places: set[tuple[int, ...]] = set()
     whole = ModelRunner._forward
 
@@ -132,7 +132,7 @@ def test_keys_and_values_are_written_in_place(monkeypatch) -> None:
     assert len(places) == 1
 
 
-def test_many_prompts_take_as_many_passes_as_one() -> None:
+def test_many_prompts_share_forward_passes() -> None:
     """Prefill and denoising of all of them, with guidance, go through the trunk together."""
     m = Transfusion(**WORDS)
     passes: list[int] = []
@@ -155,7 +155,7 @@ def test_sampling_prints_nothing(capfd) -> None:
     assert captured.out == captured.err == ""
 
 
-def test_a_replaced_layer_is_used() -> None:
+def test_a_replaced_submodule_is_used() -> None:
     m = Transfusion(**WORDS).eval()
     batch = [[ids(1), randn(4, 8)]]
     before = m(batch, seed=1)
@@ -163,7 +163,7 @@ def test_a_replaced_layer_is_used() -> None:
     assert not torch.equal(m(batch, seed=1), before)
 
 
-def test_samples_under_the_checks_of_types() -> None:
+def test_sampling_passes_runtime_type_checks() -> None:
     jaxtyping.config.update("jaxtyping_disable", False)
     m = Transfusion(**WORDS)
     many = m.sample_many([None, ids(1, 2)], force_modality_at_start=0, max_length=20, modality_steps=2)
@@ -172,7 +172,7 @@ def test_samples_under_the_checks_of_types() -> None:
     assert m.generate_modality_only(2, modality_steps=2).shape == (2, 4, 8)
 
 
-def test_other_libraries_words_for_the_average() -> None:
+def test_create_ema_takes_the_names_of_ema_pytorch() -> None:
     m = Transfusion(**WORDS)
     ema = m.create_ema(beta=0.9, update_every=5)
     assert (ema.decay, ema.every) == (0.9, 5)

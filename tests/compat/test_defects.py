@@ -31,7 +31,7 @@ def ids(*numbers: int) -> torch.Tensor:
     return torch.tensor(numbers)
 
 
-def test_a_prompt_is_laid_out_as_in_training() -> None:
+def test_prompts_are_tokenised_as_in_training() -> None:
     m = model(IMAGE)
     parts = (Text("see "), Media(picture(1)), Text(" and "))
     whole = tokenize_document(Document((*parts, Media(picture(2)))), m.vocabulary, Coordinates())
@@ -39,7 +39,7 @@ def test_a_prompt_is_laid_out_as_in_training() -> None:
     assert (whole.tokens[: len(prompt)] == prompt.tokens).all() and (whole.positions[: len(prompt)] == prompt.positions).all()
 
 
-def test_pictures_of_a_prompt_are_clean_while_text_is_written() -> None:
+def test_prompt_images_are_clean_while_text_is_generated() -> None:
     """A greedy caption does not depend on the seed."""
     m = model(IMAGE)
     written = {m.generate([[picture(1)]], seed=s, max_items=0, max_tokens=12, guidance=Guidance(1.0))[0].text for s in range(6)}
@@ -47,7 +47,7 @@ def test_pictures_of_a_prompt_are_clean_while_text_is_written() -> None:
 
 
 @pytest.mark.slow
-def test_the_loss_of_an_item_does_not_grow_with_its_channels() -> None:
+def test_the_flow_loss_does_not_grow_with_channels() -> None:
     found = []
     for channels in (8, 64):
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_the_loss_of_an_item_does_not_grow_with_its_channels() -> None:
     assert 0.7 < found[1] / found[0] < 1.4
 
 
-def test_the_loss_of_a_text_does_not_depend_on_the_slots_beside_it() -> None:
+def test_the_text_loss_does_not_depend_on_the_number_of_slots() -> None:
     torch.manual_seed(0)
     m = Transfusion(**WORDS).eval()
     text = torch.randint(0, 16, (20,))
@@ -69,7 +69,7 @@ def test_the_loss_of_a_text_does_not_depend_on_the_slots_beside_it() -> None:
     assert abs(alone - found[0]) < 0.5
 
 
-def test_lists_and_latents_alone_have_one_loss() -> None:
+def test_lists_and_latents_alone_have_equal_losses() -> None:
     """Also for clean-data prediction, in the space of the latents."""
     for clean in (True, False):
         m = Transfusion(**WORDS, model_output_clean=clean).double().eval()
@@ -79,7 +79,7 @@ def test_lists_and_latents_alone_have_one_loss() -> None:
         assert torch.equal(alone, lists)
 
 
-def test_slots_know_their_place() -> None:
+def test_slots_have_positions() -> None:
     """Exchanging two slots of an item changes more than their order."""
     m = Transfusion(**WORDS).eval()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_slots_know_their_place() -> None:
     assert (said[:, order] - other).abs().max() > 1e-2
 
 
-def test_equal_seeds_give_equal_losses_at_first_sight_and_later() -> None:
+def test_equal_seeds_give_equal_losses_at_every_call() -> None:
     m = Transfusion(**WORDS)
     batch = [[ids(1, 2), randn(4, 8)], [randn(6, 8), ids(3)]]
     found = set()
@@ -112,7 +112,7 @@ def test_max_length_is_never_exceeded() -> None:
             assert used - unwritten <= length
 
 
-def test_nothing_keeps_a_model_alive() -> None:
+def test_a_deleted_model_is_freed() -> None:
     m = Transfusion(**WORDS)
     m([[ids(1), randn(4, 8)]]).backward()
     m.sample(max_length=12, modality_steps=1)
@@ -122,7 +122,7 @@ def test_nothing_keeps_a_model_alive() -> None:
     assert seen() is None
 
 
-def test_models_are_copied_and_pickled_whole(tmp_path) -> None:
+def test_models_can_be_deepcopied_and_pickled(tmp_path) -> None:
     m = Transfusion(**WORDS).eval()
     batch = [[ids(1), randn(4, 8)]]
     torch.save(m, tmp_path / "model.pt")
@@ -130,7 +130,7 @@ def test_models_are_copied_and_pickled_whole(tmp_path) -> None:
         assert torch.equal(other(batch, seed=1), m(batch, seed=1))
 
 
-def test_bf16_weights_train_and_draw() -> None:
+def test_bf16_weights_train_and_sample() -> None:
     m = Transfusion(**WORDS).bfloat16()
     loss = m([[ids(1), randn(4, 8)]])
     loss.backward()
@@ -138,7 +138,7 @@ def test_bf16_weights_train_and_draw() -> None:
     assert torch.isfinite(m.sample(force_modality_at_start=0, max_length=12, modality_steps=2)[0].tensor).all()
 
 
-def test_a_batch_of_many_costs_one_pass_of_each_layer() -> None:
+def test_a_batch_takes_one_forward_of_each_layer() -> None:
     """No loop over documents or items: 24 documents, one call of every matrix."""
     m = Transfusion(**WORDS)
     calls = []
@@ -147,7 +147,7 @@ def test_a_batch_of_many_costs_one_pass_of_each_layer() -> None:
     assert len(calls) == 1
 
 
-def test_unequal_lengths_are_no_trouble_where_text_begins_to_be_written() -> None:
+def test_prompts_of_unequal_length_generate_as_they_do_alone() -> None:
     """Prompts that differ in length are answered as they are alone."""
     m = model(IMAGE, double=True)
     prompts = [Document((Text("a"),)), Document((Text("a much longer one"), Media(picture(1)), Text("so")))]
@@ -162,7 +162,7 @@ def test_unequal_lengths_are_no_trouble_where_text_begins_to_be_written() -> Non
 
 
 @pytest.mark.parametrize(("temperature", "min_p"), [(0.0, 0.1), (1.0, 0.0), (5.0, 0.0), (1.0, 1.0)])
-def test_text_holds_ids_of_text_alone(temperature: float, min_p: float) -> None:
+def test_generated_text_has_text_ids_only(temperature: float, min_p: float) -> None:
     """Untrained, with 16 ids of text among 1045: no special id in what is written, and as many ids as were asked for."""
     m = Transfusion(**WORDS)
     written = m.generate_text_only(torch.randint(0, 16, (4, 3)), 50, temperature, min_p, seed=1)
@@ -195,7 +195,7 @@ def spread(m: Transfusion) -> Transfusion:
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["latents alone", "lists"])
-def test_consistency_has_a_gradient_and_is_nothing_against_oneself(alone: bool) -> None:
+def test_consistency_has_a_gradient_and_is_zero_against_equal_weights(alone: bool) -> None:
     """The average sees the same noise: with equal weights and no difference of times it agrees wholly."""
     batch = randn(3, 4, 8) if alone else [[ids(1, 2), randn(4, 8)], [randn(6, 8)]]
     for delta, zero in ((0.0, True), (0.1, False)):
@@ -213,7 +213,7 @@ def test_consistency_has_a_gradient_and_is_nothing_against_oneself(alone: bool) 
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["latents alone", "lists"])
-def test_clean_data_is_predicted_where_the_latents_are(alone: bool) -> None:
+def test_clean_data_is_predicted_in_latent_space(alone: bool) -> None:
     """The loss is the error of the predicted latents, over t squared: the error of the velocity."""
     m = spread(Transfusion(**WORDS, model_output_clean=True)).double().eval()
     x, t = randn(3, 4, 8).double(), 0.4
@@ -223,7 +223,7 @@ def test_clean_data_is_predicted_where_the_latents_are(alone: bool) -> None:
     assert torch.allclose(parts.flow[0], ((said - x) / t).square().mean())
 
 
-def test_representations_are_compared_under_one_noise_and_dropout_is_left_alone() -> None:
+def test_representation_loss_uses_equal_noise_and_leaves_encoder_dropout_unchanged() -> None:
     """Latents alone are taken too; the encoder's own dropout stays what it was, and is off; parameters() is a module's."""
     encoder = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3))
     m = spread(
@@ -239,7 +239,7 @@ def test_representations_are_compared_under_one_noise_and_dropout_is_left_alone(
     assert list(m.parameters(recurse=False)) == []
 
 
-def test_times_of_what_is_read_and_of_what_is_drawn() -> None:
+def test_items_before_text_get_at_most_half_the_noise() -> None:
     """An item that text follows gets at most half the noise, at changing times; the last item any."""
     m = Transfusion(**WORDS, prob_uncond=0.0).train()
     batch = [[randn(4, 8), ids(1, 2), randn(4, 8)]]
@@ -248,7 +248,7 @@ def test_times_of_what_is_read_and_of_what_is_drawn() -> None:
     assert drawn[:, 1].max() > 0.85 and (drawn[:, 0] != drawn[:, 1]).all()
 
 
-def test_the_time_is_told_at_the_models_width() -> None:
+def test_the_time_embedding_has_the_models_width() -> None:
     """Also where a patch has four numbers."""
     m = Transfusion(**(WORDS | {"dim_latent": 4}))
     assert m.network.patcher_of(0).time_embedding.second.weight.shape == (32, 32)

@@ -72,13 +72,13 @@ def fresh(**words) -> Transfusion:
     return Transfusion(**(given | words))
 
 
-def test_lists_learn() -> None:
+def test_training_on_lists_lowers_the_loss() -> None:
     batch = [[ids(1, 2, 3), randn(4, 6), ids(5, 6), randn(6, 6)], [ids(7, 8), randn(7, 6), ids(9), randn(2, 6), ids(4)]]
     before, after = trained(fresh(prob_uncond=0.0), batch, 50)
     assert after < 0.5 * before
 
 
-def test_language_alone_learns_and_goes_on() -> None:
+def test_training_on_text_alone_memorises_and_continues_it() -> None:
     model, text = fresh(), torch.arange(16).repeat(2, 3)[:, :40]
     before, after = trained(model, text, 80)
     assert after < 0.2 * before
@@ -87,7 +87,7 @@ def test_language_alone_learns_and_goes_on() -> None:
 
 
 @pytest.mark.slow
-def test_latents_alone_learn_and_are_drawn() -> None:
+def test_training_on_latents_alone_samples_both_modes() -> None:
     """Two kinds of vectors: what is drawn is near one of them, and half a unit off would be noise."""
     model = fresh(num_text_tokens=0)
     kinds = torch.stack([torch.full((4, 6), 0.8), torch.full((4, 6), -0.8)])
@@ -109,7 +109,7 @@ def test_latents_alone_learn_and_are_drawn() -> None:
 
 
 @pytest.mark.slow
-def test_digits_follow_their_label() -> None:
+def test_sampled_digits_follow_their_label() -> None:
     """One id names the digit, the picture follows: zeros and ones, told apart by their middle."""
     data = load_digits(n_class=2)
     pictures = torch.tensor(data.images, dtype=torch.float32)[:, :, :, None] / 8 - 1
@@ -147,7 +147,7 @@ def pair_of_forms(model: Transfusion) -> tuple[list, list[Document]]:
     return lists, documents
 
 
-def test_lists_cost_what_documents_cost() -> None:
+def test_lists_and_documents_have_equal_losses() -> None:
     """Same times, same noise (by seed, and given), same loss."""
     model = small().double().eval()
     lists, documents = pair_of_forms(model)
@@ -168,7 +168,7 @@ def test_lists_cost_what_documents_cost() -> None:
     assert model(lists, times=times, noise=noise, seed=4) != model(lists, times=[[0.3], [0.7, 0.3]], noise=noise, seed=4)
 
 
-def test_several_modalities_and_the_breakdown() -> None:
+def test_the_breakdown_has_an_entry_per_modality() -> None:
     model = small(dim_latent=(6, 3), modality_default_shape=((4,), (2,)), flow_loss_weight=2.0, text_loss_weight=0.5).eval()
     batch = [[ids(1, 2), randn(4, 6), ids(3), (1, randn(5, 3))], [(1, randn(2, 3)), ids(4)]]
     loss, parts, times = model(batch, return_breakdown=True, return_times=True, seed=1)
@@ -179,7 +179,7 @@ def test_several_modalities_and_the_breakdown() -> None:
     assert torch.allclose(loss, items, rtol=1e-5) and torch.equal(loss, parts.total)
 
 
-def test_weights() -> None:
+def test_loss_weights_of_texts_and_items() -> None:
     model = small().double().eval()
     a, b = randn(4, 6), randn(3, 6)
 
@@ -213,7 +213,7 @@ def test_weights() -> None:
     assert torch.equal(*seen)
 
 
-def test_predictions_and_the_call_form_of_noised_patches() -> None:
+def test_predictions_from_noised_latents_and_whole_timesteps() -> None:
     """(noised patches, whole step of T) in, logits and predicted noise out: what Transfusion.torch's model(...) gives."""
     model = small(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=400))).eval()
     noised, step = randn(4, 6), torch.tensor([[37]])
@@ -238,7 +238,7 @@ def test_predictions_and_the_call_form_of_noised_patches() -> None:
     assert model(randn(3, 5, 6), return_loss=False).shape == (3, 5, 6)
 
 
-def test_times_by_function() -> None:
+def test_times_may_be_a_function() -> None:
     model = small().eval()
     batch = [[ids(1), randn(4, 6), randn(2, 6)], [ids(2), randn(3, 6)]]
     times = model(
@@ -249,7 +249,7 @@ def test_times_by_function() -> None:
     assert torch.allclose(torch.tensor(times[0]), torch.tensor([0.1, 0.2]))
 
 
-def test_many_is_one_and_prompts_of_every_form() -> None:
+def test_prompts_of_every_form_sample_as_they_do_alone() -> None:
     model = small().double()
     prompts = [None, ids(1, 2, 3), randn(4, 6), (0, randn(3, 6)), [ids(5), randn(2, 6), ids(7, 8)], [(0, randn(2, 6))]]
     options = {"max_length": 60, "modality_steps": 3, "cfg_scale": 2.0, "seed": 5}
@@ -266,7 +266,7 @@ def test_many_is_one_and_prompts_of_every_form() -> None:
     assert sum(len(s) for s in shorter) < sum(len(s) for s in many)
 
 
-def test_forced_and_fixed_sizes_and_noise() -> None:
+def test_forced_modality_fixed_shape_and_initial_noise() -> None:
     model = small(dim_latent=(6, 3), modality_default_shape=((4,), (2,)))
     options = {"modality_steps": 2, "max_length": 60, "seed": 3}
     first = model.sample(ids(1), force_modality_at_start=1, **options)
@@ -282,7 +282,7 @@ def test_forced_and_fixed_sizes_and_noise() -> None:
     assert torch.equal(kept[0], kept[1]) and not torch.equal(kept[0], kept[2])
 
 
-def test_raw_items_go_through_their_encoder_and_back() -> None:
+def test_raw_items_are_encoded_and_decoded() -> None:
     encoder, decoder = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)), nn.Conv2d(6, 3, 1)
     model = small(channel_first_latent=True, modality_default_shape=(2, 2), modality_encoder=encoder, modality_decoder=decoder)
     encoder.train()
@@ -311,7 +311,7 @@ def test_latents_of_no_to_three_axes(shape: tuple[int, ...], first: bool) -> Non
     model(randn(3, *form)).backward()
 
 
-def test_saved_and_read_again(tmp_path) -> None:
+def test_a_saved_model_has_the_same_loss(tmp_path) -> None:
     model = small(channel_first_latent=True, text_loss_weight=2.0).eval()
     model.save_pretrained(tmp_path)
     again = Transfusion.from_pretrained(tmp_path).eval()
@@ -327,7 +327,22 @@ def test_saved_and_read_again(tmp_path) -> None:
         Transfusion.from_pretrained(tmp_path)
 
 
-def test_a_seed_names_all_chance_and_without_one_torch_does() -> None:
+def test_compat_json_of_another_model_is_refused(tmp_path) -> None:
+    """The main class saves over the folder and leaves `compat.json`, which belongs to the model before."""
+    model, other = small(channel_first_latent=True), small(modality_default_shape=(2, 2))
+    model.save_pretrained(tmp_path)
+    api.Transfusion(model.config, model.vocabulary).save_pretrained(tmp_path)  # the same config: it still fits
+    assert Transfusion.from_pretrained(tmp_path).compat.channel_first == (True,)
+    api.Transfusion(other.config, other.vocabulary).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"compat\.json belongs to another config\.json: .* Delete compat\.json"):
+        Transfusion.from_pretrained(tmp_path)
+    (tmp_path / "compat.json").unlink()
+    assert Transfusion.from_pretrained(tmp_path).compat.channel_first == ()
+    other.save_pretrained(tmp_path)
+    assert Transfusion.from_pretrained(tmp_path).vocabulary.modalities[0].shape == (2, 2)
+
+
+def test_the_seed_determines_all_randomness() -> None:
     model = small()
     batch = [[ids(1, 2), randn(4, 6)]]
     assert model(batch, seed=1) == model(batch, seed=1) != model(batch, seed=2)
@@ -338,7 +353,7 @@ def test_a_seed_names_all_chance_and_without_one_torch_does() -> None:
     assert one == model(batch) and one != two
 
 
-def test_the_loader_keeps_lists(capsys) -> None:
+def test_the_dataloader_collates_to_lists(capsys) -> None:
     data = [[ids(1), randn(i + 1, 6)] for i in range(5)]
     model = small()
     sizes = [(len(batch), float(model(batch).detach())) for batch in model.create_dataloader(data, batch_size=2)]
@@ -349,7 +364,7 @@ def test_the_loader_keeps_lists(capsys) -> None:
     assert "('text', (1,))" in capsys.readouterr().out
 
 
-def test_debugging_names_every_fault_at_once(monkeypatch, capsys) -> None:
+def test_debug_reports_all_input_errors_at_once(monkeypatch, capsys) -> None:
     model = small()
     bad = [[ids(1), randn(4, 6), randn(4, 6).bool()], [], [ids(99), randn(4, 5), (3, randn(4, 6))]]
     with pytest.raises(ValueError) as one:
@@ -376,13 +391,13 @@ def test_debugging_names_every_fault_at_once(monkeypatch, capsys) -> None:
     assert all(part in str(told.value) for part in ("document 0, item 1", "document 0, item 2", "document 1, item 0"))
 
 
-def test_sampling_with_another_sampler() -> None:
+def test_sampling_with_ddpm() -> None:
     model = small(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=1000)))
     out = model.sample(ids(1), force_modality_at_start=0, sampler=DDPM(num_steps=5, clip=3.0), max_length=30)
     assert torch.isfinite(out[1].tensor).all()
 
 
-def test_losses_that_look_to_an_average_and_through_a_decoder() -> None:
+def test_consistency_needs_an_ema_and_reconstruction_a_decoder() -> None:
     decoder = nn.Conv2d(6, 3, 1)
     model = small(
         modality_default_shape=(2, 2),
@@ -406,11 +421,11 @@ def test_losses_that_look_to_an_average_and_through_a_decoder() -> None:
     parts.reconstruction.backward()
     assert all(p.grad is None for p in decoder.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.network.parameters())
-    with pytest.raises(ValueError, match="velocity_consistency_loss_weight"):
+    with pytest.raises(ValueError, match="no auxiliary loss needs an EMA model: set the weight of consistency"):
         small()([[ids(1)]], teacher=small())
 
 
-def test_ways_in_and_out_of_ones_own() -> None:
+def test_pre_post_transformer_enc_dec_replaces_the_patcher() -> None:
     """A pair of modules that halves the number of slots, as transfusion-pytorch's `pre_post_transformer_enc_dec`."""
     pair = nn.Conv2d(6, 32, 3, 2, 1), nn.ConvTranspose2d(32, 6, 3, 2, 1, output_padding=1)
     model = Transfusion(
@@ -444,14 +459,14 @@ def test_ways_in_and_out_of_ones_own() -> None:
         ("use_flex_attn", True, lambda t: True),
     ],
 )
-def test_options_of_the_transformer(word: str, value: object, where) -> None:
+def test_transformer_options_reach_the_config(word: str, value: object, where) -> None:
     model = small(transformer={"dim": 32, "depth": 3, "dim_head": 8, word: value})
     assert where(model.config.model.transformer)
     model([[ids(1, 2), randn(4, 6)]]).backward()
     assert model.sample(ids(1), force_modality_at_start=0, max_length=20, modality_steps=2)[1].tensor.shape == (4, 6)
 
 
-def test_axial_embeddings_of_places() -> None:
+def test_add_pos_emb_adds_axial_embeddings() -> None:
     model = small(add_pos_emb=True, modality_default_shape=(2, 2)).eval()
     without = small(modality_default_shape=(2, 2)).eval()
     batch = [[ids(1), randn(2, 2, 6), randn(3, 2, 6)]]
@@ -460,7 +475,7 @@ def test_axial_embeddings_of_places() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "axial" in n)
 
 
-def test_weights_of_the_elements_of_an_item() -> None:
+def test_element_weights_of_an_item() -> None:
     """A mean over what is weighed: equal weights change nothing, and parts that are weighed apart make up the whole."""
     model = small().double().eval()
     x = randn(4, 6)

@@ -18,7 +18,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, unchecked) -> None:
     )
 
 
-def test_one_modality() -> None:
+def test_readme_one_modality() -> None:
     model = Transfusion(
         num_text_tokens=256,
         dim_latent=384,
@@ -51,7 +51,7 @@ def test_one_modality() -> None:
             assert entry.modality_type == 0 and entry.tensor.shape[-1] == 384
 
 
-def test_several_modalities() -> None:
+def test_readme_several_modalities() -> None:
     model = Transfusion(
         num_text_tokens=256,
         dim_latent=(384, 192),  # specify multiple latent dimensions
@@ -81,7 +81,7 @@ def test_several_modalities() -> None:
     assert forced[0].modality_type == 1 and forced[0].tensor.shape == (32, 192)
 
 
-def test_encoder_and_decoder() -> None:
+def test_readme_encoder_and_decoder() -> None:
     mock_encoder = nn.Conv2d(3, 384, 3, padding=1)
     mock_decoder = nn.Conv2d(384, 3, 3, padding=1)
 
@@ -129,7 +129,7 @@ def test_encoder_and_decoder() -> None:
     assert latents.shape == (384, 4, 4)
 
 
-def test_language_first() -> None:
+def test_readme_language_first() -> None:
     model = Transfusion(
         num_text_tokens=256,
         dim_latent=384,

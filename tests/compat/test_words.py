@@ -24,7 +24,7 @@ def ids(*numbers: int) -> Tensor:
     return torch.tensor(numbers)
 
 
-def test_a_trunk_stands_for_its_dict() -> None:
+def test_a_transformer_config_equals_its_dict() -> None:
     """The same model, to the bit."""
     made = []
     for transformer in (TransformerConfig(width=32, depth=2, num_heads=2, head_dim=16), WORDS["transformer"]):
@@ -34,14 +34,14 @@ def test_a_trunk_stands_for_its_dict() -> None:
     assert torch.equal(made[0](batch, seed=1), made[1](batch, seed=1))
 
 
-def test_latents_are_as_wide_as_the_model_where_nothing_is_said() -> None:
+def test_dim_latent_defaults_to_the_width() -> None:
     words = {k: v for k, v in WORDS.items() if k not in ("dim_latent", "modality_default_shape")}
     m = Transfusion(**words, modality_num_dim=2)
     assert m.vocabulary.modalities[0].channels == 32 and m.vocabulary.modalities[0].shape == (1, 1)
     m([[ids(1), randn(3, 2, 32)]]).backward()
 
 
-def test_names_and_largest_sizes() -> None:
+def test_modality_names_and_largest_sizes() -> None:
     m = Transfusion(**WORDS, modality_names=["actions"], modality_max_shape=(6,))
     assert m.vocabulary.modality("actions").largest == (6,)
     m([[randn(6, 8)]])
@@ -49,7 +49,7 @@ def test_names_and_largest_sizes() -> None:
         m([[randn(7, 8)]])
 
 
-def test_items_of_a_fixed_shape_say_no_size() -> None:
+def test_a_fixed_shape_has_no_size_tokens() -> None:
     free, fixed = Transfusion(**WORDS), Transfusion(**WORDS, modality_fixed_shape=True)
     assert len(fixed.vocabulary) < len(free.vocabulary)
     lengths = [len(m.tokenize(m.lists.documents([[ids(1), randn(4, 8)]]), seed=0)[0]) for m in (free, fixed)]
@@ -58,7 +58,7 @@ def test_items_of_a_fixed_shape_say_no_size() -> None:
         fixed([[randn(5, 8)]])
 
 
-def test_dropped_text_is_not_learned_and_only_dropped_in_training() -> None:
+def test_dropped_text_has_no_loss_and_is_dropped_in_training_only() -> None:
     batch = [[ids(1, 2, 3), randn(4, 8)]]
     m = Transfusion(**WORDS, prob_uncond=1.0)
     assert m(batch, return_breakdown=True, seed=1)[1].text == 0
@@ -79,7 +79,7 @@ def test_min_divisor_bounds_the_weight_of_nearly_clean_items() -> None:
     assert torch.allclose(found[0] / found[1], torch.tensor(25.0), rtol=1e-3)
 
 
-def test_what_each_layer_gives_can_be_had() -> None:
+def test_hidden_states_of_each_layer_are_returned() -> None:
     m = Transfusion(**WORDS).eval()
     batch = m.collate(m.tokenize(m.lists.documents([[ids(1, 2), randn(4, 8)]]), seed=0))
     from transfusion.nn.attention import AttentionMetadata
@@ -91,7 +91,7 @@ def test_what_each_layer_gives_can_be_had() -> None:
     assert len(layers) == 2 and all(x.shape == (1, len(h), 32) for x in layers)
 
 
-def test_encoders_are_not_among_what_is_trained() -> None:
+def test_encoder_parameters_are_not_trained() -> None:
     encoder = nn.Linear(3, 8)
     m = Transfusion(**WORDS, modality_encoder=encoder)
     trained = {id(p) for p in m.parameters_without_encoder_decoder()}
@@ -100,7 +100,7 @@ def test_encoders_are_not_among_what_is_trained() -> None:
     assert m.device == torch.device("cpu")
 
 
-def test_a_prompt_may_come_back_without_itself() -> None:
+def test_return_without_prompt() -> None:
     m = Transfusion(**WORDS)
     options = dict(force_modality_at_start=0, max_length=18, modality_steps=1, seed=2)
     prompt = [ids(1, 2), randn(4, 8)]
@@ -108,24 +108,24 @@ def test_a_prompt_may_come_back_without_itself() -> None:
     assert len(whole) == len(rest) + 2 and torch.equal(whole[2].tensor, rest[0].tensor)
 
 
-def test_latents_alone_of_one_of_several_modalities() -> None:
+def test_latents_alone_of_several_modalities_need_modality_type() -> None:
     m = Transfusion(**(WORDS | dict(dim_latent=(8, 3), modality_default_shape=((4,), (2, 2))))).eval()
     loss, parts = m(randn(2, 2, 2, 3), modality_type=1, return_breakdown=True, seed=1)
     assert parts.flow[0] == 0 and parts.flow[1] > 0 and torch.isfinite(loss)
     assert m.generate_modality_only(2, modality_type=1, modality_steps=1).shape == (2, 2, 2, 3)
     for call in (lambda: m(randn(2, 4, 8)), lambda: m.generate_modality_only(2)):
-        with pytest.raises(ValueError, match="several modalities: say which"):
+        with pytest.raises(ValueError, match="several modalities: choose with modality_type"):
             call()
 
 
-def test_a_slot_may_cover_a_patch() -> None:
+def test_modality_patch_sets_the_patch_of_a_slot() -> None:
     m = Transfusion(**(WORDS | {"modality_default_shape": (4, 4), "modality_patch": (2, 2)}))
     assert m.vocabulary.modalities[0].slots((4, 4)) == (2, 2)
     m([[torch.tensor([1]), torch.randn(4, 6, 8)]]).backward()
     assert m.sample(force_modality_at_start=0, max_length=12, modality_steps=1)[0].tensor.shape == (4, 4, 8)
 
 
-def test_in_training_what_is_asked_of_documents_is_of_all_they_hold() -> None:
+def test_text_is_not_dropped_where_times_noise_or_predictions_are_returned() -> None:
     """Text is dropped for the loss alone: not where times, noise, or predictions are asked for."""
     m = Transfusion(**(WORDS | {"prob_uncond": 1.0})).train()
     x, batch = torch.randn(4, 8), [[torch.tensor([1, 2]), torch.randn(4, 8), torch.tensor([3]), torch.randn(3, 8)]]
@@ -138,7 +138,7 @@ def test_in_training_what_is_asked_of_documents_is_of_all_they_hold() -> None:
     assert m([own], seed=2, return_times=True)[1] == [[pytest.approx(0.8)]]
 
 
-def test_the_weight_of_text_is_that_of_documents_too() -> None:
+def test_text_loss_weight_applies_to_documents() -> None:
     m = Transfusion(**(WORDS | {"text_loss_weight": 2.0})).eval()
     x = torch.randn(4, 8)
     document = Document((Text((1, 2)), Media(x.T, m.vocabulary.modalities[0].name)))
@@ -146,7 +146,7 @@ def test_the_weight_of_text_is_that_of_documents_too() -> None:
 
 
 @pytest.mark.slow
-def test_drawing_follows_the_diffusion() -> None:
+def test_the_default_sampler_fits_the_diffusion() -> None:
     """With noise prediction on the cosine schedule, by default: what one item taught is drawn."""
     torch.manual_seed(0)
     m = Transfusion(**WORDS, diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=1000)), prob_uncond=0.0)
@@ -160,7 +160,7 @@ def test_drawing_follows_the_diffusion() -> None:
     assert (drawn - x).square().mean() < 0.15
 
 
-def test_faults_of_an_encoder_name_the_items_and_checks_come_before_it() -> None:
+def test_encoder_errors_name_the_items_and_arguments_are_checked_first() -> None:
     calls = []
 
     class Encoder(nn.Conv2d):
@@ -170,9 +170,7 @@ def test_faults_of_an_encoder_name_the_items_and_checks_come_before_it() -> None
 
     words = WORDS | {"modality_default_shape": (4, 4), "channel_first_latent": True, "modality_encoder": Encoder(3, 8, 1)}
     m = Transfusion(**words)
-    with pytest.raises(
-        ValueError, match=r"document 1, item 1: the encoder of modality 0 does not take items of shape \(4, 4, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"document 1, item 1: the encoder of modality 0 fails on items of shape \(4, 4, 4\)"):
         m([[torch.tensor([1])], [torch.tensor([2]), torch.randn(4, 4, 4)]])
     calls.clear()
     with pytest.raises(ValueError, match="max_length"):
@@ -184,10 +182,10 @@ def test_faults_of_an_encoder_name_the_items_and_checks_come_before_it() -> None
     assert not calls and said[0][0].shape == (8, 4, 4)
 
 
-def test_what_a_folder_does_not_hold_is_said(tmp_path) -> None:
+def test_missing_encoders_of_a_model_folder_are_warned_about(tmp_path) -> None:
     m = Transfusion(**(WORDS | {"modality_encoder": nn.Linear(3, 8), "modality_decoder": nn.Linear(8, 3)}))
     m.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="encoder or decoder for modality0, which are not in its folder"):
+    with pytest.warns(UserWarning, match="encoder or decoder for modality0 are not in the model folder"):
         again = Transfusion.from_pretrained(tmp_path)
     encoder, decoder = m.autoencoders["modality0"].encoder, m.autoencoders["modality0"].decoder
     again.attach("modality0", encoder, decoder)
@@ -195,15 +193,15 @@ def test_what_a_folder_does_not_hold_is_said(tmp_path) -> None:
     assert torch.equal(m.eval()(batch, seed=1), again.eval()(batch, seed=1))
 
 
-def test_what_would_not_be_done_is_refused_or_said() -> None:
+def test_ineffective_arguments_are_refused_or_warned_about() -> None:
     m = Transfusion(**(WORDS | {"prob_uncond": 0.0}))
-    with pytest.warns(UserWarning, match="cfg_scale is left out"):
+    with pytest.warns(UserWarning, match="guidance for text is left out: this model was never trained without text"):
         m.sample(torch.tensor([1]), cfg_scale=7.0, max_length=8)
     with pytest.raises(ValueError, match="the context has"):
         m.generate_text_only(torch.zeros(1, 4, dtype=torch.long), 1 << 17)
     with pytest.raises(ValueError, match="no ids of text"):
         Transfusion(**(WORDS | {"num_text_tokens": 0})).generate_text_only(torch.zeros(1, 0, dtype=torch.long), 3)
-    with pytest.raises(ValueError, match="2 modalities, so give a module"):
+    with pytest.raises(ValueError, match="the model has 2 modalities; give a list with a module"):
         Transfusion(**(WORDS | {"dim_latent": (8, 4), "modality_encoder": nn.Identity()}))
     with pytest.raises(ValueError, match="2 seeds for 1 prompts"):
         m.generate(["1"], seeds=[1, 2], max_tokens=1)

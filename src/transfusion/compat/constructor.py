@@ -2,8 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,8 +31,7 @@ CONTEXT = 1 << 16
 """Tokens of context: lists of any length are taken, and positions are rotary."""
 
 
-@dataclass(frozen=True, eq=False)
-class Configured:
+class Configured(NamedTuple):
     """What the arguments configure. `modules` are the pairs of `pre_post_transformer_enc_dec`, by name of the modality."""
 
     config: TransfusionConfig
@@ -124,10 +123,10 @@ def configure(
         strict=True,
     )
     modalities = tuple(_modality(*arguments, width=config.width) for arguments in by_modality)
-    if diffusion is not None and not isinstance(diffusion, Diffusion):
-        raise ValueError(f"diffusion is a Diffusion(...), see transfusion.Diffusion, not {diffusion!r}")
     if diffusion is None:
         diffusion = Diffusion() if model_output_clean in (None, True) else Diffusion(prediction="velocity", loss="velocity")
+    if not isinstance(diffusion, Diffusion):
+        raise ValueError(f"diffusion is a transfusion.Diffusion(...), not {diffusion!r}")
     auxiliary = auxiliary or AuxiliaryLossConfig(
         consistency=velocity_consistency_loss_weight,
         delta=velocity_consistency_delta_time,
@@ -246,11 +245,7 @@ LEFT_OUT = {
 
 def transformer_config(words: dict[str, Any]) -> TransformerConfig:
     """The argument `transformer` as a config: keys are transfusion-pytorch's names or fields of `TransformerConfig` and
-    `AttentionConfig`.
-
-    Raises:
-        ValueError: an unknown key, or no `dim` and `depth`.
-    """
+    `AttentionConfig`. Raises ValueError for an unknown key, or no `dim` and `depth`."""
     if not isinstance(words, dict):
         raise ValueError(f"transformer is a dict(dim=512, depth=8) or a TransformerConfig, not {type(words).__name__}")
     keys = dict(words)
@@ -270,16 +265,11 @@ def transformer_config(words: dict[str, Any]) -> TransformerConfig:
     options: dict[str, Any] = {"width": width, "head_dim": size, "num_heads": keys.pop("heads", max(1, width // size))}
     attention: dict[str, Any] = {}
     for name, value in keys.items():
-        if name in TRANSFORMER_OPTIONS:
-            converted = TRANSFORMER_OPTIONS[name](value, width)
-            attention |= {key: v for key, v in converted.items() if key in heads}
-            options |= {key: v for key, v in converted.items() if key not in heads}
-        elif name in own:
-            options[name] = value
-        elif name in heads:
-            attention[name] = value
-        else:
+        if name not in own | heads | TRANSFORMER_OPTIONS.keys():
             raise ValueError(f"transformer: no option {name!r}{nearest(name, [*TRANSFORMER_OPTIONS, *sorted(own | heads)])}")
+        converted = TRANSFORMER_OPTIONS[name](value, width) if name in TRANSFORMER_OPTIONS else {name: value}
+        attention |= {key: v for key, v in converted.items() if key in heads and key not in own}
+        options |= {key: v for key, v in converted.items() if key in own}
     if attention:
         options["attention"] = replace(options.get("attention", AttentionConfig()), **attention)
     return TransformerConfig(**options)
@@ -291,7 +281,7 @@ def _soft_cap(value: float | None, _: int) -> dict[str, Any]:
     return {"soft_cap": value or 0.0}
 
 
-def _hidden(factor: float, width: int) -> dict[str, Any]:
+def _mlp_width(factor: float, width: int) -> dict[str, Any]:
     check_number("transformer: ff_expansion_factor", factor)
     if factor == 0:
         raise ValueError("transformer: ff_expansion_factor must be above 0")
@@ -299,7 +289,7 @@ def _hidden(factor: float, width: int) -> dict[str, Any]:
 
 
 TRANSFORMER_OPTIONS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
-    "ff_expansion_factor": _hidden,
+    "ff_expansion_factor": _mlp_width,
     "kv_heads": lambda v, _: {"num_kv_heads": v},
     "qk_rmsnorm": lambda v, _: {"qk_norm": v},
     "softcap_value": _soft_cap,
@@ -335,7 +325,7 @@ def _pairs(value: Any, count: int) -> list[tuple[nn.Module, nn.Module] | None]:
 
 def _patch(index: int, pair: Any, channels: int, shape: tuple[int, ...], width: int) -> tuple[int, ...]:
     """Elements that a slot covers on each axis: the encoder of the pair is run once on an item of the default shape."""
-    latents = torch.zeros(1, channels, *shape)
+    latents, where = torch.zeros(1, channels, *shape), f"modality {index}: the encoder of pre_post_transformer_enc_dec"
     try:
         with torch.no_grad():
             try:
@@ -343,14 +333,12 @@ def _patch(index: int, pair: Any, channels: int, shape: tuple[int, ...], width: 
             except TypeError:  # it takes times too
                 out = pair[0](latents, torch.zeros(1))
     except RuntimeError as error:
-        raise ValueError(
-            f"modality {index}: the input module of pre_post_transformer_enc_dec fails on {tuple(latents.shape)}: {error}"
-        ) from error
+        raise ValueError(f"{where} fails on latents {tuple(latents.shape)}: {error}") from error
     out = out[0] if isinstance(out, tuple) else out
     grid = tuple(out.shape[1:2]) if len(shape) == 1 and out.shape[-1] == width else tuple(out.shape[2:])
     if len(grid) != len(shape) or any(s % g for s, g in zip(shape, grid, strict=True)):
         raise ValueError(
-            f"modality {index}: the input module of pre_post_transformer_enc_dec maps {tuple(latents.shape)} to "
-            f"{tuple(out.shape)}; it must return (item, width, *grid) with a grid that divides the size"
+            f"{where} maps {tuple(latents.shape)} to {tuple(out.shape)}; it must return (item, width, *grid) with a grid that "
+            "divides the size"
         )
     return tuple(s // g for s, g in zip(shape, grid, strict=True))

@@ -1,16 +1,22 @@
 """Nested lists of tensors <-> documents. An error names the document and the item, before anything is computed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from transfusion.codec.autoencoder import Autoencoder
+from transfusion.config import digest, from_plain, to_plain
 from transfusion.data.document import Document, Media, Segment, Text
 from transfusion.data.vocabulary import Vocabulary
+from transfusion.files import write_text
 
+FILE = "compat.json"
+"""Beside `config.json` in the model folder: the `CompatConfig`."""
 TEXT_DTYPES = (torch.int64, torch.int32)
 
 
@@ -36,6 +42,30 @@ class CompatConfig:
     autoencoded: tuple[str, ...] = ()
     text_loss_weight: float = 1.0
     config_digest: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write it beside the folder's `config.json`. Raises OSError if it can't be written."""
+        plain = to_plain(replace(self, config_digest=_config_digest(folder)))
+        write_text(folder / FILE, json.dumps(plain, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "CompatConfig":
+        """Read what `save` wrote; the defaults, if there is none. Raises ValueError if it is damaged or of another model."""
+        file = folder / FILE
+        try:
+            config = from_plain(cls, json.loads(file.read_text())) if file.is_file() else cls()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {file}: {error}") from error
+        if file.is_file() and config.config_digest != _config_digest(folder):
+            raise ValueError(
+                f"{file} belongs to another config.json: another class saved its model over this one. Delete {FILE} to read "
+                "that model with channels last, or save it again with transfusion.compat.Transfusion"
+            )
+        return config
+
+
+def _config_digest(folder: Path) -> str:
+    return digest(json.loads((folder / "config.json").read_text()))
 
 
 @dataclass(eq=False)
@@ -92,7 +122,7 @@ class Lists:
             if errors and not all_errors:
                 raise ValueError(errors[0])
         if errors:
-            raise ValueError("\n".join([f"{len(errors)} items cannot be taken:", *errors]))
+            raise ValueError("\n".join([f"{len(errors)} input errors:", *errors]))
         self._encode([item for content in contents for item in content if isinstance(item, _RawItem)])
         documents = []
         for index, (sample, content) in enumerate(zip(samples, contents, strict=True)):
@@ -129,8 +159,7 @@ class Lists:
         """An entry of a list, checked; None: it is left out."""
         if isinstance(value, Media):
             if isinstance(value.values, Tensor):
-                index = self.index(value.modality)
-                self._check_latents(value.tensor(), index, 0, "(channels, *size)")
+                self.latents(value.tensor(), self.index(value.modality), channel_first=True)
             return value
         if isinstance(value, Text):
             self.vocabulary.encode(value.content)
@@ -155,9 +184,9 @@ class Lists:
                 raise ValueError(f"an item of modality {modality} must be a float tensor, not {tensor.dtype}")
             return self._text(tensor, weight)
         if not tensor.is_floating_point():
+            remedy = "convert ids with .long(), scale pictures to [-1, 1] as floats"
             raise ValueError(
-                f"a tensor of {tensor.dtype} is neither text (int64 or int32) nor an item (floating point): convert ids with "
-                ".long(), scale pictures to [-1, 1] as floats"
+                f"a tensor of {tensor.dtype} is neither text (int64, int32) nor an item (floating point): {remedy}"
             )
         return self._media(tensor, modality or 0, weight, encode)
 
@@ -214,28 +243,22 @@ class Lists:
         first = self.config.channel_first
         return index < len(first) and first[index]
 
-    def _check_latents(self, tensor: Tensor, index: int, axis: int, form: str) -> None:
-        modality = self.vocabulary.modalities[index]
-        axes, shape = len(modality.patch) + 1, tuple(tensor.shape)
+    def latents(self, tensor: Tensor, index: int, *, channel_first: bool | None = None) -> Tensor:
+        """Latents (by default in the user's orientation) as the model has them, Float[channels, *size], once they are checked."""
+        first = self._channel_first(index) if channel_first is None else channel_first
+        modality, form = self.vocabulary.modalities[index], "channels, *size" if first else "*size, channels"
+        shape, axes = tuple(tensor.shape), len(modality.patch) + 1
         if tensor.ndim != axes:
-            raise ValueError(
-                f"latents of modality {index} have {axes} axes, {form}, not {tensor.ndim} as in {shape}"
-                + ("; give a single item, without a batch axis" if tensor.ndim == axes + 1 else "")
-            )
-        if shape[axis] != modality.channels:
-            raise ValueError(
-                f"latents of modality {index} have {modality.channels} channels, {form}, not {shape[axis]} as in {shape}"
-                + ("; see channel_first_latent" if modality.channels in shape else "")
-            )
-        modality.slots(shape[1:] if axis == 0 else shape[:-1])
-
-    def latents(self, tensor: Tensor, index: int) -> Tensor:
-        """Latents as the model has them, Float[channels, *size], checked against the modality."""
-        if self._channel_first(index):
-            self._check_latents(tensor, index, 0, "(channels, *size)")
-            return tensor
-        self._check_latents(tensor, index, -1, "(*size, channels)")
-        return tensor.movedim(-1, 0)
+            hint = "; give a single item, without a batch axis" if tensor.ndim == axes + 1 else ""
+            raise ValueError(f"latents of modality {index} have {axes} axes, ({form}), not {tensor.ndim} as in {shape}{hint}")
+        channels = shape[0 if first else -1]
+        if channels != modality.channels:
+            hint = "; see channel_first_latent" if modality.channels in shape else ""
+            expected = f"{modality.channels} channels, ({form})"
+            raise ValueError(f"latents of modality {index} have {expected}, not {channels} as in {shape}{hint}")
+        latents = tensor if first else tensor.movedim(-1, 0)
+        modality.slots(tuple(latents.shape[1:]))
+        return latents
 
     # ---- documents -> lists -----------------------------------------------------------------------------------------
 
@@ -284,14 +307,10 @@ def print_modality_sample(sample: Sequence[Any]) -> None:
     """Print what a sample holds, a pair (kind, shape) an entry."""
     lines = []
     for entry in sample:
-        if isinstance(entry, tuple) and isinstance(entry[0], Tensor):
-            entry = entry[0]  # with a weight
-        if isinstance(entry, tuple):
-            lines.append((f"modality:{entry[0]}", tuple(entry[1].shape)))
-        elif not isinstance(entry, Tensor):
+        has_index = isinstance(entry, tuple) and isinstance(entry[0], int)
+        tensor = entry[int(has_index)] if isinstance(entry, tuple) else entry
+        if not isinstance(tensor, Tensor):
             raise ValueError(f"a sample is a list of tensors and items, which {_what(entry)} is not")
-        elif entry.is_floating_point():
-            lines.append(("modality", tuple(entry.shape)))
-        else:
-            lines.append(("text", tuple(entry.shape)))
+        kind = f"modality:{entry[0]}" if has_index else "modality" if tensor.is_floating_point() else "text"
+        lines.append((kind, tuple(tensor.shape)))
     print(lines)

@@ -1,19 +1,16 @@
 """`Transfusion` with the call forms of transfusion-pytorch: a subclass of `transfusion.Transfusion` over the same code."""
 
-import json
 import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from transfusion import api, rng
 from transfusion.codec.autoencoder import Autoencoder
@@ -22,14 +19,13 @@ from transfusion.compat import sampling, training
 from transfusion.compat.checks import check_number
 from transfusion.compat.constructor import check_words, configure
 from transfusion.compat.lists import CompatConfig, Item, Lists
-from transfusion.config import digest, from_plain, nearest, to_plain
+from transfusion.config import nearest
 from transfusion.data.batch import Batch
 from transfusion.data.document import ANY_TIME, Document
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
-from transfusion.files import write_text
 from transfusion.generate.engine import generate
 from transfusion.generate.state import Request
 from transfusion.model.auxiliary import Decoders
@@ -37,9 +33,6 @@ from transfusion.model.losses import Losses
 from transfusion.model_folder import TransfusionConfig, find
 from transfusion.nn.ema import Averaged
 from transfusion.nn.eval_mode import eval_mode
-
-FILE = "compat.json"
-"""Beside `config.json` in the model folder: the `CompatConfig`."""
 
 
 class Transfusion(api.Transfusion):
@@ -69,13 +62,12 @@ class Transfusion(api.Transfusion):
         **words: Any,
     ) -> None:
         autoencoders: dict[str, Autoencoder] = {}
+        if (config is None) != (vocabulary is None):
+            raise ValueError("config and vocabulary belong together: give both, or transfusion-pytorch's arguments")
         if config is None or vocabulary is None:
-            if config is not None or vocabulary is not None:
-                raise ValueError("config and vocabulary belong together: give both, or transfusion-pytorch's arguments")
             check_words(words)
-            built = configure(**words)
-            config, vocabulary, compat, autoencoders = built.config, built.vocabulary, built.compat, built.autoencoders
-            modules = {**built.modules, **(modules or {})} or None
+            config, vocabulary, compat, autoencoders, pairs = configure(**words)
+            modules = {**pairs, **(modules or {})} or None
         elif words:
             raise ValueError(f"config and vocabulary exclude {', '.join(words)}: change the config, or leave both out")
         super().__init__(config, vocabulary, modules=modules)
@@ -99,8 +91,7 @@ class Transfusion(api.Transfusion):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder, and `compat.json` in it. Raises as `transfusion.Transfusion.save_pretrained`."""
         super().save_pretrained(folder)
-        compat = replace(self.compat, config_digest=_config_digest(Path(folder)))
-        write_text(Path(folder) / FILE, json.dumps(to_plain(compat), indent=2) + "\n")
+        self.compat.save(Path(folder))
 
     @classmethod
     def from_pretrained(
@@ -112,23 +103,11 @@ class Transfusion(api.Transfusion):
             ValueError: as there, or a `compat.json` that is damaged or belongs to another `config.json`.
         """
         model = super().from_pretrained(folder, device=device, modules=modules)
-        file = find(folder) / FILE
-        if file.is_file():
-            try:
-                model.compat = from_plain(CompatConfig, json.loads(file.read_text()))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"cannot read {file}: {error}") from error
-            if model.compat.config_digest != _config_digest(file.parent):
-                raise ValueError(
-                    f"{file} belongs to another config.json: another class saved a model over this one. Delete {FILE} to read "
-                    "the new model with channels last, or save it again with transfusion.compat.Transfusion"
-                )
+        model.compat = CompatConfig.load(find(folder))
         if model.compat.autoencoded:
-            warnings.warn(
-                f"this model was made with an encoder or decoder for {', '.join(model.compat.autoencoded)}, which are not in "
-                "its folder: give them again with model.attach(name, encoder, decoder)",
-                stacklevel=2,
-            )
+            names = ", ".join(model.compat.autoencoded)
+            remedy = "give them again with model.attach(name, encoder, decoder)"
+            warnings.warn(f"the encoder or decoder for {names} are not in the model folder: {remedy}", stacklevel=2)
         return model
 
     # ---- training ---------------------------------------------------------------------------------------------------
@@ -172,8 +151,7 @@ class Transfusion(api.Transfusion):
             seed: random seed of noise, times and dropped text; None: drawn from torch's generator.
             noised: the latents are noised already, to `times`: no encoder runs, and predictions are the only result.
             return_loss: False: predictions only.
-            return_breakdown: also a `Breakdown`.
-            return_times: also the time of each item, a list for each document.
+            return_breakdown, return_times: also a `Breakdown`; also the time of each item, a list for each document.
             return_predictions: also the network's output, a list for each document, an entry for each segment: of a text the
                 logits of the token after each of its tokens, [length, ids]; of an item its prediction, shaped like the latents.
             debug: report all input errors at once, and print the layout of each document (None: if the environment variable
@@ -238,17 +216,14 @@ class Transfusion(api.Transfusion):
         return super().forward(batch, teacher=teacher, decoders=decoders)
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        """The hidden weight matrices. `MuonConfig().build(model)` finds them itself and splits fused projections;
-        torch.optim.Muon would take a fused projection for one matrix."""
+        """The hidden weight matrices. `MuonConfig().build(model)` also splits fused projections; torch.optim.Muon does not."""
         return self.network.muon_parameters()
 
     def parameters_without_encoder_decoder(self) -> list[nn.Parameter]:
         """The parameters to train: all but those of encoders and decoders."""
         return list(self.network.parameters())
 
-    def create_dataloader(self, dataset: Any, **options: Any) -> DataLoader[Any]:
-        """A `DataLoader` over lists of items, see `training.create_dataloader`."""
-        return training.create_dataloader(dataset, **options)
+    create_dataloader = staticmethod(training.create_dataloader)
 
     def create_ema(
         self,
@@ -302,12 +277,11 @@ class Transfusion(api.Transfusion):
             fixed_modality_shape: size of every item, whatever the model writes.
             force_modality_at_start: index of a modality of which an item is generated at once, or (index, size).
             init_modality_noise: initial noise of the forced item, shaped like its latents, or [slots, channels].
-            modality_steps: steps of the sampler (None: those of the model's own).
-            sampler: instead of the model's own.
+            modality_steps, sampler: None: those of the model.
             return_unprocessed_modalities: latents instead of decoded items.
             return_without_prompt: only what was generated.
             cfg_scale: guidance scale for the text before an item; 1: none (None: the model's own).
-            seed: random seed; None: drawn from torch's generator.
+            seed: None: drawn from torch's generator.
 
         `fallbacks` then counts, by reason, the written sizes that could not be used.
 
@@ -354,7 +328,7 @@ class Transfusion(api.Transfusion):
         """Exactly `length` ids of text after each prompt; no control token and no end among them.
 
         Raises:
-            ValueError: a prompt that is no Int[document, length], or a length below 1.
+            ValueError: a prompt that is no Int[document, length], or a length below 1 or beyond the context.
         """
         del cache_kv
         if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
@@ -416,10 +390,6 @@ class Transfusion(api.Transfusion):
             engine = self.engine(requests, capacity=capacity, decode_text=False)
             self.fallbacks = engine.fallbacks
             return generate(engine, requests)
-
-
-def _config_digest(folder: Path) -> str:
-    return digest(json.loads((folder / "config.json").read_text()))
 
 
 def _seed(seed: int | None) -> int:

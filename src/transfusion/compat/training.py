@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -132,8 +132,7 @@ def print_layout(documents: Sequence[Document], sequences: Sequence[TokenSequenc
                 lines.append(f"item {at}: text, {len(segment.content)} {unit}")
                 continue
             item = next(items)
-            assert segment.values is not None
-            shape, slots = tuple(segment.values.shape), " x ".join(map(str, item.grid)) or "1"
+            shape, slots = tuple(segment.tensor().shape), " x ".join(map(str, item.grid)) or "1"
             lines.append(f"item {at}: {segment.modality}, latents {shape}, slots {slots} at token {item.start}")
         print(f"document {index}: {len(sequence)} tokens", *lines, sep="\n  ", file=sys.stderr)
 
@@ -156,10 +155,8 @@ def breakdown(total: Tensor, losses: Losses) -> Breakdown:
 def item_times(model: api.Transfusion, batch: Batch, sequences: Sequence[TokenSequence]) -> list[list[float]]:
     """The time of each item, a list for each document."""
     drawn = _by_slot(batch, [times.tolist() for times in _draw_times(model, batch)])
-    offsets = accumulate((len(sequence) for sequence in sequences), initial=0)
-    return [
-        [drawn[offset + item.start] for item in sequence.items] for offset, sequence in zip(offsets, sequences, strict=False)
-    ]
+    starts = accumulate(map(len, sequences), initial=0)
+    return [[drawn[start + item.start] for item in s.items] for start, s in zip(starts, sequences, strict=False)]
 
 
 def predictions(
@@ -208,11 +205,8 @@ def _draw_times(model: api.Transfusion, batch: Batch) -> list[Tensor]:
 
 def _by_slot(batch: Batch, values: Sequence[Sequence[Any]]) -> dict[int, Any]:
     """First slot of an item -> its value, for the values of each group."""
-    return {
-        int(slot): value
-        for group, items in zip(batch.media, values, strict=True)
-        for slot, value in zip(group.slots[:, 0], items, strict=True)
-    }
+    slots = [int(slot) for group in batch.media for slot in group.slots[:, 0]]
+    return dict(zip(slots, chain.from_iterable(values), strict=True))
 
 
 def create_dataloader(dataset: Any, **options: Any) -> DataLoader[Any]:
