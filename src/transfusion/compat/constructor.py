@@ -126,7 +126,7 @@ def configure(
     if diffusion is None:
         diffusion = Diffusion() if model_output_clean in (None, True) else Diffusion(prediction="velocity", loss="velocity")
     if not isinstance(diffusion, Diffusion):
-        raise ValueError(f"diffusion is a transfusion.Diffusion(...), not {diffusion!r}")
+        raise ValueError(f"diffusion is a Diffusion(...), see transfusion.Diffusion, not {diffusion!r}")
     auxiliary = auxiliary or AuxiliaryLossConfig(
         consistency=velocity_consistency_loss_weight,
         delta=velocity_consistency_delta_time,

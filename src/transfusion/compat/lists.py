@@ -244,7 +244,7 @@ class Lists:
         return index < len(first) and first[index]
 
     def latents(self, tensor: Tensor, index: int, *, channel_first: bool | None = None) -> Tensor:
-        """Latents (by default in the user's orientation) as the model has them, Float[channels, *size], once they are checked."""
+        """Latents (by default in the user's orientation) as the model has them, Float[channels, *size], checked."""
         first = self._channel_first(index) if channel_first is None else channel_first
         modality, form = self.vocabulary.modalities[index], "channels, *size" if first else "*size, channels"
         shape, axes = tuple(tensor.shape), len(modality.patch) + 1
