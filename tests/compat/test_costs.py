@@ -79,17 +79,17 @@ def test_a_layer_has_12_width_squared_weights() -> None:
 
 def kept(m: Transfusion, batch) -> int:
     """Bytes kept for the backward pass."""
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        found[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         loss = m(batch, seed=1)
     assert loss.requires_grad
-    return sum(found.values())
+    return sum(sizes.values())
 
 
 def test_activation_memory_is_linear_in_depth() -> None:

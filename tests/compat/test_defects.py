@@ -48,25 +48,25 @@ def test_prompt_images_are_clean_while_text_is_generated() -> None:
 
 @pytest.mark.slow
 def test_the_flow_loss_does_not_grow_with_channels() -> None:
-    found = []
+    losses = []
     for channels in (8, 64):
         torch.manual_seed(0)
         m = Transfusion(**(WORDS | {"dim_latent": channels})).eval()
-        found.append(
+        losses.append(
             torch.stack([m([[ids(1), randn(4, channels)]], seed=s, return_breakdown=True)[1].flow[0] for s in range(40)]).mean()
         )
-    assert 0.7 < found[1] / found[0] < 1.4
+    assert 0.7 < losses[1] / losses[0] < 1.4
 
 
 def test_the_text_loss_does_not_depend_on_the_number_of_slots() -> None:
     torch.manual_seed(0)
     m = Transfusion(**WORDS).eval()
     text = torch.randint(0, 16, (20,))
-    found = [m([[text, randn(n, 8)]], seed=1, return_breakdown=True)[1].text for n in (4, 64, 512)]
+    losses = [m([[text, randn(n, 8)]], seed=1, return_breakdown=True)[1].text for n in (4, 64, 512)]
     # one target more than the text's: the size, which is what differs
-    assert max(found) - min(found) < 0.2
+    assert max(losses) - min(losses) < 0.2
     alone = m(text[None], return_breakdown=True)[1].text
-    assert abs(alone - found[0]) < 0.5
+    assert abs(alone - losses[0]) < 0.5
 
 
 def test_lists_and_latents_alone_have_equal_losses() -> None:
@@ -75,7 +75,7 @@ def test_lists_and_latents_alone_have_equal_losses() -> None:
         m = Transfusion(**WORDS, model_output_clean=clean).double().eval()
         x = randn(3, 4, 8)
         alone = m(x, times=[[0.4]] * 3, seed=1, return_breakdown=True)[1].flow[0]
-        lists = m([[one] for one in x], times=[[0.4]] * 3, seed=1, return_breakdown=True)[1].flow[0]
+        lists = m([[item] for item in x], times=[[0.4]] * 3, seed=1, return_breakdown=True)[1].flow[0]
         assert torch.equal(alone, lists)
 
 
@@ -87,19 +87,19 @@ def test_slots_have_positions() -> None:
             p.copy_(torch.randn(p.shape) * 0.3 + (p.ndim == 1))
     x = randn(1, 4, 8)
     order = torch.tensor([2, 1, 0, 3])
-    said = m(x, times=[[0.5]], noised=True)
+    predicted = m(x, times=[[0.5]], noised=True)
     other = m(x[:, order], times=[[0.5]], noised=True)
-    assert (said[:, order] - other).abs().max() > 1e-2
+    assert (predicted[:, order] - other).abs().max() > 1e-2
 
 
 def test_equal_seeds_give_equal_losses_at_every_call() -> None:
     m = Transfusion(**WORDS)
     batch = [[ids(1, 2), randn(4, 8)], [randn(6, 8), ids(3)]]
-    found = set()
+    losses = set()
     for _ in range(3):
         torch.manual_seed(3)
-        found.add(float(m(batch).detach()))
-    assert len(found) == 1
+        losses.add(float(m(batch).detach()))
+    assert len(losses) == 1
 
 
 def test_max_length_is_never_exceeded() -> None:
@@ -151,9 +151,9 @@ def test_prompts_of_unequal_length_generate_as_they_do_alone() -> None:
     """Prompts that differ in length are answered as they are alone."""
     m = model(IMAGE, double=True)
     prompts = [Document((Text("a"),)), Document((Text("a much longer one"), Media(picture(1)), Text("so")))]
-    asked = [Request(p, max_tokens=8, max_items=0, sampler=Euler(2)) for p in prompts]
-    many = generate(Engine(m.network, m.vocabulary, cache_slots=6), asked)
-    for request, together in zip(asked, many, strict=True):
+    requests = [Request(p, max_tokens=8, max_items=0, sampler=Euler(2)) for p in prompts]
+    many = generate(Engine(m.network, m.vocabulary, cache_slots=6), requests)
+    for request, together in zip(requests, many, strict=True):
         (alone,) = generate(Engine(m.network, m.vocabulary, cache_slots=3), [request])
         assert alone.text == together.text
 
@@ -179,8 +179,8 @@ def test_the_last_step_adds_no_noise(schedule) -> None:
         return clean, randn(5, 3)
 
     t, s = torch.full((5,), 0.004), torch.zeros(5)
-    found, _ = DDPM().step(schedule, predict, lambda: torch.full((5, 3), 1e3), x, t, s)
-    assert torch.allclose(found, clean, atol=1e-4)
+    stepped, _ = DDPM().step(schedule, predict, lambda: torch.full((5, 3), 1e3), x, t, s)
+    assert torch.allclose(stepped, clean, atol=1e-4)
 
 
 # ---- losses -------------------------------------------------------------------------------------------------------------
@@ -217,10 +217,10 @@ def test_clean_data_is_predicted_in_latent_space(alone: bool) -> None:
     """The loss is the error of the predicted latents, over t squared: the error of the velocity."""
     m = spread(Transfusion(**WORDS, model_output_clean=True)).double().eval()
     x, t = randn(3, 4, 8).double(), 0.4
-    batch = x if alone else [[one] for one in x]
-    _, parts, said = m(batch, times=[[t]] * 3, seed=2, return_breakdown=True, return_predictions=True)
-    said = said if alone else torch.stack([one[0] for one in said])
-    assert torch.allclose(parts.flow[0], ((said - x) / t).square().mean())
+    batch = x if alone else [[item] for item in x]
+    _, parts, predicted = m(batch, times=[[t]] * 3, seed=2, return_breakdown=True, return_predictions=True)
+    predicted = predicted if alone else torch.stack([item[0] for item in predicted])
+    assert torch.allclose(parts.flow[0], ((predicted - x) / t).square().mean())
 
 
 def test_representation_loss_uses_equal_noise_and_leaves_encoder_dropout_unchanged() -> None:

@@ -25,13 +25,13 @@ def _unchecked(unchecked) -> None:
 def small(**words) -> Transfusion:
     """A small model whose every weight is random."""
     torch.manual_seed(1)
-    given = {
+    arguments = {
         "num_text_tokens": 20,
         "dim_latent": 6,
         "modality_default_shape": (4,),
         "transformer": dict(dim=32, depth=2, dim_head=8),
     }
-    model = Transfusion(**(given | words))
+    model = Transfusion(**(arguments | words))
     with torch.no_grad():
         for p in model.network.parameters():
             p.copy_(torch.randn(p.shape) * (0.3 if p.ndim > 1 else 0.5) + (1.0 if p.ndim == 1 else 0.0))
@@ -63,13 +63,13 @@ def trained(model: Transfusion, batch, steps: int, rate: float = 3e-3, **options
 
 def fresh(**words) -> Transfusion:
     torch.manual_seed(0)
-    given = {
+    arguments = {
         "num_text_tokens": 20,
         "dim_latent": 6,
         "modality_default_shape": (4,),
         "transformer": dict(dim=64, depth=2, dim_head=16),
     }
-    return Transfusion(**(given | words))
+    return Transfusion(**(arguments | words))
 
 
 def test_training_on_lists_lowers_the_loss() -> None:
@@ -127,11 +127,11 @@ def test_sampled_digits_follow_their_label() -> None:
         model([[labels[i : i + 1], pictures[i]] for i in chosen.tolist()]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    asked = [ids(i % 2) for i in range(20)]
+    prompts = [ids(i % 2) for i in range(20)]
     drawn = model.sample_many(
-        asked, max_length=80, force_modality_at_start=0, modality_steps=12, seed=0, return_without_prompt=True
+        prompts, max_length=80, force_modality_at_start=0, modality_steps=12, seed=0, return_without_prompt=True
     )
-    middle = torch.stack([one[0].tensor[2:6, 3:5].mean() for one in drawn])
+    middle = torch.stack([sample[0].tensor[2:6, 3:5].mean() for sample in drawn])
     right = (middle > 0) == (torch.arange(20) % 2 == 1)
     assert right.float().mean() > 0.85
 
@@ -217,12 +217,12 @@ def test_predictions_from_noised_latents_and_whole_timesteps() -> None:
     """(noised patches, whole step of T) in, logits and predicted noise out: what Transfusion.torch's model(...) gives."""
     model = small(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=400))).eval()
     noised, step = randn(4, 6), torch.tensor([[37]])
-    said = model([[ids(1, 2, 3), noised, ids(4)]], times=step, noised=True)
-    assert [tuple(p.shape) for p in said[0]] == [(3, len(model.vocabulary)), (4, 6), (1, len(model.vocabulary))]
+    predicted = model([[ids(1, 2, 3), noised, ids(4)]], times=step, noised=True)
+    assert [tuple(p.shape) for p in predicted[0]] == [(3, len(model.vocabulary)), (4, 6), (1, len(model.vocabulary))]
     again = model([[ids(1, 2, 3), noised, ids(4)]], times=[[37 / 400]], noised=True)
-    assert torch.equal(said[0][1], again[0][1])
+    assert torch.equal(predicted[0][1], again[0][1])
     other = model([[ids(1, 2, 3), noised, ids(4)]], times=[[36]], noised=True)
-    assert not torch.equal(said[0][1], other[0][1])
+    assert not torch.equal(predicted[0][1], other[0][1])
     # the loss is the mean square of what it predicts, from the same noise
     clean, noise = randn(4, 6), randn(4, 6)
     _loss, parts, predictions = model(
@@ -347,10 +347,10 @@ def test_the_seed_determines_all_randomness() -> None:
     batch = [[ids(1, 2), randn(4, 6)]]
     assert model(batch, seed=1) == model(batch, seed=1) != model(batch, seed=2)
     torch.manual_seed(7)
-    one = model(batch)
-    two = model(batch)
+    first = model(batch)
+    second = model(batch)
     torch.manual_seed(7)
-    assert one == model(batch) and one != two
+    assert first == model(batch) and first != second
 
 
 def test_the_dataloader_collates_to_lists(capsys) -> None:
@@ -367,16 +367,16 @@ def test_the_dataloader_collates_to_lists(capsys) -> None:
 def test_debug_reports_all_input_errors_at_once(monkeypatch, capsys) -> None:
     model = small()
     bad = [[ids(1), randn(4, 6), randn(4, 6).bool()], [], [ids(99), randn(4, 5), (3, randn(4, 6))]]
-    with pytest.raises(ValueError) as one:
+    with pytest.raises(ValueError) as first_error:
         model(bad)
-    assert "document 0, item 2" in str(one.value) and "document 2" not in str(one.value)
+    assert "document 0, item 2" in str(first_error.value) and "document 2" not in str(first_error.value)
     monkeypatch.setenv("TRANSFUSION_DEBUG", "1")
     with pytest.raises(ValueError) as all_of_them:
         model(bad)
-    said = str(all_of_them.value)
+    message = str(all_of_them.value)
     assert all(
-        part in said
-        for part in (
+        expected in message
+        for expected in (
             "document 0, item 2",
             "document 1 is empty",
             "document 2, item 0",
@@ -386,9 +386,9 @@ def test_debug_reports_all_input_errors_at_once(monkeypatch, capsys) -> None:
     )
     model([[ids(1, 2), randn(4, 6)], Document((Text((1, 2)), Media(randn(6, 3), "modality0")))])
     assert "item 1: modality0, latents (6, 4), slots 4 at token 5" in capsys.readouterr().err
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as errors:
         model([[ids(1), Media(randn(7, 4), "modality0"), Media(randn(6, 4), "sound")], [ids(77)]])
-    assert all(part in str(told.value) for part in ("document 0, item 1", "document 0, item 2", "document 1, item 0"))
+    assert all(expected in str(errors.value) for expected in ("document 0, item 1", "document 0, item 2", "document 1, item 0"))
 
 
 def test_sampling_with_ddpm() -> None:
@@ -484,9 +484,9 @@ def test_element_weights_of_an_item() -> None:
         return model([[ids(1), (0, x, weight)]], seed=3, return_breakdown=True)[1].flow[0]
 
     assert torch.allclose(flow([1, 1, 1, 1]), flow(1))
-    one, rest = flow([1, 0, 0, 0]), flow(torch.tensor([0.0, 1, 1, 1]))
-    assert torch.allclose((one + 3 * rest) / 4, flow(1)) and one != rest
-    assert torch.allclose(flow([0.5, 0, 0, 0]), one / 2)
+    first, rest = flow([1, 0, 0, 0]), flow(torch.tensor([0.0, 1, 1, 1]))
+    assert torch.allclose((first + 3 * rest) / 4, flow(1)) and first != rest
+    assert torch.allclose(flow([0.5, 0, 0, 0]), first / 2)
     with pytest.raises(ValueError, match=r"document 0, item 1: a mask of shape .* must have the size of the item"):
         flow([1, 0])
     with pytest.raises(ValueError, match="document 0, item 1: a mask has weights of 0 or more, not all 0"):

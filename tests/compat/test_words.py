@@ -69,14 +69,14 @@ def test_dropped_text_has_no_loss_and_is_dropped_in_training_only() -> None:
 def test_min_divisor_bounds_the_weight_of_nearly_clean_items() -> None:
     batch = [[randn(4, 8)]]
     torch.manual_seed(0)
-    found = []
+    losses = []
     for min_divisor in (0.05, 0.5):
         m = Transfusion(**WORDS, diffusion=Diffusion(min_divisor=min_divisor)).eval()
         with torch.no_grad():
             for p in m.network.parameters():
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
-        found.append(m(batch, times=[[0.1]], seed=1, return_breakdown=True)[1].flow[0])
-    assert torch.allclose(found[0] / found[1], torch.tensor(25.0), rtol=1e-3)
+        losses.append(m(batch, times=[[0.1]], seed=1, return_breakdown=True)[1].flow[0])
+    assert torch.allclose(losses[0] / losses[1], torch.tensor(25.0), rtol=1e-3)
 
 
 def test_hidden_states_of_each_layer_are_returned() -> None:
@@ -178,8 +178,8 @@ def test_encoder_errors_name_the_items_and_arguments_are_checked_first() -> None
     with pytest.raises(ValueError, match="no modality 9"):
         m.sample(torch.randn(3, 4, 4), force_modality_at_start=9)
     assert not calls
-    said = m([[torch.randn(8, 4, 4)]], times=[[0.5]], noised=True)  # latents that are noised already need no encoder
-    assert not calls and said[0][0].shape == (8, 4, 4)
+    predictions = m([[torch.randn(8, 4, 4)]], times=[[0.5]], noised=True)  # latents that are noised already need no encoder
+    assert not calls and predictions[0][0].shape == (8, 4, 4)
 
 
 def test_missing_encoders_of_a_model_folder_are_warned_about(tmp_path) -> None:
