@@ -172,7 +172,7 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "steps 0 of items alone": (lambda m: m.generate_modality_only(1, modality_steps=0), "at least 1"),
     "modality 7 of items alone": (lambda m: m.generate_modality_only(1, modality_type=7), "no modality 7"),
     "a mask of another length": (lambda m: m([[(0, randn(4, 8), [1.0, 0.0])]]), "document 0, item 0"),
-    "an EMA's decay": (lambda m: m.create_ema(2.0), "share of the old average"),
+    "an EMA's decay": (lambda m: m.create_ema(2.0), r"decay must be .*\[0, 1\)"),
     "a sample of words": (lambda m: print_modality_sample(["abc"]), "list of tensors and items"),
     "a Media's dtype": (lambda m: m.loss([[Media(torch.zeros(8, 4, dtype=torch.uint8), "modality0")]]), "floating point"),
     "a Text of floats": (lambda m: Text((0.5,)), "token ids \\(integers\\)"),  # type: ignore[arg-type]
