@@ -53,9 +53,8 @@ def test_no_block_is_left_out() -> None:
 
 
 def test_the_block_of_lists_runs(unchecked) -> None:
-    _, code = re.findall(r"```python\n(.+?)```", README, re.S)
     names: dict[str, object] = {}
-    exec(code, names)
+    exec(PYTHON[2], names)
     assert names["loss"].requires_grad and names["text"].shape == (2, 12) and len(names["many"]) == 3  # type: ignore[attr-defined, arg-type]
 
 
