@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patcher import Patcher, TimeEmbedding, check_time_features, dry_run_items, wrong_slots
+from transfusion.codec.patcher import (
+    Latents,
+    Patcher,
+    Slots,
+    TimeEmbedding,
+    Times,
+    check_time_features,
+    dry_run_items,
+    wrong_slots,
+)
 from transfusion.modality import Modality
 from transfusion.nn.eval_mode import eval_mode
 
@@ -36,8 +44,7 @@ class CustomPatcherConfig:
     an embedding of t is added to the slots. Each item must be treated by itself.
 
     Args:
-        encoder: name of the encoder's class, for readers.
-        decoder: name of the decoder's class.
+        encoder, decoder: names of their classes, for readers.
         time_features: number of sinusoidal features of t, if the encoder takes no times.
     """
 
@@ -54,8 +61,7 @@ class CustomPatcherConfig:
         known = f" ({self.encoder} and {self.decoder})" if self.encoder else ""
         raise ValueError(
             f"the patcher of {modality.name!r} is a pair of modules{known} that must be passed: "
-            f"Transfusion.from_pretrained(folder, modules={{{modality.name!r}: (encoder, decoder)}}), or the same argument of "
-            "Transfusion"
+            f"Transfusion.from_pretrained(folder, modules={{{modality.name!r}: (encoder, decoder)}}), or so to Transfusion"
         )
 
 
@@ -74,10 +80,8 @@ class CustomPatcher(Patcher):
         self.encoder, self.decoder = encoder, decoder
         for name, module in (("encoder", encoder), ("decoder", decoder)):
             if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
-                raise ValueError(
-                    f"the {name} of {modality.name!r} normalizes over the items of a batch, so that a document would depend on "
-                    "its neighbours: use GroupNorm or LayerNorm"
-                )
+                which = f"the {name} of {modality.name!r}"
+                raise ValueError(f"{which} normalizes over the items of a batch (BatchNorm): use GroupNorm or LayerNorm")
         self.time_argument = _time_argument(encoder)
         self.time_embedding: TimeEmbedding | None = None
         if self.time_argument is None:
@@ -114,9 +118,13 @@ class CustomPatcher(Patcher):
             return
         latents = torch.randn(2, self.modality.channels, *shape, generator=torch.Generator().manual_seed(0)).to(like)
         t, grid = torch.tensor([0.2, 0.7], device=like.device), self.modality.slots(shape)
+
+        def round_trip(items: slice) -> tuple[Tensor, Tensor]:
+            slots, skip = self.encode(latents[items], t[items])
+            return slots, self.decode(slots, skip, grid)
+
         with torch.no_grad(), eval_mode(self):
-            batched, repeated = self._round_trip(latents, t, grid), self._round_trip(latents, t, grid)
-            alone = [self._round_trip(latents[i : i + 1], t[i : i + 1], grid) for i in range(2)]
+            batched, repeated, *alone = [round_trip(slice(*ends)) for ends in ((0, 2), (0, 2), (0, 1), (1, 2))]
         for name, result, same, *items in zip(("encoder", "decoder"), batched, repeated, *alone, strict=True):
             rounding = result.abs().max() * (0.01 if result.dtype in (torch.float32, torch.float64) else 0.05)
             if torch.equal(result, same) and (result - torch.cat(items)).abs().max() > rounding:
@@ -125,13 +133,7 @@ class CustomPatcher(Patcher):
                     "neighbours: let it treat each item by itself"
                 )
 
-    def _round_trip(self, latents: Tensor, t: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        slots, skip = self.encode(latents, t)
-        return slots, self.decode(slots, skip, grid)
-
-    def encode(
-        self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
-    ) -> tuple[Float[Tensor, "item slot width"], tuple[Any, ...]]:
+    def encode(self, latents: Latents, t: Times) -> tuple[Slots, tuple[Any, ...]]:
         """Noised latents at times t -> slot vectors, and the encoder's other outputs as the skip."""
         dtype = _weight(self.encoder).dtype
         slots, skip = self._call_encoder(latents.to(dtype), t.to(torch.promote_types(t.dtype, dtype)))
@@ -139,9 +141,7 @@ class CustomPatcher(Patcher):
             slots = slots.unsqueeze(-1).flatten(2).transpose(1, 2)
         return (slots if self.time_embedding is None else slots + self.time_embedding(t)[:, None]), skip
 
-    def decode(
-        self, slots: Float[Tensor, "item slot width"], skip: tuple[Any, ...], grid: tuple[int, ...]
-    ) -> Float[Tensor, "item channels ..."]:
+    def decode(self, slots: Slots, skip: tuple[Any, ...], grid: tuple[int, ...]) -> Latents:
         """The transformer's output at the items' slots, and the skip -> the prediction, shaped like the latents."""
         slots = slots.to(_weight(self.decoder).dtype)
         return self.decoder(slots.transpose(1, 2).reshape(-1, self.width, *grid) if self.on_grid else slots, *skip)
@@ -156,8 +156,7 @@ def _time_argument(encoder: nn.Module) -> str | None:
     """The encoder's parameter that takes the times: its name, "" for the second positional one, None if there is none."""
     parameters = list(inspect.signature(encoder.forward).parameters.values())
     plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for p in parameters:
-        if p.name in TIME_NAMES and p is not parameters[0] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-            return "" if p in plain[1:2] else p.name
-    named = any(p.name in TIME_NAMES for p in plain[1:2])
-    return "" if named or len([p for p in plain if p.default is p.empty]) > 1 else None
+    if any(p.name in TIME_NAMES for p in plain[1:2]):
+        return ""
+    named = (p.name for p in parameters[1:] if p.name in TIME_NAMES and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return next(named, "" if len([p for p in plain if p.default is p.empty]) > 1 else None)

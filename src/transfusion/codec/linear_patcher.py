@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patcher import Patcher, TimeEmbedding, check_time_features
+from transfusion.codec.patcher import Latents, Patcher, Slots, TimeEmbedding, Times, check_time_features
 from transfusion.modality import Modality
 from transfusion.nn.layers import RMSNorm
 
@@ -69,19 +69,15 @@ class LinearPatcher(Patcher):
 
     def latents(self, patches: Float[Tensor, "item slot patch"], grid: tuple[int, ...]) -> Float[Tensor, "item channels ..."]:
         """The inverse of `patches`."""
-        sizes = {f"g{i}": count for i, count in enumerate(grid)}
-        return rearrange(patches, " -> ".join(reversed(self.patterns)), **self.patch_sizes, **sizes)
+        sizes = self.patch_sizes | {f"g{i}": count for i, count in enumerate(grid)}
+        return rearrange(patches, " -> ".join(reversed(self.patterns)), **sizes)
 
-    def encode(
-        self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
-    ) -> tuple[Float[Tensor, "item slot width"], None]:
+    def encode(self, latents: Latents, t: Times) -> tuple[Slots, None]:
         """Noised latents at times t -> slot vectors."""
         patches = self.patches(latents.to(self.proj_in.weight.dtype))
         time = 0 if self.time_embedding is None else self.time_embedding(t)[:, None]
         return (self.proj_in(patches + time) if self.config.time == "patch" else self.proj_in(patches) + time), None
 
-    def decode(
-        self, slots: Float[Tensor, "item slot width"], skip: None, grid: tuple[int, ...]
-    ) -> Float[Tensor, "item channels ..."]:
+    def decode(self, slots: Slots, skip: None, grid: tuple[int, ...]) -> Latents:
         """The transformer's output at the items' slots -> the prediction, shaped like the latents."""
         return self.latents(self.proj_out(self.norm(slots)), grid)

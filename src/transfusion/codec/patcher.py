@@ -1,13 +1,9 @@
-"""The interface of patchers, the embedding of the time, and the check of a new patcher.
-
-encode   noised latents [item, channels, *size] and times [item] -> slot vectors [item, slot, width]
-decode   the transformer's output at these slots -> prediction, shaped like the latents
-"""
+"""The interface of patchers, noised latents <-> slot vectors; the embedding of the time; the check of a new patcher."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +12,21 @@ from torch import Tensor, nn
 
 from transfusion.modality import Modality
 
+Latents: TypeAlias = Float[Tensor, "item channels ..."]
+Times: TypeAlias = Float[Tensor, " item"]
+Slots: TypeAlias = Float[Tensor, "item slot width"]
+
 
 class Patcher(nn.Module, ABC):
     """The patcher of one modality. `encode` returns a `skip` beside the slots, features that `decode` takes again, so that the
     noised latents are encoded once (None if there are none)."""
 
     @abstractmethod
-    def encode(
-        self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
-    ) -> tuple[Float[Tensor, "item slot width"], Any]:
+    def encode(self, latents: Latents, t: Times) -> tuple[Slots, Any]:
         """Noised latents [item, channels, *size] at times t -> slot vectors in raster order, and the skip."""
 
     @abstractmethod
-    def decode(
-        self, slots: Float[Tensor, "item slot width"], skip: Any, grid: tuple[int, ...]
-    ) -> Float[Tensor, "item channels ..."]:
+    def decode(self, slots: Slots, skip: Any, grid: tuple[int, ...]) -> Latents:
         """The transformer's output at the slots of a grid, and the skip -> the prediction, shaped like the latents."""
 
 
@@ -41,11 +37,8 @@ def check_time_features(count: int) -> None:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features of t through a two-layer MLP.
-
-    The features are sinusoids of 1000 t at `features` / 2 frequencies from 1 to 1 / 10000 (Vaswani et al. 2017; the scale is
-    DDPM's T).
-    """
+    """Sinusoids of 1000 t at `features` / 2 frequencies from 1 to 1 / 10000 (Vaswani et al. 2017; the scale is DDPM's T),
+    through a two-layer MLP."""
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()

@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from transfusion.codec.patcher import Patcher, TimeEmbedding, check_time_features
+from transfusion.codec.patcher import Latents, Patcher, Slots, TimeEmbedding, Times, check_time_features
 from transfusion.modality import Modality
 from transfusion.nn import unet
 
@@ -46,18 +45,14 @@ class UNetPatcherConfig:
     def __post_init__(self) -> None:
         check_time_features(self.time_features)
         if (self.channels is not None and self.channels < 1) or self.blocks < 1 or self.attention < 0:
-            raise ValueError(
-                f"a U-Net needs channels and blocks of at least 1 and attention heads of at least 0, not {self.channels}, "
-                f"{self.blocks} and {self.attention}"
-            )
+            numbers = f"{self.channels}, {self.blocks} and {self.attention}"
+            raise ValueError(f"a U-Net needs channels and blocks of at least 1 and 0 or more attention heads, not {numbers}")
 
     def build(self, modality: Modality, width: int, eps: float) -> "UNetPatcher":
         """The module for one modality."""
-        if len(modality.shape) > unet.AXES:
-            raise ValueError(
-                f"modality {modality.name!r} has {len(modality.shape)} axes, the U-Net takes up to {unet.AXES}: give it a "
-                "linear patcher (ModelConfig.patchers)"
-            )
+        if (axes := len(modality.shape)) > unet.AXES:
+            too_many = f"modality {modality.name!r} has {axes} axes, the U-Net takes up to {unet.AXES}"
+            raise ValueError(f"{too_many}: give it a linear patcher (ModelConfig.patchers)")
         return UNetPatcher(self, modality, width, eps)
 
 
@@ -101,9 +96,7 @@ class UNetPatcher(Patcher):
             assert isinstance(layer.weight, Tensor)
             nn.init.normal_(layer.weight, std=0.02)
 
-    def encode(
-        self, latents: Float[Tensor, "item channels ..."], t: Float[Tensor, " item"]
-    ) -> tuple[Float[Tensor, "item slot width"], tuple[list[Tensor], Tensor]]:
+    def encode(self, latents: Latents, t: Times) -> tuple[Slots, tuple[list[Tensor], Tensor]]:
         """Noised latents at times t -> slot vectors; the skip: features at every size, and the time's embedding."""
         time = self.time_embedding(t)
         latents = latents.to(self.proj_in.weight.dtype)
@@ -118,10 +111,8 @@ class UNetPatcher(Patcher):
         slots = self.proj_in(self.inward_norm(x).flatten(2).transpose(1, 2))
         return slots, (features, time)
 
-    def decode(
-        self, slots: Float[Tensor, "item slot width"], skip: tuple[list[Tensor], Tensor], grid: tuple[int, ...]
-    ) -> Float[Tensor, "item channels ..."]:
-        """The transformer's output at the items' slots, and the skip -> the prediction, shaped like the latents."""
+    def decode(self, slots: Slots, skip: tuple[list[Tensor], Tensor], grid: tuple[int, ...]) -> Latents:
+        """The transformer's output at the slots of a grid, and the skip -> the prediction, shaped like the latents."""
         features, time = skip
         x = self.proj_out(slots).transpose(1, 2).unflatten(2, grid or (1,))
         for level in reversed(range(len(features))):

@@ -66,10 +66,7 @@ class LoRAConfig:
 
 
 def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
-    """Add adapters to a network and freeze all other weights. Until a training step the network computes the same.
-
-    Args:
-        seed: random seed of the adapters.
+    """Add adapters, drawn by a seed, and freeze all other weights. Until a training step the network computes the same.
 
     Raises:
         ValueError: rank 0, a network with adapters, or the extra `lora` is missing.

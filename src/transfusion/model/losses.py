@@ -72,12 +72,8 @@ class Losses:
         return Losses(self.text.detached(), self.media.detached(), tuple(m.detached() for m in self.by_modality), auxiliary)
 
     def total(self, media_weight: float, counts: "Losses | None" = None) -> Float[Tensor, ""]:
-        """text + media_weight * media + the weighted auxiliary losses, each its own mean.
-
-        Args:
-            media_weight: lambda.
-            counts: losses whose counts to divide by, where this batch belongs to a larger one.
-        """
+        """text + lambda * media + the weighted auxiliary losses, each its own mean. If this batch belongs to a larger one, the
+        sums are divided by the larger one's `counts`."""
         by = counts or self
         return self.over(media_weight, by.text.count.clamp_min(1), by.media.count.clamp_min(1))
 
