@@ -12,7 +12,7 @@ from transfusion.modality import Modality
     [((), ()), ((6,), (2,)), ((4, 6), (2, 2)), ((4, 6), (1, 3)), ((4, 4, 6), (2, 1, 3))],
     ids=["vector", "sequence", "picture", "oblong", "video"],
 )
-def test_patches_and_back(shape: tuple[int, ...], patch: tuple[int, ...]) -> None:
+def test_patches_round_trip(shape: tuple[int, ...], patch: tuple[int, ...]) -> None:
     """Bit for bit; patch after patch in reading order."""
     modality = Modality("image", channels=3, shape=shape, patch=patch)
     patcher_of = LinearPatcherConfig().build(modality, 16, 1e-5)

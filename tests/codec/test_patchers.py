@@ -1,5 +1,5 @@
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportIncompatibleMethodOverride=false
-"""Patchers: their shapes, choices, and mistakes; each learns; a user's modules are kept with the model."""
+"""Patchers: shapes, configuration, errors and training; custom modules saved with the model."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ TRUNK = TransformerConfig(width=WIDTH, depth=2, num_heads=4)
 
 
 def fresh(*modalities: Modality, modules=None, **kw) -> Transfusion:
-    """A model as it begins to train."""
+    """A model with its initial weights."""
     torch.manual_seed(0)
     vocabulary = Vocabulary(Bytes().build([]), modalities)
     return Transfusion(
@@ -58,7 +58,7 @@ def fresh(*modalities: Modality, modules=None, **kw) -> Transfusion:
         ((5, 1, 2), [(5, 1, 2)]),
     ],
 )
-def test_a_patch_is_taken_in_steps_of_primes(patch: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
+def test_unet_stages_are_prime_factors_of_the_patch(patch: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
     assert stages(patch) == expected
 
 
@@ -75,7 +75,7 @@ def test_a_patch_is_taken_in_steps_of_primes(patch: tuple[int, ...], expected: l
         (2, (2, 6, 4), (1, 3, 2), (4, 9, 8)),
     ],
 )
-def test_slots_are_the_modalitys_on_any_axes_and_patch(channels, shape, patch, largest, attention: int) -> None:
+def test_unet_gives_the_modalitys_slots_on_any_axes_and_patch(channels, shape, patch, largest, attention: int) -> None:
     modality = Modality("it", channels, shape, patch, largest)
     unet = build(UNetPatcherConfig(channels=8, attention=attention), modality, WIDTH, 1e-5, {})
     dry_runs = list(dry_run_items(modality, torch.empty(())))
@@ -88,7 +88,7 @@ def test_slots_are_the_modalitys_on_any_axes_and_patch(channels, shape, patch, l
 
 
 @pytest.mark.parametrize("patch", [(1, 1), (2, 2), (4, 4)])
-def test_slots_begin_as_loud_as_the_linear_patchers(patch: tuple[int, int]) -> None:
+def test_initial_scale_of_unet_slots_is_near_the_linear_patchers(patch: tuple[int, int]) -> None:
     """Fainter ones are learned late (LOG.md). Tokens begin at 0.02."""
     modality = Modality("image", 1, (8, 8), patch)
     latents, t = torch.randn(64, 1, 8, 8), torch.rand(64)
@@ -97,8 +97,8 @@ def test_slots_begin_as_loud_as_the_linear_patchers(patch: tuple[int, int]) -> N
 
 
 @pytest.mark.parametrize("modality", [IMAGE, SOUND, VECTOR], ids=lambda m: m.name)
-def test_every_part_changes_the_prediction(modality: Modality) -> None:
-    """The skip, the trunk's vectors, the time, attention, and the number of blocks."""
+def test_every_input_of_the_unet_changes_the_prediction(modality: Modality) -> None:
+    """The skip, the transformer's output, the time, attention, and the number of blocks."""
     m = model(modality, patcher=UNetPatcherConfig(channels=8, attention=2))
     unet = m.network.patcher_of(0)
     assert isinstance(unet, UNetPatcher)
@@ -168,7 +168,7 @@ def test_each_modality_has_its_own_patcher() -> None:
         fresh(IMAGE, patchers=(UNetPatcherConfig(), UNetPatcherConfig()))
 
 
-def test_kinds_survive_yaml_json_and_the_command_line(capfd) -> None:
+def test_patcher_kinds_round_trip_through_yaml_json_and_command_line(capfd) -> None:
     run = find("digits").run()
     given = parse(run, ["--model.patcher.kind", "unet", "--model.patcher.channels", "48"], "x")
     assert given.model.patcher == UNetPatcherConfig(channels=48) and given.model.patchers == ()
@@ -198,7 +198,7 @@ def test_kinds_survive_yaml_json_and_the_command_line(capfd) -> None:
 
 
 class Keeps(nn.Sequential):
-    """Slots in rows, with the latents' size as a skip."""
+    """Slots [item, slot, width], with the latents' size as a skip."""
 
     def forward(self, latents: Tensor) -> tuple[Tensor, torch.Size]:  # type: ignore[override]
         return super().forward(latents), latents.shape
@@ -215,8 +215,8 @@ def rows() -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("form", ["grid", "rows"])
-def test_both_forms_of_slots_stand_in_raster_order(form: str) -> None:
-    """The linear patcher's weights in a user's modules give the linear patcher's numbers."""
+def test_both_slot_layouts_are_in_raster_order(form: str) -> None:
+    """Custom modules with the linear patcher's weights compute the same."""
     linear = fresh(FREE)
     given = fresh(FREE, modules={"image": plain() if form == "grid" else rows()})
     one, other = linear.network.patcher_of(0), given.network.patcher_of(0)
@@ -247,14 +247,14 @@ def test_modules_may_change_the_number_of_slots() -> None:
     assert drawn.media[1].tensor().shape == (3, 6)
 
 
-def test_a_vectors_modules() -> None:
+def test_modules_of_a_vector() -> None:
     pair = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 5)
     m = fresh(VECTOR, modules={"vector": pair})
     (drawn,) = m.generate("a", force="vector", sampler=Euler(2))
     assert drawn.media[0].tensor().shape == (5,)
 
 
-def test_modules_are_saved_with_the_model_and_given_again(tmp_path: Path) -> None:
+def test_modules_are_saved_and_passed_to_from_pretrained(tmp_path: Path) -> None:
     m = model(FREE, SOUND, modules={"image": (Inward(), Outward())})
     assert m.config.model.patchers == (CustomPatcherConfig("Inward", "Outward"), LinearPatcherConfig())
     m.save_pretrained(tmp_path)
@@ -285,14 +285,14 @@ def test_modules_that_share_weights_are_saved(tmp_path: Path) -> None:
 
 
 class Sized(nn.Conv2d):
-    """Breaks where pictures are larger than usual."""
+    """Gives too few slots for pictures larger than the default."""
 
     def forward(self, latents: Tensor) -> Tensor:
         return super().forward(latents)[..., :2]
 
 
 class Scaled(Inward):
-    """Takes the times behind something else."""
+    """Takes the times as a later parameter."""
 
     def forward(self, x: Tensor, scale: float = 1.0, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert scale == 1.0 and t is not None
@@ -300,14 +300,14 @@ class Scaled(Inward):
 
 
 class Keyed(Inward):
-    """Takes the times by name alone."""
+    """Takes the times as a keyword-only parameter."""
 
     def forward(self, x: Tensor, *, t: Tensor) -> tuple[Tensor, Tensor]:
         return super().forward(x, t)
 
 
 @pytest.mark.parametrize("kind", [Scaled, Keyed])
-def test_times_are_given_by_name_where_they_stand_elsewhere(kind: type[Inward]) -> None:
+def test_times_are_passed_by_name(kind: type[Inward]) -> None:
     usual, other = Inward(), kind()
     other.load_state_dict(usual.state_dict())
     latents, t = torch.randn(2, 1, 4, 4), torch.tensor([0.1, 0.9])
@@ -317,7 +317,7 @@ def test_times_are_given_by_name_where_they_stand_elsewhere(kind: type[Inward]) 
 
 
 class Mixed(nn.Conv2d):
-    """Each item is told of the others."""
+    """Adds the batch mean to each item."""
 
     def forward(self, x: Tensor) -> Tensor:
         h = super().forward(x)
@@ -332,7 +332,7 @@ class MixedOut(nn.ConvTranspose2d):
         return h + h.mean(0, keepdim=True)
 
 
-def test_a_dry_run_leaves_modes_as_they_are_and_minds_no_dropout() -> None:
+def test_the_dry_run_keeps_training_modes_and_ignores_dropout() -> None:
     dropped = nn.Sequential(plain()[0], nn.Dropout(0.5))
     fresh(IMAGE, modules={"image": (dropped, plain()[1].eval())})
     assert dropped.training and dropped[1].training
@@ -357,13 +357,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_modules_that_do_not_fit_are_refused_with_both_shapes(name: str, unchecked) -> None:
+def test_modules_of_wrong_shape_raise(name: str, unchecked) -> None:
     make, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
         fresh(FREE, modules={"image": make()})
 
 
-def test_other_mistakes_are_named() -> None:
+def test_wrong_patcher_settings_raise() -> None:
     with pytest.raises(ValueError, match=r"modules for 'sound', which is no modality.*image"):
         fresh(IMAGE, modules={"sound": plain()})
     with pytest.raises(ValueError, match="4 axes, the U-Net takes up to 3"):

@@ -1,4 +1,4 @@
-"""The equalities of tests/test_equalities.py, with the U-Net (with and without attention) and with modules of a user's own.
+"""The equalities of tests/test_equalities.py with the U-Net (with and without attention) and with custom modules.
 
 Random weights everywhere, zero-initialised ones too: `small.model` sees to it.
 """
@@ -24,7 +24,7 @@ WIDTH = 32
 
 
 class Inward(nn.Module):
-    """Takes the times, spreads its slots over the grid, keeps a skip."""
+    """An encoder with times, slots on a grid and a skip."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Outward(nn.Module):
 
 
 def plain() -> tuple[nn.Module, nn.Module]:
-    """No times, no skip."""
+    """Modules without times and skip."""
     return nn.Conv2d(1, WIDTH, 2, stride=2), nn.ConvTranspose2d(WIDTH, 1, 2, stride=2)
 
 
@@ -120,8 +120,8 @@ def test_joining_late_is_alone(made) -> None:
     test_equalities.test_joining_late_is_alone(torch.float64)
 
 
-def test_drawing_is_denoising_whole_documents(made) -> None:
-    """Each step of the cached, guided sampler, against whole documents without a cache: prediction for prediction."""
+def test_cached_sampling_equals_denoising_whole_documents(made) -> None:
+    """Each step of cached, guided sampling against whole documents without a cache."""
     m = made(FREE, double=True)
     guidance, noise = Guidance(text=3.0), picture(7, 1, 8, 6)
     request = Request(
@@ -148,8 +148,8 @@ def test_drawing_is_denoising_whole_documents(made) -> None:
     assert x.abs().max() > 0.1
 
 
-def test_the_way_in_runs_once_a_pass(made) -> None:
-    """In training once a group; in drawing once a step for all branches and documents; and so the way out."""
+def test_encoder_and_decoder_run_once_a_pass(made) -> None:
+    """Once a group in training; once a step for all branches and documents in sampling."""
     m = made(IMAGE)
     calls = {"in": 0, "out": 0}
     patcher_of = m.network.patcher_of(0)
@@ -166,15 +166,15 @@ def test_the_way_in_runs_once_a_pass(made) -> None:
     assert calls == {"in": 8, "out": 5}  # the prompt, the branches' prompts, five steps, the clean picture
 
 
-def test_gradients_everywhere(made) -> None:
+def test_every_weight_has_a_gradient(made) -> None:
     m = made(FREE)
     m.loss([*documents(), Document((Text("big"), Media(picture(9, 1, 8, 6))))]).backward()
     missing = [name for name, p in m.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
     assert not missing
 
 
-def test_half_precision_is_near(made) -> None:
-    """bf16 under autocast: training and drawing."""
+def test_bf16_is_near_fp32(made) -> None:
+    """Under autocast, in training and sampling."""
     m = made(IMAGE)
     batch = m.batch(documents())
     plain = m(batch).total(1.0).item()

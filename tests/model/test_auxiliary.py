@@ -1,4 +1,4 @@
-"""The further losses: zero where they must be zero, a gradient where they must have one and nowhere else."""
+"""Auxiliary losses: their zeros, their gradients, and independence of packing."""
 
 import copy
 from dataclasses import replace
@@ -64,10 +64,10 @@ class Decoder(nn.Module):
     decode = forward
 
 
-# ---- off, on, and how they are summed -----------------------------------------------------------------------------------
+# ---- weights and sums ---------------------------------------------------------------------------------------------------
 
 
-def test_off_there_is_nothing_and_on_the_two_losses_stay() -> None:
+def test_auxiliary_losses_leave_text_and_media_loss_unchanged() -> None:
     plain, on = model(double=True), model(double=True, auxiliary=ALL)
     extra = on.load_state_dict(plain.state_dict(), strict=False).missing_keys
     assert extra and all(n.startswith("network.representation.") for n in extra)
@@ -76,8 +76,8 @@ def test_off_there_is_nothing_and_on_the_two_losses_stay() -> None:
     assert torch.equal(off.text.sum, all_on.text.sum) and torch.equal(off.media.sum, all_on.media.sum)
     for term in all_on.auxiliary:
         assert term.mean.sum > 0.01 and term.mean.count == off.media.count
-    further = sum(t.weight * t.mean.value for t in all_on.auxiliary)
-    assert torch.allclose(all_on.total(5.0), off.total(5.0) + further)
+    weighted = sum(t.weight * t.mean.value for t in all_on.auxiliary)
+    assert torch.allclose(all_on.total(5.0), off.total(5.0) + weighted)
 
 
 OPTIONS: dict[str, dict] = {
@@ -90,7 +90,7 @@ OPTIONS: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_packed_is_alone_and_parts_are_the_whole(options: dict) -> None:
+def test_packing_and_accumulation_leave_auxiliary_losses_unchanged(options: dict) -> None:
     """Documents with several, dual, private, weighted and clean items; float64 to 1e-9."""
     m = model(double=True, auxiliary=ALL, **options)
     teacher, decoders = other(m), {"image": Decoder().double()}
@@ -115,14 +115,14 @@ def test_packed_is_alone_and_parts_are_the_whole(options: dict) -> None:
     assert torch.allclose(parts, together.total(5.0)) and len(added.detached().auxiliary) == 3
 
 
-def test_without_items_they_are_zero() -> None:
+def test_auxiliary_losses_are_zero_without_items() -> None:
     m = model(auxiliary=ALL)
     for docs in ([["only text"]], [[Media(picture(1), times=CLEAN), "x"]]):
         found = of(m, docs, teacher=other(m), decoders={"image": Decoder()})
         assert len(found) == 3 and all(mean.sum == 0 and mean.count == 0 and mean.value == 0 for mean in found.values())
 
 
-def test_training_without_a_teacher_is_refused_and_measuring_is_not() -> None:
+def test_training_needs_a_teacher_and_evaluation_does_not() -> None:
     m = model(auxiliary=ALL)
     assert list(of(m, documents())) == ["reconstruction"]
     with pytest.raises(ValueError, match="need a teacher, the model under averaged weights"):
@@ -143,12 +143,12 @@ def test_training_without_a_teacher_is_refused_and_measuring_is_not() -> None:
         ({"mask_ratio": 1.0}, "mask_ratio is a fraction"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(bad: dict, message: str) -> None:
+def test_auxiliary_settings_out_of_range_raise(bad: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AuxiliaryLossConfig(**bad)
 
 
-def test_settings_survive_configuration_and_command_line() -> None:
+def test_auxiliary_settings_round_trip_through_config_and_command_line() -> None:
     line = ["--model.auxiliary.consistency", "0.1", "--model.auxiliary.mask_ratio", "0.5"]
     run = parse(digits.run(), line, "transfusion train digits")
     assert run.model.auxiliary == AuxiliaryLossConfig(consistency=0.1, mask_ratio=0.5) and run.model.auxiliary.needs_ema_teacher
@@ -159,8 +159,8 @@ def test_settings_survive_configuration_and_command_line() -> None:
 
 
 @pytest.mark.parametrize("diffusion", COMBINATIONS, ids=name)
-def test_consistency_is_zero_against_itself_and_not_otherwise(diffusion: Diffusion) -> None:
-    """Against itself at the same time; not against another, nor against itself a little earlier."""
+def test_consistency_is_zero_only_against_the_same_velocity(diffusion: Diffusion) -> None:
+    """The same network at the same time gives 0; another network, or an earlier time, does not."""
     same = model(double=True, diffusion=diffusion, auxiliary=AuxiliaryLossConfig(consistency=1.0, delta=0.0))
     assert of(same, documents(), teacher=same)["consistency"].sum < 1e-18
     assert of(same, documents(), teacher=other(same))["consistency"].value > 1e-3
@@ -170,7 +170,7 @@ def test_consistency_is_zero_against_itself_and_not_otherwise(diffusion: Diffusi
 
 
 def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[ForwardPass, Tensor]:
-    """A batch of pictures at given times whose predictions are right, or `off`; and their values."""
+    """A batch of pictures at these times with exact predictions plus `off`, and the clean values."""
     m = model(double=True, diffusion=diffusion)
     docs = [[Media(picture(i), times=(t, t), noise=picture(i + 50))] for i, t in enumerate(at.tolist())]
     batch = m.batch(docs)
@@ -186,8 +186,8 @@ def made(diffusion: Diffusion, at: Tensor, off: float = 0.0) -> tuple[ForwardPas
     return ForwardPass(batch, metadata, [noisy], [prediction]), values
 
 
-class Right:
-    """A teacher that is always right, and notes what it was shown."""
+class ExactTeacher:
+    """A teacher with exact predictions that records its input."""
 
     def __init__(self, diffusion: Diffusion, values: Tensor, eps: Tensor) -> None:
         self.diffusion, self.values, self.eps = diffusion, values, eps
@@ -201,13 +201,13 @@ class Right:
 
 
 @pytest.mark.parametrize("diffusion", [d for d in COMBINATIONS if d.schedule == LinearInterpolant()], ids=name)
-def test_who_is_right_is_consistent_at_every_time(diffusion: Diffusion) -> None:
-    """On the straight path, where the velocity is one along the way. The teacher sees the same noise, nearer to the data."""
+def test_exact_predictions_are_consistent_at_every_time(diffusion: Diffusion) -> None:
+    """On the linear path the velocity is constant. The teacher reads the same noise at a smaller t."""
     at = torch.tensor([0.0, 0.005, 0.04, 0.5, 0.99, 1.0])
     passed, values = made(diffusion, at)
     (noised,) = passed.media
     assert noised.noise is not None
-    teacher = Right(diffusion, values, noised.noise)
+    teacher = ExactTeacher(diffusion, values, noised.noise)
     mean = auxiliary.consistency_loss(0.02, diffusion, passed, teacher)
     assert mean.count == 6 and mean.sum < 1e-12
     s = (noised.times - 0.02).clamp_min(0)
@@ -222,7 +222,7 @@ def test_who_is_right_is_consistent_at_every_time(diffusion: Diffusion) -> None:
 
 @pytest.mark.parametrize("decoded", [False, True])
 @pytest.mark.parametrize("diffusion", COMBINATIONS, ids=name)
-def test_a_right_prediction_reconstructs_at_every_time(diffusion: Diffusion, decoded: bool) -> None:
+def test_exact_predictions_reconstruct_at_every_time(diffusion: Diffusion, decoded: bool) -> None:
     decoder = Decoder().double() if decoded else None
     at = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0])
     right, _ = made(diffusion, at)
@@ -232,7 +232,7 @@ def test_a_right_prediction_reconstructs_at_every_time(diffusion: Diffusion, dec
     assert 1e-5 < auxiliary.reconstruction_loss(diffusion, wrong, [decoder]).sum < 100
 
 
-def test_the_error_is_that_of_decoded_pictures() -> None:
+def test_reconstruction_compares_decoded_pictures() -> None:
     diffusion, decoder = Diffusion(), Decoder().double()
     passed, values = made(diffusion, torch.tensor([0.3, 0.7]), off=0.2)
     expected = (decoder(values + 0.2) - decoder(values)).square().flatten(1).mean(1).sum()
@@ -242,7 +242,7 @@ def test_the_error_is_that_of_decoded_pictures() -> None:
 
 
 @pytest.mark.parametrize("form", ["module", "method", "lambda", "partial"])
-def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> None:
+def test_reconstruction_gradient_passes_through_the_frozen_decoder(form: str) -> None:
     m, decoder = model(auxiliary=AuxiliaryLossConfig(reconstruction=1.0)), Decoder()
     forms = {
         "module": decoder,
@@ -264,7 +264,7 @@ def test_its_gradient_goes_through_the_decoder_and_not_into_it(form: str) -> Non
         of(m, [["a", picture(1)]], decoders={"image": lambda x: decoder(x.detach())})
 
 
-def test_the_gradient_through_the_decoder_is_the_errors() -> None:
+def test_decoded_error_has_the_gradient_of_the_plain_error() -> None:
     decoder, estimate = Decoder().double(), picture(1, 3, 1, 4, 4).double().requires_grad_()
     clean, weights = picture(2, 3, 1, 4, 4).double(), torch.tensor([1.0, 0.5, 2.0]).double()
     found = auxiliary.decoded_error(decoder, estimate, clean)
@@ -276,7 +276,7 @@ def test_the_gradient_through_the_decoder_is_the_errors() -> None:
         assert torch.equal(auxiliary.decoded_error(decoder, estimate, clean), plain)
 
 
-def test_modalities_without_a_decoder_are_compared_as_latents() -> None:
+def test_reconstruction_without_a_decoder_compares_latents() -> None:
     m = model(IMAGE, SOUND, auxiliary=AuxiliaryLossConfig(reconstruction=1.0), double=True)
     plain, absent = of(m, documents()), of(m, documents(), decoders={"sound": Decoder()})
     assert torch.equal(plain["reconstruction"].sum, absent["reconstruction"].sum)
@@ -289,7 +289,7 @@ def seeing(**kw: float) -> Transfusion:
     return model(double=True, auxiliary=AuxiliaryLossConfig(representation=1.0, **kw), depth=4)
 
 
-def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
+def test_representation_loss_is_zero_for_equal_layers(monkeypatch) -> None:
     """With every slot seen and nothing between them but a positive factor: 0. Otherwise above 0, and 2 at most."""
     m = seeing(student_depth=0.5, teacher_depth=0.5, mask_ratio=0.0)
     with monkeypatch.context() as patch:
@@ -304,14 +304,14 @@ def test_the_same_layer_of_the_same_model_agrees(monkeypatch) -> None:
     assert 0 < of(m, documents(), teacher=m)["representation"].value < 2
 
 
-def test_the_teachers_layer_is_deeper_where_there_is_one() -> None:
+def test_teacher_layer_is_deeper_than_the_students() -> None:
     found = [auxiliary.layer_indices(AuxiliaryLossConfig(), count) for count in (1, 2, 3, 4, 10)]
     assert found == [(0, 0), (0, 1), (0, 1), (0, 2), (2, 6)]
     assert auxiliary.layer_indices(AuxiliaryLossConfig(student_depth=0.9, teacher_depth=1.0), 2) == (0, 1)
     assert auxiliary.layer_indices(AuxiliaryLossConfig(student_depth=0.5, teacher_depth=0.5), 4) == (1, 1)
 
 
-def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
+def test_representation_gradient_reaches_the_early_layers_only() -> None:
     m = seeing(student_depth=0.5, teacher_depth=0.75)
     teacher = other(m)
     of(m, documents(), teacher=teacher)["representation"].sum.backward()
@@ -330,7 +330,7 @@ def test_its_gradient_reaches_what_the_early_layer_is_made_of() -> None:
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_its_pass_balances_no_experts() -> None:
+def test_representation_pass_does_not_balance_experts() -> None:
     """The routers' gradient from the balance alone is that of a model without this loss."""
     found, state = [], {}
     for one in (AuxiliaryLossConfig(), AuxiliaryLossConfig(representation=1e-9)):
@@ -343,7 +343,7 @@ def test_its_pass_balances_no_experts() -> None:
     assert found[0].any() and (found[0] - found[1]).abs().max() < 1e-9 * found[0].abs().max()
 
 
-def test_unseen_slots_are_drawn_by_the_items_key() -> None:
+def test_masked_slots_are_drawn_by_the_items_key() -> None:
     m = seeing()
     docs = [[Media(picture(i, 1, 4, 4)) for i in range(6)], [Media(picture(9), times=CLEAN), Media(picture(1), weight=0.0)]]
     (group,) = m.batch(docs).media
@@ -356,8 +356,8 @@ def test_unseen_slots_are_drawn_by_the_items_key() -> None:
     assert torch.equal(draw_mask(again, 0.25), hidden[:6])
 
 
-def test_what_is_unseen_changes_nothing_that_the_trunk_reads() -> None:
-    """Two pictures that differ only in unseen slots are one to the student."""
+def test_masked_slots_do_not_reach_the_transformer() -> None:
+    """Two pictures that differ only in masked slots give the student the same states."""
     m = seeing()
     batch = m.batch([[picture(1)]])
     (noisy,) = m.network.add_noise(batch)
@@ -399,7 +399,7 @@ def test_masks_weigh_elements_as_in_the_denoising_loss(monkeypatch) -> None:
     assert torch.allclose(whole, (top + low) / 2) and not torch.allclose(top, low)
 
 
-def test_slots_without_weight_are_never_hidden() -> None:
+def test_slots_of_weight_zero_are_never_masked() -> None:
     mask = torch.zeros(4, 4)
     mask[3, 0] = mask[0, 3] = 0.5  # in the third slot and the second
     (group,) = model().batch([[Media(picture(i), mask=mask) for i in range(5)]]).media
@@ -409,11 +409,11 @@ def test_slots_without_weight_are_never_hidden() -> None:
     assert auxiliary.counted_slots(replace(group, masks=None)) is None
 
 
-# ---- in a loop of one's own ---------------------------------------------------------------------------------------------
+# ---- training -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_each_falls_when_it_is_trained() -> None:
+def test_auxiliary_losses_fall_in_training() -> None:
     """15 steps on one picture: the sum, and each of the three, by half at least."""
     torch.manual_seed(0)
     m = model(IMAGE, auxiliary=AuxiliaryLossConfig(consistency=0.5, reconstruction=1.0, representation=0.5, delta=0.1)).train()
@@ -432,7 +432,7 @@ def test_each_falls_when_it_is_trained() -> None:
     assert all(ratio < 0.5 for ratio in ratios.values()), ratios
 
 
-def test_the_papers_objective_takes_them_too() -> None:
+def test_auxiliary_losses_with_the_papers_diffusion() -> None:
     m = model(diffusion=PAPER, auxiliary=ALL)
     found = of(m, documents(), teacher=other(m), decoders={"image": Decoder()})
     assert all(torch.isfinite(mean.sum) and mean.sum > 0 for mean in found.values())

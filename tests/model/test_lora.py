@@ -1,4 +1,4 @@
-"""Adapters: they learn, the base stays as it is, and what is saved, loaded and merged computes the same."""
+"""LoRA adapters: they train on a frozen base; saved, loaded and merged adapters compute the same."""
 
 import sys
 from collections.abc import Callable
@@ -20,7 +20,7 @@ RANK = LoRAConfig(rank=4, alpha=8.0)
 
 
 def adapted(options: LoRAConfig = RANK, *, random: bool = True, **kinds: object) -> Transfusion:
-    """With adapters whose second half is random too, so that they change what is computed."""
+    """A model with adapters; `random`: B is random instead of zero, so that outputs change."""
     m = model(IMAGE, **kinds)  # type: ignore[arg-type]
     lora.add(m.network, options)
     m.to(next(m.parameters()).dtype)
@@ -38,7 +38,7 @@ def shake(m: Transfusion) -> None:
 
 
 def base(m: Transfusion) -> dict[str, torch.Tensor]:
-    """Weights that no adapter training touches, by their usual names."""
+    """Frozen weights of the transformer, by their names without adapters."""
     kept = {n.replace(".base_layer", ""): p for n, p in m.network.named_parameters() if ".lora_" not in n}
     return {n: p.detach().clone() for n, p in kept.items() if n.startswith("transformer.")}
 
@@ -48,7 +48,7 @@ def losses(m: Transfusion) -> torch.Tensor:
         return m.loss(documents())
 
 
-def test_adapters_begin_with_nothing_and_change_what_is_computed() -> None:
+def test_new_adapters_are_the_identity_and_trained_ones_are_not() -> None:
     plain, m = model(IMAGE, double=True), adapted(double=True, random=False)
     assert torch.equal(losses(plain), losses(m))
     shake(m)
@@ -58,7 +58,7 @@ def test_adapters_begin_with_nothing_and_change_what_is_computed() -> None:
 
 
 @pytest.mark.parametrize("weights", ["none", "all"])
-def test_they_learn_and_the_base_is_untouched(weights: str, tmp_path: Path) -> None:
+def test_adapters_learn_and_base_weights_stay_frozen(weights: str, tmp_path: Path) -> None:
     write(tmp_path)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights=weights)  # type: ignore[arg-type]
     before, rows = base(m), m.network.embed.weight.detach().clone()
@@ -82,14 +82,14 @@ def test_they_learn_and_the_base_is_untouched(weights: str, tmp_path: Path) -> N
     ("options", "message"),
     [(LoRAConfig(4, patchers=False, embeddings=False), ".lora_"), (LoRAConfig(4, embeddings=False), "patchers")],
 )
-def test_only_what_is_asked_for_is_trained(options: LoRAConfig, message: str) -> None:
+def test_patchers_and_embeddings_are_trained_on_request(options: LoRAConfig, message: str) -> None:
     m = adapted(options)
     trained = {n for n, p in m.network.named_parameters() if p.requires_grad}
     assert all(".lora_" in n or (options.patchers and n.startswith("patchers.")) for n in trained)
     assert any(message in n for n in trained)
 
 
-def test_which_matrices_have_adapters() -> None:
+def test_target_modules_select_matrices() -> None:
     def places(options: LoRAConfig) -> set[str]:
         m = adapted(options, modality_weights="all")
         return {n.split(".lora_A")[0] for n, _ in m.network.named_parameters() if ".lora_A" in n}
@@ -102,7 +102,7 @@ def test_which_matrices_have_adapters() -> None:
 
 
 @pytest.mark.parametrize("weights", ["none", "mlp"])
-def test_merged_is_unmerged_and_an_ordinary_folder(weights: str, tmp_path: Path) -> None:
+def test_merged_adapters_give_equal_losses_and_a_plain_model_folder(weights: str, tmp_path: Path) -> None:
     m = adapted(double=True, modality_weights=weights)
     expected = losses(m)
     with pytest.raises(ValueError, match="merge them first"):
@@ -120,7 +120,7 @@ def test_merged_is_unmerged_and_an_ordinary_folder(weights: str, tmp_path: Path)
     assert all(p.requires_grad for p in single.parameters())
 
 
-def test_saved_adapters_are_alone_and_come_back(tmp_path: Path) -> None:
+def test_adapters_are_saved_without_the_base_and_loaded(tmp_path: Path) -> None:
     m = adapted(LoRAConfig(4, patchers=False, embeddings=False))
     lora.save(m.network, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lora.json", "lora.safetensors"]
@@ -137,8 +137,8 @@ def test_saved_adapters_are_alone_and_come_back(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(third.parameters(), whole.network.parameters(), strict=True))
 
 
-def test_all_paths_of_the_engine_with_adapters() -> None:
-    """Cached, unmerged, in fp32: what the merged model writes; and in bf16 (a copy of the matrices, under autocast) it runs."""
+def test_generation_with_adapters_equals_merged_weights() -> None:
+    """Unmerged and merged weights generate the same in fp32; bf16 generation is near."""
     m = adapted()
     heard: list[list[int]] = []
 
@@ -193,12 +193,12 @@ def test_training_under_autocast() -> None:
         ({"rank": 4, "target_modules": ()}, "names no matrices"),
     ],
 )
-def test_settings_that_make_no_sense(settings: dict, message: str) -> None:
+def test_lora_settings_out_of_range_raise(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoRAConfig(**settings)
 
 
-def test_what_cannot_be_done_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_errors_name_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     m = model(IMAGE)
     with pytest.raises(ValueError, match="rank of at least 1"):
         lora.add(m.network, LoRAConfig())
@@ -226,7 +226,7 @@ def test_what_cannot_be_done_says_what_to_do(tmp_path: Path, monkeypatch: pytest
         lora.add(model(IMAGE).network, RANK)
 
 
-def test_weights_are_taken_from_merged_adapters_alone() -> None:
+def test_init_from_needs_merged_adapters() -> None:
     there, here = adapted(), model(IMAGE)
     for one, other in ((here, there), (there, here)):
         with pytest.raises(ValueError, match="merge them first"):
@@ -236,7 +236,7 @@ def test_weights_are_taken_from_merged_adapters_alone() -> None:
 
 
 @pytest.mark.parametrize("language", ["0", "0.1"])
-def test_adapters_and_a_rate_for_the_language_model_exclude_each_other(
+def test_lora_and_language_lr_scale_exclude_each_other(
     language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     monkeypatch.chdir(tmp_path)

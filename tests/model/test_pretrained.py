@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
-"""Language models made elsewhere: the logits that `transformers` gives, from the folder that it writes."""
+"""Pretrained language models: logits equal to those of `transformers`, from the folders that it writes."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def logits(m: Transfusion, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_text_has_the_logits_of_transformers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_equal_those_of_transformers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, options = KINDS[name]
     theirs = write(tmp_path, kind, **options)
     ours = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
@@ -96,7 +96,7 @@ def test_scaled_frequencies_against_transformers() -> None:
     assert not torch.equal(plain, scaled)
 
 
-def test_a_frame_is_the_language_models_own(tmp_path: Path) -> None:
+def test_documents_use_the_language_models_bos_and_eos(tmp_path: Path) -> None:
     theirs = write(tmp_path)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
     tokenized = tokenize_document(Document((Text("ab"),)), m.vocabulary, m.config.model.coordinates)
@@ -112,7 +112,7 @@ def test_a_frame_is_the_language_models_own(tmp_path: Path) -> None:
     assert torch.allclose(F.cross_entropy(part, torch.from_numpy(tokenized.tokens[1:])), expected, atol=1e-5)
 
 
-def test_greedy_text_is_what_transformers_writes(tmp_path: Path) -> None:
+def test_greedy_decoding_equals_transformers(tmp_path: Path) -> None:
     theirs = write(tmp_path, "qwen3", head_dim=16, bos_token_id=None, eos_token_id=257)
     with torch.no_grad():  # ids beyond the bytes would only be skipped by our sampler
         theirs.lm_head.weight[256:] = 0
@@ -129,7 +129,7 @@ def test_greedy_text_is_what_transformers_writes(tmp_path: Path) -> None:
     assert ids[0, 3:].tolist() == expected.tolist()
 
 
-def test_cached_text_is_whole_text_and_folders_come_back(tmp_path: Path) -> None:
+def test_cached_decoding_equals_full_rows_and_folders_round_trip(tmp_path: Path) -> None:
     write(tmp_path / "a", "llama", rope_parameters=LLAMA3 | {"rope_theta": 10000.0}, tie_word_embeddings=True)
     m = Transfusion.from_language_model(tmp_path / "a", modalities=(IMAGE,), modality_weights="all").eval()
     m.save_pretrained(tmp_path / "b")
@@ -156,7 +156,7 @@ def test_cached_text_is_whole_text_and_folders_come_back(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
 def test_half_precision_generation_has_the_logits_of_autocast(tie_embeddings: bool, tmp_path: Path) -> None:
-    """Rows in two parts, in the copy whose matrices are bf16."""
+    """Split embeddings in the bf16 copy of the network."""
     write(tmp_path, tie_word_embeddings=tie_embeddings)
     m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,)).eval()
     engine = Engine(m.network, m.vocabulary, cache_slots=1, dtype=torch.bfloat16)
@@ -171,8 +171,8 @@ def test_half_precision_generation_has_the_logits_of_autocast(tie_embeddings: bo
     assert torch.isfinite(drawn.media[0].tensor()).all()
 
 
-def test_weights_go_on_to_other_modalities(tmp_path: Path) -> None:
-    """Rows in two parts are found again by the names of their tokens, whatever else stands behind the language model's."""
+def test_init_from_matches_token_rows_by_name(tmp_path: Path) -> None:
+    """Rows of split embeddings follow their token by its name, in any order of new tokens."""
     write(tmp_path, "qwen2", bos_token_id=None)
     old = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights="all")
     new = Transfusion.from_language_model(tmp_path, modalities=(SOUND, IMAGE), modality_weights="all", seed=1)
@@ -187,7 +187,7 @@ def test_weights_go_on_to_other_modalities(tmp_path: Path) -> None:
     assert torch.equal(new.network.embed.new[sound], before[sound])
 
 
-def test_new_rows_are_like_an_average_one_and_media_weights_begin_as_the_texts(tmp_path: Path) -> None:
+def test_initial_values_of_new_rows_and_media_weights(tmp_path: Path) -> None:
     write(tmp_path)
     for weights in ("mlp", "all"):
         m = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights=weights)
@@ -197,7 +197,7 @@ def test_new_rows_are_like_an_average_one_and_media_weights_begin_as_the_texts(t
         assert not torch.equal(new.network.transformer.blocks[1].media[0].mlp.down.weight, block.mlp.down.weight)  # type: ignore
         again = Transfusion.from_language_model(tmp_path, modalities=(IMAGE,), modality_weights=weights)
         assert all(torch.equal(p, q) for p, q in zip(m.parameters(), again.parameters(), strict=True)), (
-            "chance is named by the seed"
+            "initial values depend on the seed alone"
         )
     for part in (m.network.embed, m.network.head):
         away = (part.new - part.weight.mean(0)).norm(dim=1)
@@ -221,7 +221,7 @@ def test_sharded_and_half_precision_folders(tmp_path: Path) -> None:
     assert torch.equal(half.network.embed.weight, theirs.model.embed_tokens.weight.float())
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "another type": ("llama", {"model_type": "gpt2"}, "type 'gpt2'.*qwen3"),
@@ -280,7 +280,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_computed_otherwise_is_refused(name: str, folders: dict[str, Path]) -> None:
+def test_unsupported_settings_raise(name: str, folders: dict[str, Path]) -> None:
     kind, settings, message = REFUSED[name]
     kept = (folders[kind] / "config.json").read_text()
     change(folders[kind], **settings)
@@ -291,7 +291,7 @@ def test_what_is_computed_otherwise_is_refused(name: str, folders: dict[str, Pat
         (folders[kind] / "config.json").write_text(kept)
 
 
-def test_a_window_is_no_matter_within_it(folders: dict[str, Path]) -> None:
+def test_sliding_window_limits_the_context_length(folders: dict[str, Path]) -> None:
     kept = (folders["mistral"] / "config.json").read_text()
     change(folders["mistral"], sliding_window=64)
     m = Transfusion.from_language_model(folders["mistral"], modalities=())
@@ -320,7 +320,7 @@ def test_older_forms_of_config_json(folders: dict[str, Path]) -> None:
         (folders["llama"] / "config.json").write_text(kept)
 
 
-def test_sizes_are_the_language_models_and_wrong_words_are_refused(folders: dict[str, Path], unchecked) -> None:
+def test_language_model_decides_sizes_and_rejects_options(folders: dict[str, Path], unchecked) -> None:
     m = Transfusion.from_language_model(
         folders["llama"],
         config=TransfusionConfig(ModelConfig(modalities=(IMAGE,), transformer=TransformerConfig(width=96, num_heads=3))),
@@ -330,7 +330,7 @@ def test_sizes_are_the_language_models_and_wrong_words_are_refused(folders: dict
         Transfusion.from_language_model(folders["llama"], modality_weights="shared")  # type: ignore[arg-type]
 
 
-def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_raise(tmp_path: Path) -> None:
     theirs = write(tmp_path)
     (tmp_path / "tokenizer.json").rename(tmp_path / "t")
     with pytest.raises(ValueError, match=r"no tokenizer\.json.*AutoTokenizer"):
@@ -355,7 +355,7 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
         Transfusion.from_language_model(tmp_path)
 
 
-def test_names_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unknown_names_raise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("./nowhere", "nowhere", "a/b/c", tmp_path / "nowhere"):
         with pytest.raises(ValueError, match="no folder"):
             fetch(name)
