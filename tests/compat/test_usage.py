@@ -8,6 +8,8 @@ from torch import nn, randint, randn
 
 from transfusion.compat import Transfusion, print_modality_sample
 
+pytestmark = pytest.mark.slow  # the README's widths and lengths: 3 to 8 s each
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, unchecked) -> None:
