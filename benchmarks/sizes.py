@@ -90,7 +90,7 @@ def documents() -> list[Document]:
     for index, (label, picture) in enumerate(zip(digits.labels.tolist(), digits.images, strict=True)):
         for copy in range(COPIES):
             height, width = drawn_size("train", index, copy)
-            said = tuple(wording.format(NAMES[label], width, height) for wording in PARAPHRASES)
+            said = tuple(caption.format(NAMES[label], width, height) for caption in PARAPHRASES)
             found.append(captioned(said, Media(resized(picture, (height, width))), f"digit {index}.{copy}"))
     return found
 

@@ -65,11 +65,8 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
-    """The configuration of plain data; missing fields keep their defaults.
-
-    Raises:
-        ConfigError: an unknown field or kind, or a value of the wrong type.
-    """
+    """The configuration of plain data; missing fields keep their defaults. Raises ConfigError: an unknown field or kind, or a
+    value of the wrong type."""
     return typing.cast(T, _read(kind, plain, where))
 
 

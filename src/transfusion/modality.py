@@ -57,10 +57,8 @@ class Modality:
         if len(shape) != len(self.patch):
             raise ValueError(f"modality {self.name!r}: {label} {shape} has {len(shape)} axes, its patch has {len(self.patch)}")
         if any(size < 1 or size % step for size, step in zip(shape, self.patch, strict=True)):
-            raise ValueError(
-                f"modality {self.name!r}: {label} {shape} must be a positive multiple of the patch {self.patch}; "
-                "resize or pad the item"
-            )
+            rule = f"must be a positive multiple of the patch {self.patch}; resize or pad the item"
+            raise ValueError(f"modality {self.name!r}: {label} {shape} {rule}")
 
     @property
     def is_image(self) -> bool:
@@ -83,19 +81,14 @@ class Modality:
         return self.channels * math.prod(self.patch)
 
     def slots(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Grid of slots of an item of this size; it has as many slots as its product (1 for a vector).
-
-        Raises:
-            ValueError: the size is no multiple of the patch, is too large, or is not the fixed size.
-        """
+        """Grid of slots of an item of this size; it has as many slots as its product (1 for a vector). Raises ValueError: the
+        size is no multiple of the patch, is too large, or is not the fixed size."""
         shape = tuple(shape)
         self._check("size", shape)
         if self.largest is None:
             if shape != self.shape:
-                raise ValueError(
-                    f"modality {self.name!r}: size {shape}, but every item has {self.shape}; resize the item, or give the "
-                    "modality a `largest` size so that sizes may vary"
-                )
+                remedy = "resize the item, or give the modality a `largest` size so that sizes may vary"
+                raise ValueError(f"modality {self.name!r}: size {shape}, but every item has {self.shape}; {remedy}")
         elif any(size > limit for size, limit in zip(shape, self.largest, strict=True)):
             raise ValueError(f"modality {self.name!r}: size {shape} exceeds the largest, {self.largest}; shrink the item")
         return tuple(size // step for size, step in zip(shape, self.patch, strict=True))

@@ -173,7 +173,7 @@ def test_packed_is_alone_and_forms_of_attention_agree(coordinates: Coordinates, 
 
 
 def corpus() -> list[Document]:
-    """Two pictures and a caption each: the first two items are read later, the third is not."""
+    """Two images and a caption each: the first two items are read later, the third is not."""
     return [Document((Media(picture(i)), Text("ab"), Media(picture(i + 50)), Text("c"), Media(picture(i)))) for i in range(12)]
 
 
@@ -188,8 +188,8 @@ def loader(dual: bool, length: int = 64) -> Loader:
     )
 
 
-def test_composed_documents_read_clean_copies_and_learn_every_picture() -> None:
-    """Without them, pictures that are read stand clean and only the last one is learned. Keys are those of the plain form."""
+def test_composed_documents_read_clean_copies_and_learn_every_image() -> None:
+    """Without them, images that are read stand clean and only the last one is learned. Keys are those of the plain form."""
     found = {}
     for dual in (False, True):
         keys: dict[int, float] = {}

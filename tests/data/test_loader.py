@@ -126,7 +126,7 @@ class Broken:
         raise MediaError("pictures/7.png: truncated")
 
 
-def test_a_picture_that_fails_when_decoded_is_left_out_and_named() -> None:
+def test_an_image_that_fails_when_decoded_is_left_out_and_named() -> None:
     documents = [*corpus(99), Document((Text("bad"), Media(Broken())), name="bad")]
     found = [b for (b,) in islice(loader(documents, packing=PackingConfig(48, 8, 128)).batches(), 6)]
     assert "bad" not in [n for b in found for n in b.names]

@@ -24,7 +24,7 @@ def targets(m: Transfusion, batch: Batch) -> torch.Tensor:
 
 
 def test_weights_multiply_the_nats_of_their_tokens() -> None:
-    """ids 5 6 7 with weights 2, 0 and 0.5: the one of weight 0 is no target; the picture's BEGIN and EOS keep weight 1."""
+    """ids 5 6 7 with weights 2, 0 and 0.5: the one of weight 0 is no target; the image's BEGIN and EOS keep weight 1."""
     m = model(double=True)
     plain = m.batch([[Text((5, 6, 7)), Media(picture(1))]])
     weighted = m.batch([[Text((5, 6, 7), weight=(2.0, 0.0, 0.5)), Media(picture(1))]])

@@ -10,10 +10,9 @@ from PIL import Image
 
 from small import png, write_idx
 from transfusion.data.document import Media, MediaError, Text
-from transfusion.data.media import Fit, Picture, from_bytes, to_image
-from transfusion.data.sources.idx import idx_arrays, read_idx
+from transfusion.data.media import EncodedImage, Fit, from_bytes, to_image
 from transfusion.data.sources.parquet import read_parquet
-from transfusion.data.sources.read import read
+from transfusion.data.sources.read import idx_arrays, read, read_idx
 
 FIT = Fit((8, 8), 3)
 
@@ -25,14 +24,14 @@ def folder(path: Path, count: int = 30) -> Path:
     return path
 
 
-def test_a_folder_of_pictures_with_captions(tmp_path: Path) -> None:
+def test_a_folder_of_images_with_captions(tmp_path: Path) -> None:
     corpus = read(folder(tmp_path, 3), FIT)
     assert [d.text for d in corpus.documents] == ["caption 0", "caption 1", "caption 2"]
     values = corpus.documents[0].media[0].tensor()
     assert values.shape == (3, 8, 8) and values.min() >= -1 and values.max() <= 1 and values.std() > 0.1
 
 
-def test_folders_name_their_pictures(tmp_path: Path) -> None:
+def test_folders_name_their_images(tmp_path: Path) -> None:
     png(tmp_path / "red_cat" / "a.png")
     png(tmp_path / "dog" / "b.jpg")
     assert {d.text for d in read(tmp_path, FIT).documents} == {"red cat", "dog"}
@@ -66,7 +65,7 @@ def test_parquet_with_captions_and_with_labels(tmp_path: Path) -> None:
     pq.write_table(labelled, tmp_path / "labelled.parquet")
     found = read_parquet([tmp_path / "labelled.parquet"], FIT, lambda name: (f"a {name}",)).documents
     assert [d.text for d in found] == ["a dog", "a cat"] and found[0].media[0].tensor().shape == (3, 8, 8)
-    pq.write_table(pa.table({"picture_of": image}), tmp_path / "odd.parquet")
+    pq.write_table(pa.table({"image_of": image}), tmp_path / "odd.parquet")
     with pytest.raises(ValueError, match="needs a column image"):
         read_parquet([tmp_path / "odd.parquet"], FIT)
 
@@ -152,15 +151,15 @@ def test_nothing_to_read(tmp_path: Path, path: str) -> None:
 
 
 def damage(path: Path, kind: str) -> None:
-    picture, caption = path / "007.png", path / "007.txt"
-    if kind == "not a picture":
-        picture.write_bytes(b"this is text")
+    image, caption = path / "007.png", path / "007.txt"
+    if kind == "not an image":
+        image.write_bytes(b"this is text")
     elif kind == "empty file":
-        picture.write_bytes(b"")
+        image.write_bytes(b"")
     elif kind == "bomb":
-        Image.new("1", (10_000, 10_000)).save(picture)
+        Image.new("1", (10_000, 10_000)).save(image)
     elif kind == "gif":
-        Image.new("L", (4, 4)).save(picture, format="GIF")
+        Image.new("L", (4, 4)).save(image, format="GIF")
     elif kind == "no caption":
         caption.unlink()
     elif kind == "empty caption":
@@ -170,7 +169,7 @@ def damage(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["not a picture", "empty file", "bomb", "gif", "no caption", "empty caption", "latin-1 caption"]
+    "kind", ["not an image", "empty file", "bomb", "gif", "no caption", "empty caption", "latin-1 caption"]
 )
 def test_an_unreadable_document_is_left_out_counted_and_named(tmp_path: Path, kind: str) -> None:
     damage(folder(tmp_path), kind)
@@ -186,12 +185,12 @@ def test_above_five_percent_reading_stops(tmp_path: Path) -> None:
         read(tmp_path, FIT)
 
 
-def test_a_truncated_picture_is_found_when_it_is_decoded(tmp_path: Path) -> None:
+def test_a_truncated_image_is_found_when_it_is_decoded(tmp_path: Path) -> None:
     png(tmp_path / "a.png", size=(64, 64))
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(MediaError, match=r"a\.png"):
-        Picture(tmp_path / "a.png", FIT, "a.png").load()
+        EncodedImage(tmp_path / "a.png", FIT, "a.png").load()
 
 
 @pytest.mark.parametrize("escape", ["../secret.png", "/etc/passwd", "a/../../secret.png"])

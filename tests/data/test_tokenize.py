@@ -166,7 +166,7 @@ def test_training_and_sampling_have_one_unconditional_branch() -> None:
     assert torch.equal(mask(spans), mask(tokenized.spans[:count]))
 
 
-def test_text_and_earlier_pictures_are_separately_droppable() -> None:
+def test_text_and_earlier_images_are_separately_droppable() -> None:
     one, two, three = Media(picture(1)), Media(picture(2)), Media(picture(3))
     whole = Document((Text("a"), one, Text("b"), two, Text("c"), three))
     assert unconditional(whole, 3).segments == (one, two)
@@ -187,9 +187,9 @@ def test_drop_rates_are_kept() -> None:
         before = found.segments[:-1]
         key = (any(isinstance(s, Text) for s in before), any(isinstance(s, Media) for s in before))
         kinds[key] = kinds.get(key, 0) + 1
-    # the target is the second picture in half of the draws; only there can earlier media be kept or dropped
-    assert kinds[(False, True)] / 2000 == pytest.approx(0.1, abs=0.02)  # text dropped, earlier picture kept
-    assert kinds[(True, False)] / 2000 == pytest.approx(0.05, abs=0.02)  # picture dropped, text kept
+    # the target is the second image in half of the draws; only there can earlier media be kept or dropped
+    assert kinds[(False, True)] / 2000 == pytest.approx(0.1, abs=0.02)  # text dropped, earlier image kept
+    assert kinds[(True, False)] / 2000 == pytest.approx(0.05, abs=0.02)  # image dropped, text kept
     assert kinds[(False, False)] / 2000 == pytest.approx(0.1 + 0.15 + 0.15, abs=0.03)
 
 
@@ -211,8 +211,8 @@ def test_noise_is_limited_where_later_text_is_learned() -> None:
     assert share == pytest.approx(0.2, abs=0.02)
 
 
-def test_noise_is_limited_for_what_a_later_picture_is_drawn_from() -> None:
-    """A source picture stands clean before its edit, dropped text or not; the edit itself is free."""
+def test_noise_is_limited_for_what_a_later_image_is_drawn_from() -> None:
+    """A source image stands clean before its edit, dropped text or not; the edit itself is free."""
     transform = DocumentTransform(
         0.0, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.5)
     )
@@ -301,8 +301,8 @@ def test_latents_that_are_no_numbers_are_refused(value: float) -> None:
         model().loss([[torch.full((1, 4, 4), value)]])
 
 
-def test_integer_pictures_are_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="scale pictures"):
+def test_integer_images_are_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="scale images"):
         model().loss([[Media(torch.zeros(1, 4, 4, dtype=torch.uint8))]])
 
 

@@ -129,8 +129,8 @@ def test_a_document_depends_on_its_seed_alone() -> None:
     assert one.segments[-1].content == alone.segments[-1].content  # type: ignore[union-attr]
 
 
-def test_the_noise_of_a_picture_does_not_depend_on_the_text_before_it() -> None:
-    """Prompts of other lengths begin their picture from the same noise under one seed, and from what they are given."""
+def test_the_noise_of_an_image_does_not_depend_on_the_text_before_it() -> None:
+    """Prompts of other lengths begin their image from the same noise under one seed, and from what they are given."""
     m = model(double=True)
     given = torch.randn(1, 4, 4)
 
@@ -182,7 +182,7 @@ def test_events_tell_the_whole_story() -> None:
     assert isinstance(done, Done) and [type(s) for s in done.document.segments[:2]] == [Text, Media]
 
 
-def test_guidance_changes_the_picture_and_scale_one_does_not() -> None:
+def test_guidance_changes_the_image_and_scale_one_does_not() -> None:
     m = model(double=True)
 
     def draw(g: Guidance) -> torch.Tensor:
@@ -192,7 +192,7 @@ def test_guidance_changes_the_picture_and_scale_one_does_not() -> None:
     plain = draw(Guidance(1.0))
     assert (draw(Guidance(3.0)) - plain).abs().max() > 1e-2
     assert (draw(Guidance(3.0, low=0.99, high=0.995)) - plain).abs().max() < 1e-6  # an interval that holds no step
-    assert (draw(Guidance(1.0, media=2.0)) - plain).abs().max() < 1e-6  # no picture stands before it
+    assert (draw(Guidance(1.0, media=2.0)) - plain).abs().max() < 1e-6  # no image stands before it
 
 
 def test_guidance_is_the_formula_written_out() -> None:
@@ -225,7 +225,7 @@ def test_guidance_that_is_off_warns_where_the_model_was_trained_for_it() -> None
         model(drop=ConditionDropout(0.0)).generate("a", force="image", guidance=Guidance(1.0))
 
 
-def test_nothing_several_pictures_and_all_media() -> None:
+def test_nothing_several_images_and_all_media() -> None:
     m = model(IMAGE, SOUND)
     (document,) = m.generate(max_tokens=4, max_items=1)
     assert isinstance(document, Document)
@@ -236,7 +236,7 @@ def test_nothing_several_pictures_and_all_media() -> None:
 
 
 def test_bf16_matrices_are_what_autocast_would_make_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept in bf16 or converted at every step: the same tokens, the same pictures, bit for bit; the model stays as it was."""
+    """Kept in bf16 or converted at every step: the same tokens, the same images, bit for bit; the model stays as it was."""
     m = model()
     before = {name: p.clone() for name, p in m.named_parameters()}
 

@@ -4,6 +4,7 @@ Positions, spans and document numbers travel with the tokens, so the network nee
 by (modality, grid): items of various sizes become a few groups, without a loop over items and without padding.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,19 +13,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transfusion.data.document import ANY_TIME, CLEAN, Media
+from transfusion.data.document import ANY_TIME, CLEAN
 from transfusion.data.tokenize import IGNORE, MediaSpan, TokenSequence
 from transfusion.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class MediaGroup:
-    """Items of one modality and one grid.
+    """Items of one modality (its index) and one grid; `values` are their clean latents.
 
     Args:
-        modality: index of the modality.
-        grid: shape of each item in slots.
-        values: clean latents.
         slots: indices into the flattened (row, length).
         times: interval of noise times that each item may get (0 clean, 1 noise).
         loss_weights: factors on the denoising losses of the items; 0 for an item without a loss.
@@ -55,20 +53,13 @@ class Position:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Packed rows.
+    """Packed rows: the fields of `TokenSequence` for each document, PAD behind the last document of a row.
 
     Args:
-        tokens: vocabulary ids; PAD under media slots and behind the last document of a row.
-        targets: next token, IGNORE where no language loss is taken.
-        loss_index: where one is taken: indices into the flattened (row, length).
-        positions: rotary coordinates.
-        documents: which packed document of the row; -1 padding.
-        spans: which media span of the row; -1 text.
-        private: slots that only their own span may see.
-        media: the items, grouped by (modality, grid).
+        loss_index: where a language loss is taken (targets != IGNORE): indices into the flattened (row, length).
+        documents, spans: which packed document of the row, -1 padding; which media span of the row, -1 text.
         state: the loader's position after this batch.
-        names: of the documents, row by row, for messages.
-        unreadable: a line for each document that was left out.
+        names, unreadable: of the documents, row by row, for messages; a line for each document that was left out.
         target_weights: factors on the cross-entropy of the targets, in the order of `loss_index`; None where all are 1.
     """
 
@@ -103,13 +94,7 @@ class Batch:
 
 
 def collate(rows: Sequence[Sequence[TokenSequence]], length: int, vocabulary: Vocabulary, axes: int) -> Batch:
-    """Pack rows of documents into a batch. Documents of a row follow each other; each counts positions from 0.
-
-    Args:
-        rows: documents of each row, their media loaded (`TokenSequence.load`).
-        length: tokens of a row.
-        axes: rotary axes.
-    """
+    """A batch of rows of `length` tokens, of documents with loaded media (`TokenSequence.load`); each has positions from 0."""
     shape = (len(rows), length)
     tokens = np.full(shape, vocabulary.pad, dtype=np.int64)
     targets = np.full(shape, IGNORE, dtype=np.int64)
@@ -154,21 +139,17 @@ def _group(modality: int, grid: tuple[int, ...], spans: Sequence[MediaSpan]) -> 
     latents = [span.latents for span in spans if span.latents is not None]
     assert len(latents) == len(spans), "load the media first: TokenSequence.load"
     values = torch.stack(latents)
-    count = int(np.prod(grid, dtype=int))
     masks = [torch.ones(values.shape[2:]) if item.mask is None else item.mask.float().cpu() for item in media]
+    # an item of weight 0 is clean context, as in a prompt, unless its times or noise are set
+    times = [CLEAN if m.weight == 0 and m.times == ANY_TIME and m.noise is None else m.times for m in media]
     return MediaGroup(
         modality=modality,
         grid=grid,
         values=values,
-        slots=torch.tensor([span.start for span in spans])[:, None] + torch.arange(count),
-        times=torch.tensor([_interval(item) for item in media], dtype=torch.float32),
+        slots=torch.tensor([span.start for span in spans])[:, None] + torch.arange(math.prod(grid)),
+        times=torch.tensor(times, dtype=torch.float32),
         loss_weights=torch.tensor([item.weight if item.has_loss else 0.0 for item in media], dtype=torch.float32),
         keys=torch.tensor([span.key for span in spans]),
         noises=None if all(item.noise is None for item in media) else tuple(item.noise for item in media),
         masks=None if all(item.mask is None for item in media) else torch.stack(masks),
     )
-
-
-def _interval(media: Media) -> tuple[float, float]:
-    """Noise times that an item may get: (0, 0) for context only, as in a prompt, unless its times or noise are set."""
-    return CLEAN if media.weight == 0 and media.times == ANY_TIME and media.noise is None else media.times

@@ -32,20 +32,15 @@ class Corpus(Sequence[Document]):
         return self.documents[index]
 
     def checked(self, source: str) -> "Corpus":
-        """Itself, if there is enough to train on.
-
-        Raises:
-            ValueError: no document can be read, or more than 5 % cannot.
-        """
+        """Itself. Raises ValueError if no document can be read, or more than 5 % cannot."""
         total = len(self.documents) + len(self.unreadable)
         listed = "".join(f"\n  {line}" for line in self.unreadable[:10])
         if not self.documents:
             formats = "; folders of images, captions.jsonl, Parquet and idx files are read"
             raise ValueError(f"{source}: no documents{' can be read:' + listed if listed else formats}")
         if len(self.unreadable) > MAX_UNREADABLE * total:
-            raise ValueError(
-                f"{source}: {len(self.unreadable)} of {total} documents cannot be read; mend or remove them:{listed}"
-            )
+            count = f"{len(self.unreadable)} of {total} documents"
+            raise ValueError(f"{source}: {count} cannot be read; mend or remove them:{listed}")
         return self
 
 

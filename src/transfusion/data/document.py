@@ -35,17 +35,12 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Text:
-    """Text, or token ids of the caller's own tokenizer.
+    """Text: a string, or token ids of the caller's own tokenizer. Raises ValueError for content or weights of another form.
 
     Args:
-        content: a string, or ids below the tokenizer's size.
         loss: False for context without a language loss (a prompt, a question).
         paraphrases: alternatives to `content`; each epoch trains on one of them or on `content`, drawn anew.
-        weight: loss weight of its tokens: a factor on their cross-entropy, one number, or for ids one number per token. A token
-            of weight 0 is context: it is no target.
-
-    Raises:
-        ValueError: content or weights of another form; the message says which.
+        weight: factor on the cross-entropy of its tokens, or for ids one per token. A token of weight 0 is no target.
     """
 
     content: str | tuple[int, ...]
@@ -62,42 +57,35 @@ class Text:
                 raise ValueError("weights per token need content of token ids and no paraphrases; a string takes one number")
             if len(self.weight) != len(self.content):
                 raise ValueError(f"{len(self.weight)} weights for {len(self.content)} token ids: give one each, or one number")
-        for weight in self._weights:
-            _check_weight(weight)
+        _check_weights(self.weight)
 
     @property
     def has_loss(self) -> bool:
         """Whether any of its tokens is a target, in any paraphrase."""
-        return self.loss and any((self.content, *self.paraphrases)) and any(w > 0 for w in self._weights)
-
-    @property
-    def _weights(self) -> tuple[float, ...]:
-        return self.weight if isinstance(self.weight, tuple) else (self.weight,)
+        weighted = any(self.weight) if isinstance(self.weight, tuple) else self.weight > 0
+        return self.loss and weighted and any((self.content, *self.paraphrases))
 
 
-def _check_weight(weight: object) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"a loss weight is a number, 0 (context only) or more, not {weight!r}")
+def _check_weights(weights: object) -> None:
+    for w in weights if isinstance(weights, tuple) else (weights,):
+        if isinstance(w, bool) or not isinstance(w, int | float) or not (math.isfinite(w) and w >= 0):
+            raise ValueError(f"a loss weight is a number, 0 (context only) or more, not {w!r}")
 
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """An item of a modality.
+    """An item of a modality. Raises ValueError for times, a weight, noise or a mask of another range or shape.
 
     Args:
         values: latents, Float[channels, *size]; or `LazyMedia`; or None for an item that is still to be generated.
         modality: name of its modality.
         size: size in latent elements, needed only if `values` is None and sizes vary.
         times: interval of its noise times in training (0 clean, 1 noise); (0, 0) is clean context, without a loss.
-        weight: loss weight: a factor on its denoising loss. 0: context, and clean unless `times` or `noise` is set.
+        weight: factor on its denoising loss. 0: context, and clean unless `times` or `noise` is set.
         private: nothing outside the item attends to it (its own begin and end tokens stay visible).
-        dual: train on two copies, `BEGIN [noised, private] [clean, same coordinates] END`: the noised copy takes the loss,
-            later segments see the clean one. A prompt has one clean copy.
+        dual: train on two copies: the noised one takes the loss, later segments see the clean one. A prompt has the clean one.
         noise: noise to train with instead of drawn noise, shaped like `values`.
         mask: weights of its elements in its loss, Float[*size]; the mean is over those above 0 (None: all elements alike).
-
-    Raises:
-        ValueError: times, weight, noise or mask of another range or shape; the message says which.
     """
 
     values: Tensor | LazyMedia | None
@@ -114,7 +102,7 @@ class Media:
         low, high = self.times
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"times {self.times} must be an interval inside [0, 1], where 0 is clean and 1 is noise")
-        _check_weight(self.weight)
+        _check_weights(self.weight)
         if self.dual and self.private:
             raise ValueError("nothing that follows sees a private item, so it needs no clean copy: dual or private, not both")
         if self.noise is not None:
@@ -141,19 +129,15 @@ class Media:
         return self.dual and self.has_loss
 
     def tensor(self) -> Tensor:
-        """Its latents, loaded if need be: Float32[channels, *size].
-
-        Raises:
-            MediaError: they cannot be read, or have NaN or infinity.
-            ValueError: it has no values yet, or they are not floating point.
-        """
+        """Its latents, loaded if need be: Float32[channels, *size]. Raises MediaError if they cannot be read or have NaN or
+        infinity, ValueError if it has no values yet or they are not floating point."""
         values = self.values
         if values is None:
             raise ValueError("this item is still to be generated: it has no values yet")
         if not isinstance(values, Tensor):
             values = values.load()
         if not values.is_floating_point():
-            raise ValueError(f"media values must be floating point, not {values.dtype}; scale pictures to [-1, 1] first")
+            raise ValueError(f"media values must be floating point, not {values.dtype}; scale images to [-1, 1] first")
         if not torch.isfinite(values).all():
             raise MediaError("media values have NaN or infinity; check how this item was made")
         return values.float()
@@ -164,10 +148,9 @@ Segment: TypeAlias = Text | Media
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """Segments in reading order.
+    """Segments in reading order; the function `document` makes one of strings and tensors.
 
     Args:
-        segments: `Text` and `Media`; the function `document` makes them of strings and tensors.
         language_loss: False if none of its tokens takes a loss (the unconditional branch).
         name: its source, for messages.
     """
@@ -191,11 +174,8 @@ DocumentLike: TypeAlias = Document | Segment | str | Tensor | Sequence[Segment |
 
 
 def document(content: DocumentLike) -> Document:
-    """A document of a string, a float tensor (an image), an int tensor (token ids), a segment, or a list of them.
-
-    Raises:
-        ValueError: any other content; the message names its segment.
-    """
+    """A document of a string, a float tensor (an image), an int tensor (token ids), a segment, or a list of them. Raises
+    ValueError: any other content; the message names its segment."""
     if isinstance(content, Document):
         return content
     if isinstance(content, str | Tensor | Text | Media):
@@ -206,32 +186,24 @@ def document(content: DocumentLike) -> Document:
             segments.append(segment)
         elif isinstance(segment, str):
             segments.append(Text(segment))
-        elif isinstance(segment, Tensor):
-            if not segment.is_floating_point() and (segment.ndim != 1 or segment.dtype in (torch.bool, torch.uint8)):
-                raise ValueError(
-                    f"segment {index} is a {segment.dtype} tensor of shape {tuple(segment.shape)}: token ids are int64 (or "
-                    "int32) of one axis; media are floating point, images scaled to [-1, 1]"
-                )
-            segments.append(Media(segment) if segment.is_floating_point() else Text(tuple(segment.tolist())))
+        elif not isinstance(segment, Tensor):
+            kind = type(segment).__name__
+            raise ValueError(f"segment {index} is of type {kind}; a document has strings, tensors, Text and Media")
+        elif segment.is_floating_point():
+            segments.append(Media(segment))
+        elif segment.ndim == 1 and segment.dtype not in (torch.bool, torch.uint8):
+            segments.append(Text(tuple(segment.tolist())))
         else:
-            raise ValueError(
-                f"segment {index} is of type {type(segment).__name__}; a document has strings, tensors, Text and Media"
-            )
+            rule = "token ids are int64 (or int32) of one axis; media are floating point, images scaled to [-1, 1]"
+            raise ValueError(f"segment {index} is a {segment.dtype} tensor of shape {tuple(segment.shape)}: {rule}")
     return Document(tuple(segments))
 
 
 def unconditional(document: Document, target: int, *, text: bool = True, media: bool = False) -> Document:
-    """The unconditional branch of an item, for condition dropout in training and for guidance in sampling.
+    """The unconditional branch of the item at segment `target`, for condition dropout in training and guidance in sampling.
 
     It drops the text before the item (`text`), the media before it (`media`), and all segments after it. It takes no language
-    loss.
-
-    Args:
-        document: the whole document.
-        target: index of the item among the document's segments.
-
-    Raises:
-        ValueError: the target is text.
+    loss. Raises ValueError if the target is text.
     """
     item = document.segments[target]
     if not isinstance(item, Media):

@@ -31,9 +31,6 @@ class PackingConfig:
         row_length: tokens of a row; every document must fit in a row.
         rows: rows of a step, over all processes.
         window: documents that are packed together.
-
-    Raises:
-        ValueError: a number below 1.
     """
 
     row_length: int = 256
@@ -60,15 +57,8 @@ class TooManyUnreadable(ValueError):
 
 
 class Loader:
-    """Packed batches of a corpus.
-
-    Args:
-        rank, world: index of this process, and how many there are; `packing.rows` must be a multiple of world * parts.
-        parts: batches of a step (gradient accumulation).
-
-    Raises:
-        ValueError: the corpus is empty, the rows cannot be divided, or a document does not fit in a row.
-    """
+    """Packed batches of a corpus: `parts` of them a step (gradient accumulation) for process `rank` of `world`. Raises
+    ValueError: the corpus is empty, the rows are no multiple of world * parts, or a document does not fit in a row."""
 
     def __init__(
         self,
@@ -93,27 +83,20 @@ class Loader:
         self.num_windows = -(-len(corpus) // packing.window)
         self._seen: set[int] = set()
         self.failed: dict[int, str] = {}
-        self._check_lengths()
         self._window = lru_cache(maxsize=2)(self._build)
-
-    def _check_lengths(self) -> None:
         cache: dict[object, int] = {}
-        for sample, document in enumerate(self.corpus):
-            length = max_length(self.transform.longest(document), self.vocabulary, cache)
-            if length > self.packing.row_length:
-                raise ValueError(
-                    f"document {document.name or sample} takes {length} tokens, a row has {self.packing.row_length}: raise "
-                    "--packing.row-length, or leave the document out"
-                )
+        for sample, document in enumerate(corpus):
+            length = max_length(transform.longest(document), vocabulary, cache)
+            if length > packing.row_length:
+                fault = f"document {document.name or sample} takes {length} tokens, a row has {packing.row_length}"
+                raise ValueError(f"{fault}: raise --packing.row-length, or leave the document out")
 
     def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, TokenSequence], ...]]:
         """The rows of a window; each is a tuple of (sample, sequence)."""
         order = rng.generator(rng.key(self.seed, epoch, "order")).permutation(len(self.corpus))
         samples = [int(i) for i in order[window * self.packing.window : (window + 1) * self.packing.window]]
-        tokenized = [
-            tokenize_document(self.transform(self.corpus[i], self.seed, epoch, i), self.vocabulary, self.coordinates)
-            for i in samples
-        ]
+        documents = [self.transform(self.corpus[i], self.seed, epoch, i) for i in samples]
+        tokenized = [tokenize_document(document, self.vocabulary, self.coordinates) for document in documents]
         rows = pack([len(s) for s in tokenized], self.packing.row_length, rng.key(self.seed, epoch, window, "pack"))
         return [tuple((samples[i], tokenized[i]) for i in row) for row in rows]
 
@@ -122,17 +105,12 @@ class Loader:
             rows = self._window(position.epoch, position.window)
             for index in range(position.row, len(rows)):
                 yield position.epoch, rows[index], replace(position, row=index + 1)
-            if position.window + 1 < self.num_windows:
-                position = Position(position.epoch, position.window + 1)
-            else:
-                position = Position(position.epoch + 1)
+            is_last = position.window + 1 == self.num_windows
+            position = Position(position.epoch + 1) if is_last else Position(position.epoch, position.window + 1)
 
     def batches(self, position: Position = Position()) -> Iterator[tuple[Batch, ...]]:
-        """Steps from a position on: each a tuple of `parts` batches, whose `state` is the position after the step.
-
-        Raises:
-            TooManyUnreadable: more than 5 % of the documents read so far cannot be read (3 may fail in the first epoch).
-        """
+        """Steps from a position on: each a tuple of `parts` batches, whose `state` is the position after the step. Raises
+        TooManyUnreadable: more than 5 % of the documents read so far cannot be read (3 may fail in the first epoch)."""
         stream = self._rows(position)
         share = self.packing.rows // (self.world * self.parts)
         while True:
@@ -158,9 +136,7 @@ class Loader:
                         unreadable.append(line)
         limit = MAX_UNREADABLE * len(self._seen)
         if len(self.failed) > limit and (len(self.failed) > 3 or len(self._seen) == len(self.corpus)):
-            raise TooManyUnreadable(
-                f"{len(self.failed)} of {len(self._seen)} documents cannot be read, the last: "
-                f"{list(self.failed.values())[-1]}; mend or remove them"
-            )
+            fault = f"{len(self.failed)} of {len(self._seen)} documents cannot be read"
+            raise TooManyUnreadable(f"{fault}, the last: {list(self.failed.values())[-1]}; mend or remove them")
         batch = collate(packed, self.packing.row_length, self.vocabulary, self.coordinates.axes)
         return replace(batch, state=after, unreadable=tuple(unreadable))

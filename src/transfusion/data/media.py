@@ -5,7 +5,8 @@ Images become Float32[channels, height, width] in [-1, 1]; `to_image` is the inv
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,42 +76,24 @@ def to_image(values: Tensor) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def open_picture(source: Path | bytes, name: str) -> Image.Image:
-    """Open an image's header, under the limits; pixels are not decoded yet.
-
-    Raises:
-        MediaError: it is missing, empty, too large or of another format; the message names it.
-    """
+@contextmanager
+def _media_errors(name: str) -> Iterator[None]:
+    """Turn an error of reading an item into a MediaError that names it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        yield
+    except MediaError:
+        raise
     except FileNotFoundError as error:
         raise MediaError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{name}: not an image in {', '.join(FORMATS)}") from error
-    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"{name}: {error}") from error
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise MediaError(f"{name}: {image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS}; shrink it")
-    return image
-
-
-def check_picture(source: Path | bytes, name: str) -> None:
-    """Check an image's header alone. Raises MediaError, see `open_picture`."""
-    open_picture(source, name).close()
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded image in a file or in memory, decoded when it is loaded.
-
-    Args:
-        source: path or encoded bytes.
-        fit: its size and channels as an item.
-        name: for messages.
-    """
+class EncodedImage:
+    """An image in a file, or the bytes of one, decoded when it is loaded; `fit` gives its size and channels as an item."""
 
     source: Path | bytes
     fit: Fit
@@ -121,25 +104,35 @@ class Picture:
         """(channels, height, width)"""
         return self.fit.shape
 
+    @property
+    def _label(self) -> str:
+        return self.name or (str(self.source) if isinstance(self.source, Path) else "image")
+
+    def open(self) -> Image.Image:
+        """The image, its header alone read. Raises MediaError, naming it: missing, empty, too large, or of another format."""
+        name = self._label
+        with _media_errors(name), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source, formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            image.close()
+            raise MediaError(f"{name}: {image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS}; shrink it")
+        return image
+
+    def checked(self) -> "EncodedImage":
+        """Itself, if its header can be read; raises MediaError as `open`."""
+        self.open().close()
+        return self
+
     def load(self) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]. Raises MediaError, naming it, if it cannot be decoded."""
-        name = self.name or (str(self.source) if isinstance(self.source, Path) else "image")
-        try:
-            with open_picture(self.source, name) as image:
-                return self.fit(image)
-        except MediaError:
-            raise
-        except (OSError, ValueError, SyntaxError) as error:
-            raise MediaError(f"{name}: {error}") from error
+        with self.open() as image, _media_errors(self._label):
+            return self.fit(image)
 
 
 @dataclass(frozen=True, eq=False)
-class Pixels:
-    """A decoded image: uint8 [height, width] or [height, width, channels].
-
-    Args:
-        fit: its size and channels as an item (None: its own).
-    """
+class DecodedImage:
+    """Pixels, uint8 [height, width] or [height, width, channels], and their size and channels as an item (None: their own)."""
 
     pixels: np.ndarray
     fit: Fit | None = None
@@ -176,12 +169,8 @@ class ArrayFile:
 
 
 def _load_array(path: Path, name: str) -> np.ndarray:
-    try:
+    with _media_errors(name):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"an array of {array.dtype} is not numbers")
         return array
-    except FileNotFoundError as error:
-        raise MediaError(f"{name}: no such file") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise MediaError(f"{name}: {error}") from error

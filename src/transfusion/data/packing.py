@@ -7,11 +7,7 @@ from transfusion import rng
 
 def pack(lengths: Sequence[int], row_length: int, key: int) -> list[tuple[int, ...]]:
     """Rows of document indices. Each starts with the longest unpacked document and is filled by the best subset of the others
-    (`fill`); the key draws the order of the rows.
-
-    Raises:
-        ValueError: a document longer than a row.
-    """
+    (`fill`); the key draws the order of the rows. Raises ValueError for a document longer than a row."""
     unpacked: dict[int, list[int]] = {}  # length -> indices
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], -i)):
         if lengths[index] > row_length:

@@ -3,14 +3,12 @@
     BOS  text ...  [SIZE axis0 .. axisN]  BEGIN  slot slot .. slot  END  text ...  EOS
                     if sizes vary                media span
 
-A dual item has two spans, a noised copy (private) and a clean one, at the same coordinates:
-
-    BEGIN  noised slot .. noised slot  clean slot .. clean slot  END
-
+A dual item has two spans at the same coordinates, a noised copy (private) and a clean one: BEGIN  noised ..  clean ..  END.
 Targets are the next token. There is no target at BEGIN and under slots (so END is never predicted: the decoder writes it), in
 text that is only context, and in a document without language loss.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,6 +20,7 @@ from torch import Tensor
 from transfusion import rng
 from transfusion.data.document import CLEAN, Document, DocumentLike, Media, Text, document
 from transfusion.data.vocabulary import Vocabulary
+from transfusion.modality import Modality
 
 IGNORE = -100
 """The target of a token without language loss."""
@@ -48,24 +47,23 @@ class Coordinates:
             raise ValueError(f"axes must be at least 1, not {self.axes}")
 
     def place(self, start: float, grid: tuple[int, ...]) -> tuple[Float[np.ndarray, "slots axes"], float]:
-        """Coordinates of an item's slots, and the coordinate at which the sequence continues.
-
-        Raises:
-            ValueError: the order is "grid" and the grid has more axes than the rotary embedding.
-        """
-        count = int(np.prod(grid, dtype=int))
+        """Coordinates of an item's slots, and the coordinate at which the sequence continues. Raises ValueError: the order is
+        "grid" and the grid has more axes than the rotary embedding."""
+        count = math.prod(grid)
         if self.order == "raster":
-            return np.repeat(start + np.arange(count, dtype=np.float32)[:, None], self.axes, axis=1), start + count
+            return self.text(start, count), start + count
         if self.order == "shared":
             return np.full((count, self.axes), start, dtype=np.float32), start + 1
         if len(grid) > self.axes:
-            raise ValueError(
-                f"a grid of {len(grid)} axes needs as many rotary axes, there are {self.axes}: raise coordinates.axes"
-            )
+            raise ValueError(f"a grid of {len(grid)} axes needs as many rotary axes, not {self.axes}: raise coordinates.axes")
         offsets = np.zeros((count, self.axes), dtype=np.float32)
         for axis, index in enumerate(np.indices(grid)):
             offsets[:, axis] = index.reshape(-1)
         return start + offsets, start + max(grid, default=1)
+
+    def text(self, start: float, count: int) -> Float[np.ndarray, "count axes"]:
+        """Coordinates of `count` tokens of text."""
+        return np.repeat(start + np.arange(count, dtype=np.float32)[:, None], self.axes, axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +73,11 @@ class MediaSpan:
     Args:
         media: the item as this copy is trained: of a dual item the noised copy is private, the clean one is context.
         modality: index of its modality.
-        grid: its shape in slots.
-        start: its first slot; it fills [start, start + product of grid).
-        index: number of the item among the document's media; both copies of a dual item have the same.
+        grid: its shape in slots; it fills [start, start + product of grid).
+        index, key: number of the item among the document's media, and the RNG key of its noise and time; both copies of a dual
+            item have the same.
         copy: which copy of a dual item this is; "" for any other item.
         latents: loaded values, Float[channels, *size]; None before `TokenSequence.load`.
-        key: RNG key of its noise and time; both copies of a dual item have the same.
     """
 
     media: Media
@@ -100,13 +97,10 @@ class TokenSequence:
     Args:
         tokens: vocabulary ids; PAD under media slots.
         targets: next token, IGNORE where no language loss is taken.
-        positions: rotary coordinates.
-        spans: index of the media span; -1 text.
+        positions, position: rotary coordinates, and that of the token that would come next.
+        spans, items: index of the media span, -1 text; the media spans.
         private: slots that only their own span may see.
-        items: the media spans.
-        position: coordinate of the token that would come next.
         target_weights: factors on the cross-entropy of the targets; None where all are 1.
-        name: of the document, for messages.
     """
 
     tokens: Int[np.ndarray, " length"]
@@ -123,40 +117,28 @@ class TokenSequence:
         return len(self.tokens)
 
     def load(self, key: Callable[[int], int]) -> "TokenSequence":
-        """The sequence with its media loaded, each item once, and item i of the document keyed `key(i)`.
-
-        Raises:
-            MediaError: an item that cannot be read.
-        """
+        """The sequence with its media loaded, each item once, and item i of the document keyed `key(i)`. Raises MediaError."""
         latents: dict[int, Tensor] = {}
         for item in self.items:
             if item.index not in latents:
                 latents[item.index] = item.media.tensor()
-        return replace(
-            self, items=tuple(replace(item, latents=latents[item.index], key=key(item.index)) for item in self.items)
-        )
+        items = tuple(replace(item, latents=latents[item.index], key=key(item.index)) for item in self.items)
+        return replace(self, items=items)
 
 
 def tokenize_document(
     document: Document, vocabulary: Vocabulary, coordinates: Coordinates, *, add_eos: bool = True
 ) -> TokenSequence:
-    """Tokenise a document; its media are loaded later (`TokenSequence.load`).
-
-    Args:
-        add_eos: False for a prompt: no EOS, no END after a last item that is still to be generated, and no dual copies.
-
-    Raises:
-        ValueError: an unknown modality, ids out of range, or an item whose size its modality forbids; the message names
-            document and segment.
-    """
-    tokens: list[int] = [vocabulary.bos]
-    weights: list[float] = [0.0]  # loss weight of each token as a target
-    spans: list[int] = [-1]
-    private: list[bool] = [False]
+    """Tokenise a document; its media are loaded later (`TokenSequence.load`). A prompt, without `add_eos`, has no EOS, no END
+    after a last item that is still to be generated, and no dual copies. Raises ValueError: an unknown modality, ids out of
+    range, or a size that a modality forbids; it names document and segment."""
+    tokens: list[int] = []
+    weights: list[float] = []  # loss weight of each token as a target
+    spans: list[int] = []
+    private: list[bool] = []
     positions: list[np.ndarray] = []
     items: list[MediaSpan] = []
-    position, num_placed = 0.0, 0  # the next coordinate; how many tokens have theirs
-    num_media = 0
+    position, num_media = 0.0, 0
 
     def append(ids: list[int], weight: float | tuple[float, ...], span: int = -1, is_private: bool = False) -> None:
         tokens.extend(ids)
@@ -164,37 +146,33 @@ def tokenize_document(
         spans.extend([span] * len(ids))
         private.extend([is_private] * len(ids))
 
-    def place_text() -> None:
-        nonlocal position, num_placed
-        count = len(tokens) - num_placed
-        positions.append(np.repeat(position + np.arange(count, dtype=np.float32)[:, None], coordinates.axes, axis=1))
-        position, num_placed = position + count, len(tokens)
+    def append_text(ids: list[int], weight: float | tuple[float, ...]) -> None:
+        nonlocal position
+        append(ids, weight)
+        positions.append(coordinates.text(position, len(ids)))
+        position += len(ids)
 
+    append_text([vocabulary.bos], 0.0)
     last = len(document.segments) - 1
     for index, segment in enumerate(document.segments):
         try:
             if isinstance(segment, Text):
-                append(vocabulary.encode(segment.content), segment.weight if segment.loss else 0.0)
+                append_text(vocabulary.encode(segment.content), segment.weight if segment.loss else 0.0)
                 continue
-            modality = vocabulary.modality(segment.modality)
-            grid = modality.slots(_size(segment, modality.channels, modality.shape))
-            append(vocabulary.frame(modality, grid), 1.0)
-            place_text()
-            count = int(np.prod(grid, dtype=int))
+            modality, grid = _grid(segment, vocabulary)
+            append_text(vocabulary.frame(modality, grid), 1.0)
             slots, position = coordinates.place(position, grid)
             for media, copy in _copies(segment, add_eos):
                 positions.append(slots)
                 items.append(MediaSpan(media, vocabulary.modalities.index(modality), grid, len(tokens), num_media, copy))
-                append([vocabulary.pad] * count, 0.0, len(items) - 1, media.private)
+                append([vocabulary.pad] * len(slots), 0.0, len(items) - 1, media.private)
             num_media += 1
-            num_placed = len(tokens)
             if add_eos or index < last or segment.values is not None:
-                append([vocabulary.end(modality.name)], 0.0)
+                append_text([vocabulary.end(modality.name)], 0.0)
         except ValueError as error:
             raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
     if add_eos:
-        append([vocabulary.eos], 1.0)
-    place_text()
+        append_text([vocabulary.eos], 1.0)
 
     ids = np.array(tokens, dtype=np.int64)
     targets = np.full(len(ids), IGNORE, dtype=np.int64)
@@ -227,29 +205,23 @@ def tokenize_documents(
     seed: int,
     add_eos: bool = True,
 ) -> list[TokenSequence]:
-    """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item).
-
-    Raises:
-        ValueError: no documents, an empty one, one beyond the context, or what is wrong with which document.
-    """
+    """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item). Raises
+    ValueError: no documents, an empty one, one beyond the context, or one that is refused; the message names it."""
     if isinstance(documents, str | Tensor | Document | Media | Text):
         raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
     sequences = []
-    for index, segments in enumerate(documents):
+    for index, content in enumerate(documents):
         try:
-            whole = document(segments)
-        except ValueError as error:
-            raise ValueError(f"document {index}: {error}") from error
-        if not whole.segments:
-            raise ValueError(f"document {index} is empty: leave it out")
-        named = whole if whole.name else replace(whole, name=str(index))
-        tokenized = tokenize_document(named, vocabulary, coordinates, add_eos=add_eos)
-        if len(tokenized) > context_length:
-            raise ValueError(f"document {index} takes {len(tokenized)} tokens, the context has {context_length}")
-        try:
+            whole = document(content)
+            if not whole.segments:
+                raise ValueError(f"document {index} is empty: leave it out")
+            named = whole if whole.name else replace(whole, name=str(index))
+            tokenized = tokenize_document(named, vocabulary, coordinates, add_eos=add_eos)
+            if len(tokenized) > context_length:
+                raise ValueError(f"document {index} takes {len(tokenized)} tokens, the context has {context_length}")
             sequences.append(tokenized.load(lambda item, index=index: rng.key(seed, index, item)))
         except ValueError as error:
-            raise ValueError(f"document {index}: {error}") from error
+            raise ValueError(str(error) if str(error).startswith("document ") else f"document {index}: {error}") from error
     if not sequences:
         raise ValueError("no documents: give at least one")
     return sequences
@@ -264,36 +236,29 @@ def _copies(media: Media, add_eos: bool) -> tuple[tuple[Media, Literal["", "nois
 
 
 def max_length(document: Document, vocabulary: Vocabulary, cache: dict[object, int]) -> int:
-    """Tokens of a document with the longest of its paraphrases. `cache` keeps the lengths of texts between calls.
-
-    Raises:
-        ValueError: as `tokenize_document`.
-    """
-
-    def length(content: str | tuple[int, ...]) -> int:
-        if content not in cache:
-            cache[content] = len(vocabulary.encode(content))
-        return cache[content]
-
+    """Tokens of a document with the longest of its paraphrases. `cache` keeps the lengths of texts between calls. Raises
+    ValueError: as `tokenize_document`."""
     total = 2  # BOS, EOS
     for index, segment in enumerate(document.segments):
         try:
             if isinstance(segment, Text):
-                total += max(length(content) for content in (segment.content, *segment.paraphrases))
+                contents = (segment.content, *segment.paraphrases)
+                cache.update({content: len(vocabulary.encode(content)) for content in contents if content not in cache})
+                total += max(cache[content] for content in contents)
                 continue
-            modality = vocabulary.modality(segment.modality)
-            grid = modality.slots(_size(segment, modality.channels, modality.shape))
-            slots = int(np.prod(grid, dtype=int)) * (2 if segment.has_two_copies else 1)
-            total += slots + 2 + (len(grid) if modality.varies else 0)
+            modality, grid = _grid(segment, vocabulary)
+            total += len(vocabulary.frame(modality, grid)) + math.prod(grid) * (2 if segment.has_two_copies else 1) + 1
         except ValueError as error:
             raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
     return total
 
 
-def _size(segment: Media, channels: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    if segment.values is None:
-        return segment.size or default
-    shape = tuple(segment.values.shape)
-    if not shape or shape[0] != channels:
-        raise ValueError(f"latents of shape {shape} must be (channels, *size) with {channels} channels")
-    return shape[1:]
+def _grid(item: Media, vocabulary: Vocabulary) -> tuple[Modality, tuple[int, ...]]:
+    """Modality and grid of an item. Raises ValueError for an unknown modality, other channels or a size that it forbids."""
+    modality = vocabulary.modality(item.modality)
+    if item.values is None:
+        return modality, modality.slots(item.size or modality.shape)
+    shape = tuple(item.values.shape)
+    if not shape or shape[0] != modality.channels:
+        raise ValueError(f"latents of shape {shape} must be (channels, *size) with {modality.channels} channels")
+    return modality, modality.slots(shape[1:])

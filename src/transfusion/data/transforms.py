@@ -12,13 +12,8 @@ from transfusion.data.document import Document, Media, Segment, Text, TimeInterv
 
 @dataclass(frozen=True)
 class ConditionDropout:
-    """Share of documents in which an item is trained without its conditions, for classifier-free guidance.
-
-    Args:
-        text: share without the text before the item.
-        media: share without the media before it.
-        both: share without either.
-    """
+    """Shares of documents in which an item is trained without the `text` before it, the `media`, or `both`: for classifier-free
+    guidance."""
 
     text: float = 0.1
     media: float = 0.0
@@ -39,7 +34,6 @@ class DocumentTransform:
             the paper's limit (its Table 8); (0, 0): clean, without a loss; (0, 1): no limit.
         dual: give such items a clean copy to condition on, beside the noised copy that takes the loss, instead of limiting the
             noise. They take twice their slots, and the two settings above are not used.
-        condition_dropout: how often conditions are dropped.
     """
 
     image_first: float = 0.2

@@ -46,18 +46,13 @@ class Bytes:
 
     def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
         """The tokenizer; `texts` are not used."""
-        return _byte_level(
-            models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
-        )
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        return _byte_level(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
 
 
 @dataclass(frozen=True)
 class BPE:
-    """Byte-level byte-pair encoding, trained on the corpus.
-
-    Args:
-        size: largest number of ids, at least 256.
-    """
+    """Byte-level byte-pair encoding, trained on the corpus; at most `size` ids, and at least 256."""
 
     kind: ClassVar[str] = "bpe"
     size: int = 4096
@@ -66,22 +61,15 @@ class BPE:
         """A tokenizer trained on the texts. Raises ValueError for a size below 256."""
         if self.size < 256:
             raise ValueError(f"a byte-level tokenizer needs at least 256 ids, not {self.size}")
-        tokenizer = _byte_level(models.BPE())
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer.train_from_iterator(
-            texts,
-            trainers.BpeTrainer(vocab_size=self.size, initial_alphabet=alphabet, show_progress=False, special_tokens=[]),
-        )
+        tokenizer, alphabet = _byte_level(models.BPE()), sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(vocab_size=self.size, initial_alphabet=alphabet, show_progress=False, special_tokens=[])
+        tokenizer.train_from_iterator(texts, trainer)
         return tokenizer
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """Any tokenizer of the `tokenizers` library.
-
-    Args:
-        path: its `tokenizer.json`.
-    """
+    """Any tokenizer of the `tokenizers` library, by its `tokenizer.json`."""
 
     kind: ClassVar[str] = "file"
     path: str = "tokenizer.json"
@@ -95,11 +83,8 @@ class TokenizerFile:
 
 @dataclass(frozen=True)
 class Ids:
-    """Ids of the caller's own tokenizer. A text is a tuple of ids; as a string it is their numbers, separated by blanks.
-
-    Args:
-        count: number of ids; 0 for a model of media alone.
-    """
+    """Ids of the caller's own tokenizer, `count` of them (0: media alone). A text is a tuple of ids; as a string it is their
+    numbers, separated by blanks."""
 
     kind: ClassVar[str] = "ids"
     count: int = 256
@@ -120,15 +105,12 @@ Tokenizer: TypeAlias = Bytes | BPE | TokenizerFile | Ids
 
 @dataclass(frozen=True)
 class PretrainedVocabulary:
-    """The ids of a pretrained language model that a vocabulary extends.
+    """The ids of a pretrained language model that a vocabulary extends. Raises ValueError if BOS or EOS is no id of the model.
 
     Args:
         count: rows of its embedding; its tokenizer may have fewer ids.
         bos: its BOS (None: it has none, and the vocabulary adds a special token).
         eos: its EOS ids; the first ends our documents (empty: it has none, and the vocabulary adds a special token).
-
-    Raises:
-        ValueError: BOS or EOS is no id of the model.
     """
 
     count: int
@@ -170,15 +152,12 @@ def _special_tokens(modalities: Sequence[Modality], pretrained: PretrainedVocabu
 
 
 class Vocabulary:
-    """All ids of a model: text ids first, then special tokens.
+    """All ids of a model: text ids first, then special tokens. Raises ValueError if two modalities have the same name, or the
+    tokenizer has ids that the language model lacks.
 
     Args:
-        tokenizer: text <-> ids.
-        modalities: the modalities, in the order of their indices; each has special tokens.
+        modalities: in the order of their indices; each has special tokens.
         ids: ids of the pretrained language model that has this tokenizer (None: there is none).
-
-    Raises:
-        ValueError: two modalities have the same name, or the tokenizer has ids that the language model lacks.
     """
 
     def __init__(
@@ -194,21 +173,17 @@ class Vocabulary:
         self.modalities = tuple(modalities)
         self.num_text = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)  # ids may have gaps
         if ids is not None and self.num_text > ids.count:
-            raise ValueError(
-                f"the tokenizer has ids up to {self.num_text - 1}, the language model has {ids.count} ids: use the language "
-                "model's own tokenizer"
-            )
+            fault = f"the tokenizer has ids up to {self.num_text - 1}, the language model has {ids.count} ids"
+            raise ValueError(f"{fault}: use the language model's own tokenizer")
         self.num_text = self.num_text if ids is None else ids.count
         self.special_tokens = _special_tokens(modalities, ids)
         self._ids = {special: self.num_text + i for i, special in enumerate(self.special_tokens)}
         self._by_id = {token: special for special, token in self._ids.items()}
-        if ids is not None:
-            if ids.bos is not None:
-                self._ids[SpecialToken("bos")], self._by_id[ids.bos] = ids.bos, SpecialToken("bos")
-            if ids.eos:
-                self._ids[SpecialToken("eos")] = ids.eos[0]
-                # after BOS: an id that is both ends a document
-                self._by_id |= dict.fromkeys(ids.eos, SpecialToken("eos"))
+        if ids is not None and ids.bos is not None:
+            self._ids[SpecialToken("bos")], self._by_id[ids.bos] = ids.bos, SpecialToken("bos")
+        if ids is not None and ids.eos:  # after BOS: an id that is both ends a document
+            self._ids[SpecialToken("eos")] = ids.eos[0]
+            self._by_id |= dict.fromkeys(ids.eos, SpecialToken("eos"))
         self.ends = (self.id(SpecialToken("eos")),) if ids is None or not ids.eos else ids.eos  # each ends a document
         self.pad, self.bos, self.eos = (self.id(SpecialToken(role)) for role in ("pad", "bos", "eos"))
 
@@ -239,8 +214,7 @@ class Vocabulary:
 
     @cached_property
     def writable(self) -> Bool[Tensor, " id"]:
-        """Which ids the model may write as text or to end a document. Of a language model's ids, those of its tokenizer without
-        special tokens."""
+        """Ids that the model may write as text or to end a document; of a language model's, its tokenizer's plain ones."""
         writable = torch.zeros(len(self), dtype=torch.bool)
         if self.ids is None:
             writable[: self.num_text] = True
@@ -268,33 +242,31 @@ class Vocabulary:
         """Id that closes an item."""
         return self.id(SpecialToken("end", modality))
 
+    def opening(self, modality: str) -> list[int]:
+        """Ids that may open an item: BEGIN, and all its sizes where they vary."""
+        return [i for special, i in self._ids.items() if special.modality == modality and special.role in ("begin", "size")]
+
     def modality(self, name: str) -> Modality:
         """A modality by name. Raises ValueError if there is none."""
-        for modality in self.modalities:
-            if modality.name == name:
-                return modality
-        raise ValueError(f"no modality {name!r}; this model has {[m.name for m in self.modalities] or 'text alone'}")
+        names = [modality.name for modality in self.modalities]
+        if name not in names:
+            raise ValueError(f"no modality {name!r}; this model has {names or 'text alone'}")
+        return self.modalities[names.index(name)]
 
     def frame(self, modality: Modality, grid: tuple[int, ...]) -> list[int]:
         """Ids before an item's slots: its sizes, if they vary, and BEGIN."""
-        sizes = (
-            [SpecialToken("size", modality.name, axis, extent) for axis, extent in enumerate(grid)] if modality.varies else []
-        )
-        return [self.id(size) for size in sizes] + [self.begin(modality.name)]
+        sizes = enumerate(grid) if modality.varies else ()
+        return [self.id(SpecialToken("size", modality.name, *size)) for size in sizes] + [self.begin(modality.name)]
 
     def encode(self, text: str | tuple[int, ...]) -> list[int]:
-        """Ids of a text, never a special token. A tuple of ids is checked and kept.
-
-        Raises:
-            ValueError: ids that are no text ids, or words that the tokenizer cannot encode.
-        """
+        """Ids of a text, never a special token. A tuple of ids is checked and kept. Raises ValueError: ids that are no text
+        ids, or words that the tokenizer cannot encode."""
         if isinstance(text, str):
             try:
                 ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             except Exception as error:  # the library has no exception class of its own
-                raise ValueError(
-                    f"the tokenizer cannot encode {text[:60]!r} ({error}); for a model of ids alone, give a tuple of ids"
-                ) from error
+                fault = f"the tokenizer cannot encode {text[:60]!r} ({error})"
+                raise ValueError(f"{fault}; for a model of ids alone, give a tuple of ids") from error
             if not self._special.isdisjoint(ids):
                 unknown, name = self._unknown
                 if name is not None and name not in text and self._special.isdisjoint(i for i in ids if i != unknown):
@@ -303,9 +275,8 @@ class Vocabulary:
             return ids
         for token in text:
             if not 0 <= token < self.num_text:
-                if not self.num_text:
-                    raise ValueError(f"token id {token} is no text id: this model has none, only media")
-                raise ValueError(f"token id {token} is no text id: they run from 0 to {self.num_text - 1}")
+                valid = f"they run from 0 to {self.num_text - 1}" if self.num_text else "this model has none, only media"
+                raise ValueError(f"token id {token} is no text id: {valid}")
         return list(text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -316,10 +287,9 @@ class Vocabulary:
     @cached_property
     def names(self) -> list[str]:
         """A name for every id, by which embeddings are matched when the vocabulary changes."""
-        texts = [self.tokenizer.id_to_token(i) for i in range(self.num_text)]
-        return [f"unused:{i}" if t is None else f"text:{t}" for i, t in enumerate(texts)] + [
-            c.name for c in self.special_tokens
-        ]
+        tokens = [self.tokenizer.id_to_token(i) for i in range(self.num_text)]
+        texts = [f"unused:{i}" if token is None else f"text:{token}" for i, token in enumerate(tokens)]
+        return texts + [special.name for special in self.special_tokens]
 
     def save(self, path: Path) -> None:
         """Write the tokenizer; the special tokens follow from the modalities and the language model's ids."""

@@ -21,15 +21,12 @@ class GuidanceBranch:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly generated items follow their context.
+    """How strongly generated items follow their context. Raises ValueError: a scale not finite, an interval outside [0, 1].
 
     Args:
         text: scale for text; 1: no guidance.
         media: scale for earlier media; 1: no guidance.
         low, high: guide only at times in [low, high] (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-
-    Raises:
-        ValueError: a scale that is not finite, or an interval outside [0, 1].
     """
 
     text: float = 3.0

@@ -54,9 +54,8 @@ class Diffusion:
         if not 0 < self.min_divisor < math.inf:
             raise ValueError(f"min_divisor must be a finite number above 0, not {self.min_divisor}")
         if self.prediction == "eps" and float(self.schedule.alpha(torch.ones(()))) == 0.0:
-            raise ValueError(
-                "this schedule has no signal left at t = 1, so x0 cannot be computed from eps there: predict x0, v or velocity"
-            )
+            fault = "this schedule has no signal left at t = 1, so x0 cannot be computed from eps there"
+            raise ValueError(f"{fault}: predict x0, v or velocity")
 
     def add_noise(
         self, x0: Float[Tensor, "item ..."], eps: Float[Tensor, "item ..."], t: Float[Tensor, " item"]

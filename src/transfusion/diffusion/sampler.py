@@ -24,15 +24,12 @@ NoiseFn: TypeAlias = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class _TimeGrid:
-    """The settings that all samplers share.
+    """The settings that all samplers share. Raises ValueError: fewer than 1 step, a shift or clip not positive and finite.
 
     Args:
         num_steps: steps from t = 1 to t = 0.
         shift: above 1 spends more steps at high noise, see `shifted`.
         clip: bound on |x0| estimates (1 for pixels in [-1, 1]); None: no bound.
-
-    Raises:
-        ValueError: fewer than 1 step, or a shift or clip that is not positive and finite.
     """
 
     num_steps: int = 25

@@ -49,11 +49,8 @@ class Cosine:
         alpha(t)^2 = f(t) / f(0),  f(t) = cos^2((t + s) / (1 + s) * pi / 2),  alpha^2 + sigma^2 = 1
 
     Args:
-        offset: s; it keeps the noise of the first steps from being too small.
-        min_alpha: alpha at t = 1. The paper clips beta at 0.999, which for T = 1000 gives alpha(1) = 4.9e-5.
-
-    Raises:
-        ValueError: a negative offset, or `min_alpha` outside (0, 1).
+        offset: s, 0 or more; it keeps the noise of the first steps from being too small.
+        min_alpha: alpha at t = 1, in (0, 1). The paper clips beta at 0.999, which for T = 1000 gives alpha(1) = 4.9e-5.
     """
 
     kind: ClassVar[str] = "cosine"
@@ -62,9 +59,8 @@ class Cosine:
 
     def __post_init__(self) -> None:
         if not 0 <= self.offset < math.inf or not 0 < self.min_alpha < 1:
-            raise ValueError(
-                f"offset must be finite, 0 or more, and min_alpha between 0 and 1, not {self.offset} and {self.min_alpha}"
-            )
+            values = f"{self.offset} and {self.min_alpha}"
+            raise ValueError(f"offset must be finite, 0 or more, and min_alpha between 0 and 1, not {values}")
 
     def _phase(self, t: Tensor | float) -> Tensor:
         return (torch.as_tensor(t) + self.offset) / (1 + self.offset) * (math.pi / 2)
@@ -116,10 +112,8 @@ class LinearBetas:
 
     def __post_init__(self) -> None:
         if self.num_steps < 2 or not 0 < self.beta_start <= self.beta_end < 0.1:
-            raise ValueError(
-                f"betas must be above 0, must not fall and must stay below 0.1, in 2 steps or more; not from {self.beta_start} "
-                f"to {self.beta_end} in {self.num_steps} steps"
-            )
+            betas = f"from {self.beta_start} to {self.beta_end} in {self.num_steps} steps"
+            raise ValueError(f"betas must be above 0, must not fall and must stay below 0.1, in 2 steps or more; not {betas}")
 
     @property
     def _slope(self) -> float:

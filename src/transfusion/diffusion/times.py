@@ -116,10 +116,7 @@ Times: TypeAlias = Uniform | LogitNormal | Tabulated
 
 
 def sample_times(times: TimeDistribution, keys: list[int], intervals: Tensor) -> Tensor:
-    """A time for each item, Float32[item], inside its interval (low, high) of `intervals` [item, 2].
-
-    The time of item i depends on keys[i] alone.
-    """
+    """A time for each item, Float32[item], inside its interval (low, high) of `intervals` [item, 2], by its key alone."""
     u = torch.tensor([times.quantile(rng.uniform(key, "time")) for key in keys])
     low, high = intervals.to("cpu", torch.float32).unbind(-1)
     return low + (high - low) * u

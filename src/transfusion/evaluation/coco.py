@@ -15,7 +15,7 @@ from typing import Any, Literal
 from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.media import Fit, Picture
+from transfusion.data.media import EncodedImage, Fit
 from transfusion.evaluation import draw, read
 from transfusion.evaluation.suite import EvalContext, SuiteResult, make_record, stack_images
 
@@ -64,7 +64,7 @@ def read_prompts(folder: str | Path, fit: Fit, count: int = NUM_PROMPTS, seed: i
     order = rng.generator(rng.key("coco", "prompts", seed)).permutation(len(captions))
     picked = [captions[i] for i in order[:count]]
     _check_files(image for image, _ in picked)
-    return [Document((Text(caption), Media(Picture(image, fit, image.name))), name=str(image)) for image, caption in picked]
+    return [Document((Text(caption), Media(EncodedImage(image, fit, image.name))), name=str(image)) for image, caption in picked]
 
 
 def read_references(folder: str | Path, fit: Fit, split: Split = "test") -> list[Document]:
@@ -88,7 +88,7 @@ def read_references(folder: str | Path, fit: Fit, split: Split = "test") -> list
         raise ValueError(f"{file} has no split {split!r}; it has {', '.join(splits) or 'no images at all'}")
     _check_files(image for image, _ in references)
     return [
-        Document((Media(Picture(image, fit, image.name)), Text(first, paraphrases=tuple(others))), name=str(image))
+        Document((Media(EncodedImage(image, fit, image.name)), Text(first, paraphrases=tuple(others))), name=str(image))
         for image, (first, *others) in references
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from transfusion.data.document import Document, Text
-from transfusion.data.media import Picture, Pixels
+from transfusion.data.media import DecodedImage, EncodedImage
 
 
 def of_tensors(tensors: Mapping[str, Tensor], *words: str) -> str:
@@ -35,9 +35,9 @@ def of_content(document: Document) -> tuple[str, ...]:
     digests = []
     for media in document.media:
         values = media.values
-        if isinstance(values, Picture):
+        if isinstance(values, EncodedImage):
             data = values.source if isinstance(values.source, bytes) else values.source.read_bytes()
-        elif isinstance(values, Pixels):
+        elif isinstance(values, DecodedImage):
             data = values.pixels.tobytes()
         else:
             data = media.tensor().numpy().tobytes()

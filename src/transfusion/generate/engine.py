@@ -31,18 +31,7 @@ from transfusion.data.vocabulary import SpecialToken, Vocabulary
 from transfusion.diffusion.sampler import Sampler, init_noise
 from transfusion.generate.runner import Chunk, ChunkItem, ModelRunner
 from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length
-from transfusion.generate.state import (
-    ActiveDocument,
-    ActiveItem,
-    CachedBranch,
-    Denoising,
-    Done,
-    Event,
-    ItemDone,
-    QueuedRequest,
-    Request,
-    Token,
-)
+from transfusion.generate.state import ActiveDocument, ActiveItem, Denoising, Done, Event, ItemBranch, ItemDone, Request, Token
 from transfusion.model.network import Network
 
 
@@ -54,7 +43,7 @@ class Engine:
     Args:
         cache_slots: sequences in the cache. A document holds `Request.cache_slots` of them.
         capacity: tokens that a document may have (None: the network's context length).
-        dtype: bf16 runs a copy of the network with bf16 matrices under autocast; fp32 and fp64 run the network itself.
+        dtype: see `ModelRunner`.
         decode_text: whether the text that was written is returned as strings; else as ids.
     """
 
@@ -73,7 +62,7 @@ class Engine:
         self.vocabulary, self.coordinates, self.diffusion = vocabulary, network.config.coordinates, network.config.diffusion
         self.cache_slots, self.decode_text = cache_slots, decode_text
         self.fallbacks: Counter[SizeError] = Counter()
-        self._queue: dict[int, QueuedRequest] = {}
+        self._queue: dict[int, tuple[Request, TokenSequence]] = {}
         self._active: dict[int, ActiveDocument] = {}
         self._last_id = 0
 
@@ -83,15 +72,12 @@ class Engine:
         return bool(self._queue or self._active)
 
     def add(self, request: Request) -> int:
-        """Queue a document; its events carry the id that is returned.
-
-        Raises:
-            ValueError: a prompt item, a size or initial noise that does not fit its modality, an unknown modality, a prompt
-                longer than the context (or `max_length`), or a request that needs more cache slots than there are.
-        """
+        """Queue a document; its events carry the id that is returned. Raises ValueError: a prompt item, a size or initial noise
+        that does not fit its modality, an unknown modality, a prompt longer than the context (or `max_length`), or a request
+        that needs more cache slots than there are."""
         prompt = self._check(request)
         self._last_id += 1
-        self._queue[self._last_id] = QueuedRequest(request, prompt)
+        self._queue[self._last_id] = request, prompt
         return self._last_id
 
     def cancel(self, id: int) -> None:
@@ -101,7 +87,7 @@ class Engine:
 
     def document(self, id: int) -> Document:
         """A document as far as it is written."""
-        return self._queue[id].request.document if id in self._queue else self._decoded(self._active[id].document())
+        return self._queue[id][0].document if id in self._queue else self._decoded(self._active[id].document())
 
     @torch.no_grad()
     def step(self) -> list[Event]:
@@ -124,9 +110,9 @@ class Engine:
     def _check(self, request: Request) -> TokenSequence:
         """The prompt of a request as tokens; see `add` for what is refused."""
         prompt = tokenize_document(request.document, self.vocabulary, self.coordinates, add_eos=False)
-        if any(item.media.values is None for item in prompt.items):
-            raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
         for item in prompt.items:
+            if item.media.values is None:
+                raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
             item.media.tensor()  # raises for bad values now, before it can stop a step of other documents
         for name in request.sizes:
             request.fixed_grid(self.vocabulary.modality(name))
@@ -139,10 +125,9 @@ class Engine:
                 raise ValueError(f"the initial noise has shape {tuple(request.noise.shape)}, the item has {shape}")
             length += item_length(modality, grid)
         if length > limit:
-            raise ValueError(
-                f"the prompt{' and the forced item' if request.force else ''} take {length} tokens, "
-                f"{'the context has' if limit == self.capacity else 'max_length is'} {limit}: shorten the prompt"
-            )
+            taken = f"the prompt{' and the forced item' if request.force else ''} take {length} tokens"
+            limited = "the context has" if limit == self.capacity else "max_length is"
+            raise ValueError(f"{taken}, {limited} {limit}: shorten the prompt")
         if request.cache_slots > self.cache_slots:
             raise ValueError(f"this request needs {request.cache_slots} cache slots, the engine has {self.cache_slots}")
         return prompt
@@ -153,8 +138,7 @@ class Engine:
     def _admit(self) -> None:
         """Prefill queued prompts while cache slots are free; a forced item becomes pending."""
         cache, chunks, admitted = self.runner.cache, [], []
-        for id, queued in list(islice(self._queue.items(), cache.num_free)):  # each takes a slot or more
-            request, prompt = queued.request, queued.prompt
+        for id, (request, prompt) in list(islice(self._queue.items(), cache.num_free)):  # each takes a slot or more
             if request.cache_slots > cache.num_free:
                 break
             del self._queue[id]
@@ -292,7 +276,7 @@ class Engine:
         conditional, *dropped = doc.request.guidance.branches(
             has_text=any(isinstance(s, Text) and len(s.content) for s in context.segments), has_media=bool(context.media)
         )
-        branches = [CachedBranch(doc.cache_slot, conditional.weight, torch.from_numpy(positions), doc.num_spans)]
+        branches = [ItemBranch(doc.cache_slot, conditional.weight, torch.from_numpy(positions), doc.num_spans)]
         prefixes = []
         for cache_slot, branch in zip(doc.guidance_slots, dropped, strict=False):
             document = unconditional(whole, len(context.segments), text=branch.drop_text, media=branch.drop_media)
@@ -301,9 +285,9 @@ class Engine:
             self.runner.cache.truncate(cache_slot, 0)
             prefixes.append(Chunk.prefix(cache_slot, sequence, start))
             item_positions = torch.from_numpy(sequence.positions[start:])
-            branches.append(CachedBranch(cache_slot, branch.weight, item_positions, len(sequence.items) - 1))
+            branches.append(ItemBranch(cache_slot, branch.weight, item_positions, len(sequence.items) - 1))
         noise = doc.request.noise
-        if noise is None or doc.request.force is None or doc.num_items:  # given noise is the forced item's alone
+        if noise is None or doc.request.force is None or doc.num_items:  # a request's noise is for its forced item alone
             noise = rng.normal([doc.item_key("noise")], (modality.channels, *modality.shape_of(grid)))[0]
         latents = init_noise(self.diffusion.schedule, noise.to(self.runner.latent_dtype))
         index = self.vocabulary.modalities.index(modality)
@@ -378,11 +362,9 @@ class Engine:
 
 
 def generate(engine: Engine, requests: Sequence[Request], *, on_event: Callable[[Event], None] | None = None) -> list[Document]:
-    """The finished documents of requests, in their order. `on_event` is called with every event.
-
-    Raises:
-        ValueError: see `Engine.add`; the message names the request.
-    """
+    """The finished documents of requests, in their order. `on_event` is called with every event. Raises ValueError: see
+    `Engine.add`; the message names the request."""
+    documents: dict[int, Document] = {}
     ids = []
     for index, request in enumerate(requests):
         try:
@@ -390,7 +372,6 @@ def generate(engine: Engine, requests: Sequence[Request], *, on_event: Callable[
         except ValueError as error:
             where = "" if str(error).startswith("document ") or len(requests) == 1 else f"prompt {index}: "
             raise ValueError(f"{where}{error}") from error
-    documents: dict[int, Document] = {}
     for event in engine.run():
         if isinstance(event, Done):
             documents[event.id] = event.document

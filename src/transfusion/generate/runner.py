@@ -46,21 +46,16 @@ class Chunk:
     @classmethod
     def prefix(cls, cache_slot: int, sequence: TokenSequence, end: int) -> "Chunk":
         """The first `end` tokens of a sequence, its media clean."""
-        items = tuple(
-            ChunkItem(span.modality, span.grid, span.media.tensor(), 0.0, span.start)
-            for span in sequence.items
-            if span.start < end
-        )
+        spans = [span for span in sequence.items if span.start < end]
+        items = tuple(ChunkItem(span.modality, span.grid, span.media.tensor(), 0.0, span.start) for span in spans)
         positions = torch.from_numpy(sequence.positions[:end])
         return cls(cache_slot, sequence.tokens[:end], positions, sequence.spans[:end], sequence.private[:end], items)
 
 
 class ModelRunner:
-    """Runs a network over a KV cache of unfinished sequences.
+    """Runs a network over a KV cache of `cache_slots` unfinished sequences of at most `capacity` tokens.
 
     Args:
-        cache_slots: sequences that the cache holds.
-        capacity: tokens that each of them may hold.
         dtype: bf16 runs a copy of the network with bf16 matrices under autocast; fp32 and fp64 run the network itself.
     """
 
@@ -78,27 +73,24 @@ class ModelRunner:
 
     def extend(self, chunks: Sequence[Chunk]) -> Float[Tensor, "chunk width"]:
         """Append chunks to the prefixes of their cache slots; returns the hidden state of each chunk's last token."""
-        h = self._forward(chunks).h
+        h, _, _ = self._forward(chunks)
         lengths = [len(chunk.tokens) for chunk in chunks]
         self.cache.commit([chunk.cache_slot for chunk in chunks], lengths)
         width = max(lengths)
         return h[torch.tensor([i * width + length - 1 for i, length in enumerate(lengths)], device=h.device)]
 
     def denoise(self, chunks: Sequence[Chunk]) -> Float[Tensor, "chunk channels ..."]:
-        """The network's prediction for each chunk's item, with the prefixes left as they are.
-
-        Every chunk holds one item, all of one modality and grid.
-        """
-        forward = self._forward(chunks)
-        (predictions,) = self.network.predict(forward.h, forward.media, forward.skips)
+        """The network's prediction for each chunk's one item, all of one modality and grid; the prefixes stay as they are."""
+        (predictions,) = self.network.predict(*self._forward(chunks))
         return predictions
 
     def logits(self, h: Float[Tensor, "chunk width"]) -> Float[Tensor, "chunk id"]:
         """Next-token logits of hidden states, Float32 on the CPU."""
         return self.network.head(h).float().cpu()
 
-    def _forward(self, chunks: Sequence[Chunk]) -> "_Forward":
-        """One pass over chunks padded to one width, their items grouped by modality and grid."""
+    def _forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[NoisedGroup], list[Any]]:
+        """One pass over chunks padded to one width: hidden states, flat over (chunk, length); items, grouped by modality and
+        grid; and what their patchers keep for decoding."""
         lengths = [len(chunk.tokens) for chunk in chunks]
         width, device = max(lengths), self.network.device
         tokens = np.full((len(chunks), width), self.vocabulary.pad)
@@ -120,24 +112,10 @@ class ModelRunner:
             slots = first[:, None] + torch.arange(math.prod(grid), device=device)
             media.append(NoisedGroup(modality, grid, latents, times, slots))
         positions = positions.to(device)
-        view = self.cache.view(
-            [chunk.cache_slot for chunk in chunks],
-            lengths,
-            torch.from_numpy(spans).to(device),
-            torch.from_numpy(private).to(device),
-            positions,
-        )
-        h, skips = self.network.hidden(torch.from_numpy(tokens).to(device), positions, media, view=view)
-        return _Forward(h, media, skips)
-
-
-@dataclass(frozen=True, eq=False)
-class _Forward:
-    """A pass: hidden states, flat over (chunk, length); media groups, and what their patchers keep for decoding."""
-
-    h: Float[Tensor, "chunk_length width"]
-    media: list[NoisedGroup]
-    skips: list[Any]
+        tokens, spans, private = (torch.from_numpy(array).to(device) for array in (tokens, spans, private))
+        view = self.cache.view([chunk.cache_slot for chunk in chunks], lengths, spans, private, positions)
+        h, skips = self.network.hidden(tokens, positions, media, view=view)
+        return h, media, skips
 
 
 def _in_bf16(network: Network) -> Network:

@@ -1,7 +1,5 @@
 """Sizes that the model writes: one token an axis, then BEGIN.
 
-    text --SIZE axis 0--> .. --SIZE axis n--> --BEGIN--> media
-
 No token is masked while a size is written. A size that cannot be used (a token that is not the next axis' size, an early BEGIN,
 more slots than the context has left) is replaced by the modality's default and counted. The engine then removes the written
 tokens from the cache and writes the default's in their place.
@@ -11,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from transfusion.data.vocabulary import SpecialToken, Vocabulary
+from transfusion.data.vocabulary import SpecialToken
 from transfusion.modality import Modality
 
 SizeError: TypeAlias = Literal["malformed", "too large"]
@@ -20,12 +18,10 @@ SizeError: TypeAlias = Literal["malformed", "too large"]
 
 @dataclass(eq=False)
 class SizeParser:
-    """Parses the size of an item, token by token.
+    """Parses the size of an item, token by token; `grid` holds the sizes so far, in slots.
 
     Args:
-        modality: the item's modality.
         length, position, num_draws: of the document before its first size token, to roll back to if the size is not used.
-        grid: the sizes parsed so far, in slots.
     """
 
     modality: Modality
@@ -59,12 +55,3 @@ class PendingItem:
 def item_length(modality: Modality, grid: tuple[int, ...]) -> int:
     """Tokens of an item: its sizes, where they vary, BEGIN, its slots and END."""
     return len(grid) * modality.varies + 1 + math.prod(grid) + 1
-
-
-def opening_tokens(vocabulary: Vocabulary, modality: Modality) -> list[int]:
-    """Ids with which the model may open an item: BEGIN, and all its sizes where they vary."""
-    ids = [vocabulary.begin(modality.name)]
-    if modality.varies:
-        for axis, largest in enumerate(modality.extents):
-            ids += [vocabulary.id(SpecialToken("size", modality.name, axis, extent)) for extent in range(1, largest + 1)]
-    return ids

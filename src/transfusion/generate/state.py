@@ -1,7 +1,4 @@
-"""Requests, events, and the state of one unfinished document between steps of the engine.
-
-text --SIZE--> sizes --..--> BEGIN --> media (denoised, all slots together) --> END --> text --EOS--> done
-"""
+"""Requests, events, and the state of one unfinished document between steps of the engine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,33 +10,26 @@ from torch import Tensor
 
 from transfusion import rng
 from transfusion.data.document import Document, Media, Segment, Text
-from transfusion.data.tokenize import TokenSequence
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.logits import Decoding, Greedy
-from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length, opening_tokens
+from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length
 from transfusion.modality import Modality
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A document to continue, and how.
+    """A prompt to continue, and how.
 
     Args:
-        document: the prompt.
-        seed: random seed of this document.
-        max_tokens: text tokens to write at most.
-        max_items: media items to write at most; None: no limit.
+        max_tokens, max_items: text tokens and media items to write at most; None: no limit.
         allow_eos: whether the model may end the document; if not, it ends at `max_tokens` or `max_length`.
         force: name of a modality; one item of it is generated right after the prompt.
         size: the forced item's size in latent elements (None: `sizes`, or the modality's default).
         sizes: modality name -> size of all its items, instead of sizes that the model writes.
         max_length: tokens of the whole sequence at most: prompt, text, slots and control tokens (None: the engine's capacity).
         noise: initial noise of the forced item, Float[channels, *size] (None: drawn from the seed).
-        decoding: how text tokens are chosen.
-        sampler: how items are denoised.
-        guidance: classifier-free guidance of the items.
     """
 
     document: Document
@@ -113,20 +103,9 @@ Event: TypeAlias = Token | Denoising | ItemDone | Done
 
 
 @dataclass(frozen=True, eq=False)
-class QueuedRequest:
-    """A request that waits for free cache slots, and its prompt as tokens."""
-
-    request: Request
-    prompt: TokenSequence
-
-
-@dataclass(frozen=True, eq=False)
-class CachedBranch:
-    """A branch of guidance: the cached prefix that an item is denoised behind, and the weight of its prediction.
-
-    Args:
-        positions, span: rotary coordinates, Float[slots, axes], and span index of the item behind this prefix.
-    """
+class ItemBranch:
+    """A branch of guidance: the cached prefix that an item is denoised behind, the weight of its prediction, and the item's
+    rotary coordinates, Float[slots, axes], and span index behind this prefix."""
 
     cache_slot: int
     weight: float
@@ -136,23 +115,20 @@ class CachedBranch:
 
 @dataclass(eq=False)
 class ActiveItem:
-    """An item being denoised.
+    """An item of a document being denoised; `modality` is its index, `step` the denoising steps taken.
 
     Args:
-        document: the document that it belongs to.
-        modality, grid: index of its modality, and its slots, one number an axis.
         latents: x at the current time, Float[channels, *size].
         branches: the document itself, then the unconditional branches.
         next_position: rotary coordinate of the token after the item.
         fallback: see `ItemDone`.
-        step: denoising steps taken.
     """
 
     document: "ActiveDocument"
     modality: int
     grid: tuple[int, ...]
     latents: Tensor
-    branches: list[CachedBranch]
+    branches: list[ItemBranch]
     next_position: float
     fallback: SizeError | None = None
     step: int = 0
@@ -166,13 +142,9 @@ class ActiveDocument:
         cache_slot, guidance_slots: cache slots of its tokens, and those reserved for unconditional branches.
         position: rotary coordinate of the next token.
         num_spans: media spans in the cache; the span index of the next item.
-        num_tokens: text tokens written.
-        num_draws, num_items: tokens chosen (control tokens too) and items written; they count the random draws of each.
+        num_tokens, num_draws: text tokens written; tokens chosen, control tokens too: the count of their random draws.
         segments, text: finished segments after the prompt, and the ids of the text segment being written.
-        size_parser: the size being written, if any.
-        logits: of the next token.
         pending, pending_item: tokens chosen but not yet in the cache, and the item that starts behind them, if any.
-        item: the item being denoised.
     """
 
     id: int
@@ -208,19 +180,16 @@ class ActiveDocument:
         """Random key of the current item."""
         return rng.key(self.request.seed, "item", self.num_items, *purpose)
 
-    def can_open(self, modality: Modality, remaining: int) -> bool:
-        """Whether another item is wanted, and its smallest (or fixed) grid fits into the `remaining` tokens."""
-        limit, grid = self.request.max_items, self.request.fixed_grid(modality)
-        smallest = (1,) * len(modality.patch) if grid is None else grid
-        return remaining >= item_length(modality, smallest) and (limit is None or self.num_items < limit)
-
     def allowed_tokens(self, vocabulary: Vocabulary, remaining: int) -> Bool[Tensor, " id"]:
-        """Ids that may come next, with `remaining` tokens of context; all of them while a size is written."""
+        """Ids that may come next, with `remaining` tokens of context; all of them while a size is written. An item may open if
+        another one is wanted, and its smallest (or fixed) grid fits."""
         if self.size_parser is not None:
             return torch.ones(len(vocabulary), dtype=torch.bool)
-        allowed = vocabulary.writable.clone()
-        allowed[list(vocabulary.ends)] = self.request.allow_eos
-        for modality in vocabulary.modalities:
-            if self.can_open(modality, remaining):
-                allowed[opening_tokens(vocabulary, modality)] = True
+        allowed, request = vocabulary.writable.clone(), self.request
+        allowed[list(vocabulary.ends)] = request.allow_eos
+        may_open = request.max_items is None or self.num_items < request.max_items
+        for modality in vocabulary.modalities if may_open else ():
+            smallest = request.fixed_grid(modality) or (1,) * len(modality.patch)
+            if remaining >= item_length(modality, smallest):
+                allowed[vocabulary.opening(modality.name)] = True
         return allowed

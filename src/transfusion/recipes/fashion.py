@@ -14,7 +14,7 @@ import torch
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.loader import PackingConfig
-from transfusion.data.sources.idx import idx_arrays, read_idx
+from transfusion.data.sources.read import idx_arrays, read_idx
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance

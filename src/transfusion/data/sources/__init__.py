@@ -1,1 +1,1 @@
-"""Sources of documents: a file for each format, and `read.read`, which picks the format by path."""
+"""Sources of documents, by format; `read.read` picks the format by path."""

@@ -3,16 +3,16 @@
     {"segments": [{"text": "a cat"}, {"image": "a.png"}, {"text": "why?", "loss": false}, {"sound": "a.npy"}]}
     {"image": "a.png", "text": "a cat"}
 
-An item's key is the name of its modality; an image is a picture file, any item an array Float[channels, *size] in a .npy file.
-Paths are relative to the JSONL file and may not leave its folder.
+An item's key is the name of its modality. An image is an image file, or like any item an array Float[channels, *size] in a .npy
+file. Paths are relative to the JSONL file and may not leave its folder.
 """
 
 import json
 from pathlib import Path
 
 from transfusion.data.corpus import Corpus
-from transfusion.data.document import Document, LazyMedia, Media, Segment, Text
-from transfusion.data.media import ArrayFile, Fit, Picture, check_picture
+from transfusion.data.document import Document, Media, Segment, Text
+from transfusion.data.media import ArrayFile, EncodedImage, Fit
 from transfusion.modality import IMAGE
 
 
@@ -62,7 +62,4 @@ def _segment(record: object, folder: Path, fit: Fit, name: str) -> Segment:
     if not file.is_relative_to(folder.resolve()):
         raise ValueError(f"{name}: {path} lies outside {folder}")
     label = f"{name}: {path}"
-    if not is_array:
-        check_picture(file, label)
-    values: LazyMedia = ArrayFile.open(file, label) if is_array else Picture(file, fit, label)
-    return Media(values, modality)
+    return Media(ArrayFile.open(file, label) if is_array else EncodedImage(file, fit, label).checked(), modality)

@@ -6,16 +6,12 @@ from pathlib import Path
 
 from transfusion.data.corpus import Captions, Corpus, captioned, unchanged
 from transfusion.data.document import Media, MediaError
-from transfusion.data.media import Fit, Picture, check_picture
+from transfusion.data.media import EncodedImage, Fit
 
 
 def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions = unchanged) -> Corpus:
-    """Tables with an image column (bytes, or a struct with them) and `text` or `caption` (a string, or a list of strings:
-    paraphrases), or a class `label` (its names from the Hugging Face metadata, else the number).
-
-    Raises:
-        ValueError: pyarrow is missing, or a table lacks one of the columns.
-    """
+    """Tables with an image column (bytes, or a struct with them) and `text` or `caption` (a string, or a list of paraphrases),
+    or a class `label` (named in the Hugging Face metadata, or not). Raises ValueError: pyarrow or a column is missing."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -29,21 +25,22 @@ def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions = unchanged
         text = next((columns[c] for c in ("text", "caption") if c in columns), None)
         class_names: list[str] | None = None
         if text is None and "label" in columns:
-            text, class_names = columns["label"], _class_names(table.schema.metadata, columns["label"])
+            text = columns["label"]
+            features = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+            class_names = features.get(text, {}).get("names")
         if image is None or text is None:
             raise ValueError(f"{path}: needs a column image and a column text, caption or label; it has {table.column_names}")
         texts = table[text]
         if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-            texts = texts.cast(pa.binary())  # decoded below, row by row, so that a row of invalid UTF-8 fails alone
-        for number, (picture, value) in enumerate(zip(table[image].to_pylist(), texts.to_pylist(), strict=True)):
+            texts = texts.cast(pa.binary())  # decoded by row in `_texts`, so that a row of invalid UTF-8 fails alone
+        for number, (cell, value) in enumerate(zip(table[image].to_pylist(), texts.to_pylist(), strict=True)):
             name = f"{path.name}:{number}"
-            data = picture.get("bytes") if isinstance(picture, dict) else picture
+            data = cell.get("bytes") if isinstance(cell, dict) else cell
             try:
                 if not isinstance(data, bytes):
                     raise MediaError(f"{name}: no image bytes")
                 paraphrases = tuple(p for caption in _texts(value, class_names, name) for p in captions(caption))
-                check_picture(data, name)
-                corpus.documents.append(captioned(paraphrases, Media(Picture(data, fit, name)), name))
+                corpus.documents.append(captioned(paraphrases, Media(EncodedImage(data, fit, name).checked()), name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
@@ -58,7 +55,8 @@ def _texts(value: object, class_names: list[str] | None, name: str) -> list[str]
             raise MediaError(f"{name}: label {value} has no name; there are {len(class_names)}")
         return [class_names[value]]
     try:
-        cells = [cell.decode("utf-8") if isinstance(cell, bytes) else cell for cell in _as_list(value)]
+        values = value if isinstance(value, list) else [value]
+        cells = [cell.decode("utf-8") if isinstance(cell, bytes) else cell for cell in values]
     except UnicodeDecodeError as error:
         raise MediaError(f"{name}: its caption is not UTF-8") from error
     texts = [cell.strip() for cell in cells if isinstance(cell, str)]
@@ -67,12 +65,3 @@ def _texts(value: object, class_names: list[str] | None, name: str) -> list[str]
     if not any(texts):
         raise MediaError(f"{name}: empty caption")
     return [text for text in texts if text]
-
-
-def _as_list(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
-
-
-def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
-    features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return features.get(column, {}).get("names")

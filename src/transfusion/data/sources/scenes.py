@@ -10,13 +10,13 @@ The six kinds are GenEval's tasks (Ghosh et al. 2023, arXiv 2310.11513), on a gr
     attribution  a red three and a blue seven
 
 Some combinations (a pair of digits, a digit and its number, its colour, an order in a line, two digits in two colours) are held
-out: training scenes have none of them, test scenes exactly one. `evaluation.scenes` checks what a picture shows.
+out: training scenes have none of them, test scenes exactly one. `evaluation.scene_checker` checks what an image shows.
 """
 
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations
+from itertools import combinations, product
 from typing import Literal, get_args
 
 import numpy as np
@@ -41,22 +41,11 @@ COLOURS = {
     "magenta": (1.0, 0.0, 1.0),
 }
 """Six hues, 60 degrees apart; the largest channel of each is 1, so that it shows the digit as it was in grey."""
-STATED: dict[SceneKind, tuple[Fact, ...]] = {
-    "single": ("presence", "count"),
-    "two": ("presence", "count"),
-    "counting": ("presence", "count"),
-    "colours": ("presence", "count", "colour"),
-    "position": ("presence", "count", "place"),
-    "attribution": ("presence", "count", "colour"),
-}
+STATED: dict[SceneKind, tuple[Fact, ...]] = dict.fromkeys(KINDS, ("presence", "count"))
+STATED["colours"] = STATED["attribution"] = ("presence", "count", "colour")
+STATED["position"] = ("presence", "count", "place")
 """The facts that the captions of each kind state; they are checked."""
-NOVEL: dict[SceneKind, str] = {
-    "two": "pair",
-    "counting": "number",
-    "colours": "colour",
-    "position": "order",
-    "attribution": "colours",
-}
+NOVEL = {"two": "pair", "counting": "number", "colours": "colour", "position": "order", "attribution": "colours"}
 """What is new in a held-out scene of each kind."""
 HELD_OUT = 0.15
 """Share of the combinations of each sort that are held out."""
@@ -86,15 +75,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content.
-
-    Args:
-        kind: decides which facts its captions state.
-        things: in the order of the captions, each in its own cell.
-
-    Raises:
-        ValueError: two things in a cell, an unknown digit, colour or cell, or a kind that these things do not fit.
-    """
+    """What an image shows: things in the order of its captions, each in its own cell; the kind decides what captions state.
+    Raises ValueError: two things in a cell, an unknown digit, colour or cell, or a kind that these things do not fit."""
 
     kind: SceneKind
     things: tuple[Thing, ...]
@@ -113,23 +95,11 @@ class Scene:
     @property
     def captions(self) -> tuple[str, ...]:
         """Three paraphrases of its caption."""
-        first, last = self.things[0], self.things[-1]
-        words = {
-            "a": _a(first.digit),
-            "b": _a(last.digit),
-            "d0": NAMES[first.digit],
-            "d1": NAMES[last.digit],
-            "s0": f"{NAMES[first.digit]}{'es' if first.digit == 6 else 's'}",
-            "c0": first.colour,
-            "c1": last.colour,
-            "n": NUMBERS[len(self.things)],
-            "r": relation(first, last),
-        }
-        return tuple(template.format(**words) for template in PARAPHRASES[self.kind])
-
-
-def _a(digit: int) -> str:
-    return f"{'an' if digit == 8 else 'a'} {NAMES[digit]}"
+        (d0, c0), (d1, c1) = ((NAMES[thing.digit], thing.colour) for thing in (self.things[0], self.things[-1]))
+        a, b = (f"{'an' if digit == 'eight' else 'a'} {digit}" for digit in (d0, d1))
+        s0 = f"{d0}{'es' if d0 == 'six' else 's'}"
+        n, r = NUMBERS[len(self.things)], relation(self.things[0], self.things[-1])
+        return tuple(t.format(a=a, b=b, d0=d0, d1=d1, s0=s0, c0=c0, c1=c1, n=n, r=r) for t in PARAPHRASES[self.kind])
 
 
 def relation(thing: Thing, other: Thing) -> str | None:
@@ -141,14 +111,8 @@ def relation(thing: Thing, other: Thing) -> str | None:
 
 
 def draw(kind: SceneKind, *key: rng.KeyPart, held_out: bool = False) -> Scene:
-    """Draw a scene of a kind; the key decides which.
-
-    Args:
-        held_out: True: exactly its kind's own combination is held out; False: none of its combinations is.
-
-    Raises:
-        ValueError: a held-out single digit: one digit alone combines nothing.
-    """
+    """Draw a scene of a kind by key. If `held_out`, only its kind's own combination is held out, otherwise none of them. Raises
+    ValueError: a held-out single digit: one digit alone combines nothing."""
     if held_out and kind not in NOVEL:
         raise ValueError(f"scenes of kind {kind} combine nothing that could be held out; ask for one of {', '.join(NOVEL)}")
     generator = rng.generator(rng.key("scene", kind, *key))
@@ -192,21 +156,21 @@ def is_held_out(*combination: str | int) -> bool:
 
 
 def compose(scene: Scene, digits: Digits, key: int) -> Float[Tensor, "3 height width"]:
-    """A picture of a scene in [-1, 1], composed of digits that the key draws from a set."""
+    """The image of a scene in [-1, 1], composed of digits that the key draws from a set."""
     side = digits.images.shape[-1]
-    picture = torch.full((3, ROWS * side, COLUMNS * side), -1.0)
+    image = torch.full((3, ROWS * side, COLUMNS * side), -1.0)
     for thing in scene.things:
         pool = (digits.labels == thing.digit).nonzero()[:, 0]
         grey = digits.images[pool[int(rng.uniform(key, thing.cell) * len(pool))]]
         y, x = (side * i for i in divmod(thing.cell, COLUMNS))
         colour = torch.tensor(COLOURS[str(thing.colour)])[:, None, None]
-        picture[:, y : y + side, x : x + side] = (grey + 1) * colour - 1
-    return picture
+        image[:, y : y + side, x : x + side] = (grey + 1) * colour - 1
+    return image
 
 
 @dataclass(frozen=True)
 class LazyScene:
-    """A picture of a scene, 16 x 16, composed when it is loaded: of training digits, or of held-out ones."""
+    """The image of a scene, 16 x 16, composed when it is loaded: of training digits, or of held-out ones."""
 
     scene: Scene
     key: int
@@ -225,24 +189,22 @@ class LazyScene:
 def held_out_scenes(count: int, seed: int) -> list[Document]:
     """Captioned scenes of held-out digits, each named for its kind: `count` of each kind ("two"), and as many with a held-out
     combination ("two_held_out")."""
-    groups: list[tuple[SceneKind, bool]] = [(kind, new) for kind in KINDS for new in (False, True) if kind in NOVEL or not new]
     documents = []
-    for kind, held_out in groups:
+    for kind, held_out in product(KINDS, (False, True)):
+        if held_out and kind not in NOVEL:
+            continue
         name = f"{kind}_held_out" if held_out else kind
         for i in range(count):
             scene = draw(kind, "score", seed, i, held_out=held_out)
-            picture = LazyScene(scene, rng.key("score", seed, name, i), held_out=True)
-            documents.append(Document((Text(scene.captions[i % len(scene.captions)]), Media(picture)), name=name))
+            image = LazyScene(scene, rng.key("score", seed, name, i), held_out=True)
+            documents.append(Document((Text(scene.captions[i % len(scene.captions)]), Media(image)), name=name))
     return documents
 
 
 def change(scene: Scene, fact: Fact, key: int) -> Scene:
-    """A scene with one fact changed, so that the captions of the original are false of it: another digit or colour for a thing,
-    a thing more or less, or two things that swap places. Only for `compose`: its own captions state little.
-
-    Raises:
-        ValueError: a fact that captions of this kind do not state.
-    """
+    """A scene with a fact changed, so that the original's captions are false of it: another digit or colour for a thing, one
+    thing more or less, or two that swap places. Only for `compose`. Raises ValueError if captions of its kind do not state the
+    fact."""
     if fact not in STATED[scene.kind]:
         raise ValueError(f"captions of kind {scene.kind} state no {fact}, only {', '.join(STATED[scene.kind])}")
     generator, things = rng.generator(key), list(scene.things)
