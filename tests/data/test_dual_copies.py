@@ -148,6 +148,7 @@ def rows(m: Transfusion, packed: list[list[TokenSequence]], length: int) -> Batc
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", ORDERS, ids=lambda c: c.order)
 def test_packed_is_alone_and_forms_of_attention_agree(coordinates: Coordinates, monkeypatch, unchecked) -> None:
     monkeypatch.setattr("transfusion.nn.attention._FLEX", flex_attention)

@@ -23,7 +23,7 @@ from transfusion.data.sources.parquet import read_parquet
 HELD_OUT = {"valid", "validation", "val", "test", "dev"}
 """Words in the name of a Parquet file that is not trained on."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""Of the images of a folder."""
+"""Suffixes of the images in a folder."""
 
 
 def read(path: str | Path, fit: Fit, captions: Captions = unchanged, *, train: bool = True) -> Corpus:
