@@ -64,7 +64,9 @@ def read_prompts(folder: str | Path, fit: Fit, count: int = NUM_PROMPTS, seed: i
     order = rng.generator(rng.key("coco", "prompts", seed)).permutation(len(captions))
     picked = [captions[i] for i in order[:count]]
     _check_files(image for image, _ in picked)
-    return [Document((Text(caption), Media(EncodedImage(image, fit, image.name))), name=str(image)) for image, caption in picked]
+    return [
+        Document((Text(caption), Media(EncodedImage(image, fit, image.name))), name=str(image)) for image, caption in picked
+    ]
 
 
 def read_references(folder: str | Path, fit: Fit, split: Split = "test") -> list[Document]:
