@@ -59,7 +59,9 @@ def numbers(losses: Losses) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
 def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, monkeypatch, unchecked) -> None:
-    monkeypatch.setattr("transfusion.nn.attention._FLEX", flex_attention)  # compiled: in a process of its own, below
+    monkeypatch.setattr(
+        "transfusion.nn.attention._compiled_flex", lambda: flex_attention
+    )  # compiled: in a process of its own, below
     m = model(coordinates=coordinates, double=dtype == torch.float64)
     batch = rows(m, [entries(m, documents())[:3], entries(m, documents())[3:]], 128)
     place = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)

@@ -29,8 +29,7 @@ from transfusion.model.network import Network
 from transfusion.model.pretrained import LanguageModel, ModalityWeights
 from transfusion.model.transfer import LoadReport, init_from
 from transfusion.model_folder import TransfusionConfig, find, fit, read_settings, read_weights, write
-from transfusion.nn.ema import Averaged
-from transfusion.nn.eval_mode import eval_mode
+from transfusion.nn.ema import Averaged, eval_mode
 
 Model = TypeVar("Model", bound="Transfusion")
 

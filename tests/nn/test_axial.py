@@ -11,7 +11,7 @@ from transfusion.data.tokenize import Coordinates
 from transfusion.generate.logits import Sample
 from transfusion.generate.state import Request
 from transfusion.nn.attention import AttentionMetadata
-from transfusion.nn.axial import AxialPositions
+from transfusion.nn.positions import AxialPositions
 
 
 def test_positions_are_sums_over_axes_and_go_on_where_sizes_vary() -> None:

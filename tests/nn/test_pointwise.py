@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from transfusion.nn import pointwise
+from transfusion.nn.pointwise import recomputable, recompute_linear
 from transfusion.nn.positions import angles
-from transfusion.nn.recompute import recomputable, recompute_linear
 
 
 def weights(*shape: int) -> Tensor:

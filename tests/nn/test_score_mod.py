@@ -12,9 +12,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from small import documents, model
 from test_equalities import entries, rows
 from transfusion.api import Transfusion
-from transfusion.nn.attention import AttentionMetadata, choose_backend, dense, make_attention
+from transfusion.nn.attention import AttentionMetadata, ScoreMod, choose_backend, dense, make_attention
 from transfusion.nn.config import AttentionConfig
-from transfusion.nn.score_mod import ScoreMod
 from transfusion.nn.self_attention import laser
 
 OPTIONS = {
@@ -42,7 +41,7 @@ def run(m: Transfusion, form: str, packed: list, length: int) -> Tensor:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_forms_agree_with_every_option(name: str, monkeypatch, unchecked) -> None:
-    monkeypatch.setattr("transfusion.nn.attention._FLEX", flex_attention)
+    monkeypatch.setattr("transfusion.nn.attention._compiled_flex", lambda: flex_attention)
     m = model(double=True, attention=OPTIONS[name])
     found = entries(m, documents())
     with torch.no_grad():
@@ -56,8 +55,7 @@ def test_forms_agree_with_every_option(name: str, monkeypatch, unchecked) -> Non
 COMPILED = """
 import torch
 from torch._dynamo.utils import counters
-from transfusion.nn.attention import AttentionMetadata, make_attention
-from transfusion.nn.score_mod import ScoreMod
+from transfusion.nn.attention import AttentionMetadata, ScoreMod, make_attention
 torch.manual_seed(0)
 spans = torch.where((torch.arange(256) % 50 > 20) & (torch.arange(256) % 50 < 40), torch.arange(256) // 50, -1).expand(2, 256).contiguous()
 for step, cap in enumerate((2.0, 2.0, 3.0, 2.0)):

@@ -16,7 +16,7 @@ from transfusion.nn.hidden_matrices import HiddenMatrix, hidden_matrices, split_
 from transfusion.nn.transformer import Transformer
 from transfusion.recipes import digits
 from transfusion.run.command_line import parse
-from transfusion.train.muon import MuonAdamW, muon_group, orthogonal
+from transfusion.train.muon import MuonAdamW, orthogonal
 from transfusion.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 
 PLAIN = MuonConfig(lr=1.0, weight_decay=0.0)
@@ -79,7 +79,7 @@ def test_it_is_what_torch_has_on_a_matrix_that_is_one() -> None:
     torch.manual_seed(0)
     mine, theirs = nn.Linear(48, 32, bias=False), nn.Linear(48, 32, bias=False)
     theirs.load_state_dict(mine.state_dict())
-    group = muon_group([HiddenMatrix(mine.weight, (32,))], weight_decay=0.1)
+    group = MuonConfig(weight_decay=0.1).group([HiddenMatrix(mine.weight, (32,))])
     one = MuonAdamW([group], lr=0.02, dtype=torch.bfloat16)
     other = torch.optim.Muon(theirs.parameters(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     began = mine.weight.detach().clone()
@@ -97,8 +97,10 @@ def test_a_fused_step_is_the_steps_of_its_parts() -> None:
     rows = (32, 16, 16)
     fused = nn.Parameter(torch.randn(64, 32))
     parts = [nn.Parameter(part.clone()) for part in fused.detach().split(rows)]
-    whole = MuonAdamW([muon_group([HiddenMatrix(fused, rows)], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
-    single = MuonAdamW([muon_group([HiddenMatrix(p, (len(p),)) for p in parts], weight_decay=0.1)], lr=0.1, dtype=torch.float32)
+    whole = MuonAdamW([MuonConfig(weight_decay=0.1).group([HiddenMatrix(fused, rows)])], lr=0.1, dtype=torch.float32)
+    single = MuonAdamW(
+        [MuonConfig(weight_decay=0.1).group([HiddenMatrix(p, (len(p),)) for p in parts])], lr=0.1, dtype=torch.float32
+    )
     for step in range(3):
         fused.grad = torch.randn(64, 32, generator=torch.Generator().manual_seed(step))
         for p, grad in zip(parts, fused.grad.split(rows), strict=True):
@@ -110,7 +112,7 @@ def test_a_fused_step_is_the_steps_of_its_parts() -> None:
     experts = nn.Parameter(torch.zeros(3, 8, 6))
     experts.grad = torch.randn(3, 8, 6)
     MuonAdamW(
-        [muon_group([HiddenMatrix(experts, (4, 4))], weight_decay=0.0, nesterov=False)], lr=1.0, dtype=torch.float32
+        [MuonConfig(weight_decay=0.0, nesterov=False).group([HiddenMatrix(experts, (4, 4))])], lr=1.0, dtype=torch.float32
     ).step()
     expected = orthogonal(experts.grad.reshape(6, 4, 6), dtype=torch.float32).view(3, 8, 6) * 0.2 * 6**0.5
     assert (experts + expected).abs().max() < 1e-4

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from transfusion.nn.eval_mode import eval_mode
+from transfusion.nn.ema import eval_mode
 
 
 class Autoencoder(nn.Module):

@@ -20,7 +20,7 @@ from transfusion.codec.patcher import (
     wrong_slots,
 )
 from transfusion.modality import Modality
-from transfusion.nn.eval_mode import eval_mode
+from transfusion.nn.ema import eval_mode
 
 CustomModules: TypeAlias = Mapping[str, tuple[nn.Module, nn.Module]]
 """Name of a modality -> (encoder, decoder)."""

@@ -31,8 +31,7 @@ from transfusion.generate.state import Request
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.losses import Losses
 from transfusion.model_folder import TransfusionConfig, find
-from transfusion.nn.ema import Averaged
-from transfusion.nn.eval_mode import eval_mode
+from transfusion.nn.ema import Averaged, eval_mode
 
 
 class Transfusion(api.Transfusion):

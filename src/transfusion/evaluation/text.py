@@ -14,7 +14,7 @@ from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.questions import Question
 from transfusion.evaluation.suite import EvalContext, SuiteResult, make_record
 from transfusion.nn.attention import AttentionMetadata
-from transfusion.nn.eval_mode import eval_mode
+from transfusion.nn.ema import eval_mode
 
 MAX_TOKENS = 8192
 """Tokens of a forward pass, unless a document has more."""

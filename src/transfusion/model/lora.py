@@ -23,7 +23,7 @@ from transfusion import config, rng
 from transfusion.files import write_tensors
 from transfusion.model.network import Network
 from transfusion.nn.adaln import AdaLN
-from transfusion.nn.split_embedding import SplitEmbedding
+from transfusion.nn.layers import SplitEmbedding
 
 TARGETS = ("qkv", "out", "gate_up", "down")
 SETTINGS, WEIGHTS = "lora.json", "lora.safetensors"

@@ -28,13 +28,12 @@ from transfusion.model.denoising import NoisedGroup, add_noise, denoising_loss
 from transfusion.model.losses import Losses, Mean, text_loss
 from transfusion.nn.adaln import TimeCondition
 from transfusion.nn.attention import AttentionBackend, AttentionMetadata
-from transfusion.nn.axial import AxialPositions
 from transfusion.nn.cache import CacheView, KVCache
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.hidden_matrices import hidden_matrices
-from transfusion.nn.layers import Linear
+from transfusion.nn.layers import Linear, SplitEmbedding, SplitHead
+from transfusion.nn.positions import AxialPositions
 from transfusion.nn.routing import UNROUTED, ModalityRouting
-from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
 from transfusion.nn.transformer import Transformer, init_weights
 
 
@@ -49,7 +48,7 @@ class ModelConfig:
         patchers: the same for each modality, in order; modalities beyond these take `patcher`.
         diffusion: noise schedule, prediction, loss and training times.
         coordinates: rotary coordinates of tokens and slots.
-        axial: add a learned embedding of the position inside the item to each slot (`nn/axial.py`).
+        axial: add a learned embedding of the position inside the item to each slot (`nn/positions.py`).
         media_weight: lambda, the weight of the media loss beside the text loss.
         tie_embeddings: one matrix for token embeddings and head.
         attention_backend: how attention over whole rows is computed; "auto" picks the fastest for the machine. With a
@@ -267,14 +266,5 @@ class Network(nn.Module):
 
     def cache(self, slots: int, capacity: int, dtype: torch.dtype) -> KVCache:
         """An empty key-value cache for this network."""
-        transformer = self.config.transformer
-        return KVCache(
-            layers=transformer.depth,
-            kv_heads=transformer.sizes.num_kv_heads,
-            head_dim=transformer.sizes.head_dim,
-            slots=slots,
-            capacity=capacity,
-            device=self.device,
-            dtype=dtype,
-            axes=self.config.coordinates.axes if transformer.attention.alibi_heads else 0,
-        )
+        axes = self.config.coordinates.axes
+        return KVCache(self.config.transformer, slots, capacity, axes=axes, device=self.device, dtype=dtype)

@@ -24,8 +24,8 @@ from transfusion.data.vocabulary import PretrainedVocabulary, TokenizerFile, Voc
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig, Network
 from transfusion.nn.config import TransformerConfig
+from transfusion.nn.layers import SplitEmbedding, SplitHead
 from transfusion.nn.positions import LinearScaling, Llama3Scaling, Scaling, Unscaled
-from transfusion.nn.split_embedding import SplitEmbedding, SplitHead
 
 ModalityWeights = Literal["none", "mlp", "all"]
 TYPES = ("llama", "mistral", "qwen2", "qwen3")

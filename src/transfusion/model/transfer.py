@@ -12,7 +12,7 @@ from torch import Tensor
 from transfusion.config import to_plain
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.model.network import Network
-from transfusion.nn.split_embedding import whole_weight
+from transfusion.nn.layers import whole_weight
 
 SHARING = ("none", "mlp", "all")
 """Values of `modality_weights`, from all weights shared to none."""

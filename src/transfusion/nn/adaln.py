@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transfusion.nn.layers import RMSNorm
-from transfusion.nn.recompute import recomputable
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +55,6 @@ class AdaLN(nn.Module):
         return AdaLNParameters(*tokens[:3]), AdaLNParameters(*tokens[3:])
 
 
-def modulated_norm(norm: RMSNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """norm(x) * (1 + scale) + shift; `recompute_linear` computes it again in backward."""
-    return recomputable(_modulated, x, norm, scale, shift)
-
-
-def _modulated(x: Tensor, norm: RMSNorm, scale: Tensor, shift: Tensor) -> Tensor:
+def modulated_norm(x: Tensor, norm: RMSNorm, scale: Tensor, shift: Tensor) -> Tensor:
+    """norm(x) * (1 + scale) + shift"""
     return norm(x) * (1 + scale) + shift

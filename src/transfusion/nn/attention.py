@@ -9,21 +9,20 @@
 | document | masks of documents | no          | yes          | as dense | bias of documents | everywhere; default without CUDA |
 | flex     | block mask         | no          | on CUDA only | yes      | yes               | CUDA by default, CPU if asked   |
 
-All take grouped queries, and modify scores as `nn/score_mod.py` says. With a soft cap and a cache, `auto` is dense.
+All take grouped queries, and can modify scores before the softmax (`ScoreMod`). With a soft cap and a cache, `auto` is dense.
 `choose_backend` refuses a backend that lacks an option.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from transfusion.nn.score_mod import IDENTITY, ScoreMod
 
 AttentionBackend: TypeAlias = Literal["auto", "dense", "sdpa", "document", "flex"]
 AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -49,6 +48,11 @@ class AttentionMetadata:
         index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
         return cls(documents, spans, private, index, coordinates)
 
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `rule` needs."""
+        return self.documents, self.spans, self.private, self.index
+
 
 def rule(query: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> Tensor:
     """The rule on (document, span, private, index) of a query and of a key, which broadcast."""
@@ -60,11 +64,46 @@ def rule(query: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> Tensor:
 
 def visible(query: AttentionMetadata, key: AttentionMetadata) -> Bool[Tensor, "row query key"]:
     """The rule for every pair."""
+    return rule(tuple(f[:, :, None] for f in query.fields), tuple(f[:, None, :] for f in key.fields))
 
-    def fields(metadata: AttentionMetadata, axis: int) -> tuple[Tensor, ...]:
-        return tuple(t.unsqueeze(axis) for t in (metadata.documents, metadata.spans, metadata.private, metadata.index))
 
-    return rule(fields(query, 2), fields(key, 1))
+@dataclass(frozen=True)
+class ScoreMod:
+    """Soft cap (Gemma 2, arXiv 2408.00118; 0: none) and ALiBi (arXiv 2108.12409) on `alibi_heads` of `num_heads` heads:
+
+    score' = cap * tanh(score / cap) - slope[head] * mean over the axes of |query's coordinate - key's coordinate|
+    """
+
+    soft_cap: float = 0.0
+    alibi_heads: int = 0
+    num_heads: int = 0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether scores stay unchanged."""
+        return not self.soft_cap and not self.alibi_heads
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """soft_cap * tanh(scores / soft_cap)"""
+        return self.soft_cap * (scores / self.soft_cap).tanh() if self.soft_cap else scores
+
+    def slopes(self, device: torch.device) -> Float[Tensor, " head"]:
+        """2^(-8 i / alibi_heads) for the first `alibi_heads` heads, i from 1; 0 for the others."""
+        steps = torch.arange(1, self.num_heads + 1, dtype=torch.float32, device=device)
+        return torch.where(steps <= self.alibi_heads, 2.0 ** (-8.0 * steps / max(self.alibi_heads, 1)), 0.0)
+
+    def bias(
+        self, query: Float[Tensor, "row query axes"], key: Float[Tensor, "row key axes"]
+    ) -> Float[Tensor, "row head query key"]:
+        """ALiBi's bias on the scores, from coordinates."""
+        axes = zip(query.unbind(-1), key.unbind(-1), strict=True)
+        distance = sum((q[:, :, None] - k[:, None, :]).abs() for q, k in axes)
+        assert isinstance(distance, Tensor)
+        return -self.slopes(distance.device)[:, None, None] * (distance / query.shape[-1])[:, None]
+
+
+IDENTITY = ScoreMod()
+"""Unchanged scores."""
 
 
 def dense(
@@ -128,7 +167,6 @@ def buckets(metadata: AttentionMetadata, waste: float = 1.2) -> tuple[list[Bucke
     real = (flat >= 0).nonzero().squeeze(1)
     _, counts = torch.unique_consecutive(flat[real], return_counts=True)
     starts = counts.cumsum(0) - counts
-    fields = [f.flatten() for f in (metadata.documents, metadata.spans, metadata.private, metadata.index)]
     equal = len(counts) > 0 and bool((counts == counts[0]).all())
     alone = not equal and len(real) >= LONG_DOCUMENT * len(counts)
     order = list(range(len(counts))) if alone else sorted(range(len(counts)), key=counts.tolist().__getitem__)
@@ -145,10 +183,9 @@ def buckets(metadata: AttentionMetadata, waste: float = 1.2) -> tuple[list[Bucke
         index = real[starts[members, None] + torch.minimum(offset, counts[members, None] - 1)]
         bucket_index = start + torch.arange(index.numel(), device=flat.device).view_as(index)
         inverse[index[inside]] = bucket_index[inside]
-        document, spans, private, position = (f[index] for f in fields)
-        fields_of = (document, spans, private, position)
-        mask = rule(tuple(f[:, :, None] for f in fields_of), tuple(f[:, None, :] for f in fields_of)) & inside[:, None, :]
-        causal = bool(inside.all()) and not bool((spans >= 0).any()) and not bool(private.any())
+        members_metadata = AttentionMetadata(*(f.flatten()[index] for f in metadata.fields))
+        mask = visible(members_metadata, members_metadata) & inside[:, None, :]
+        causal = inside.all() and not (members_metadata.spans >= 0).any() and not members_metadata.private.any()
         result.append(Bucket(index, None if causal else mask))
         start, first = start + index.numel(), last + 1
     return result, inverse
@@ -202,8 +239,7 @@ def flex(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> Attenti
     # Imported late: its compiler takes 2 seconds, which most programs never need.
     from torch.nn.attention.flex_attention import create_block_mask
 
-    fields = (metadata.documents, metadata.spans, metadata.private, metadata.index)
-    rows, length = metadata.documents.shape
+    fields, (rows, length) = metadata.fields, metadata.documents.shape
     blocks = create_block_mask(
         lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
         rows,
@@ -245,16 +281,11 @@ def _flex_score_mod(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callabl
     return modify
 
 
+@cache
 def _compiled_flex() -> Callable[..., object]:
-    global _FLEX
-    if _FLEX is None:
-        from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
-        _FLEX = torch.compile(flex_attention)
-    return _FLEX
-
-
-_FLEX: Callable[..., object] | None = None
+    return torch.compile(flex_attention)
 
 
 def choose_backend(

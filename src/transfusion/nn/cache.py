@@ -11,30 +11,22 @@ import torch
 from torch import Tensor
 
 from transfusion.nn.attention import AttentionMetadata
+from transfusion.nn.config import TransformerConfig
 
 
 class KVCache:
-    """Keys and values of `slots` sequences of up to `capacity` tokens; padding is written to one more column. With `axes`, the
-    tokens' coordinates are kept too."""
+    """Keys and values of `slots` sequences of up to `capacity` tokens; padding is written to one more column. For ALiBi
+    the tokens' coordinates on `axes` axes are kept too."""
 
     def __init__(
-        self,
-        *,
-        layers: int,
-        kv_heads: int,
-        head_dim: int,
-        slots: int,
-        capacity: int,
-        device: torch.device,
-        dtype: torch.dtype,
-        axes: int = 0,
+        self, config: TransformerConfig, slots: int, capacity: int, *, axes: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (slots, kv_heads, capacity + 1, head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        shape = (slots, config.sizes.num_kv_heads, capacity + 1, config.sizes.head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.depth)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.spans = torch.full((slots, capacity + 1), -1, device=device)
         self.private = torch.zeros(slots, capacity + 1, dtype=torch.bool, device=device)
-        self.coordinates = torch.zeros(slots, capacity + 1, axes, device=device) if axes else None
+        self.coordinates = torch.zeros(slots, capacity + 1, axes, device=device) if config.attention.alibi_heads else None
         self.capacity = capacity
         self.lengths = [0] * slots
         self._free = list(range(slots - 1, -1, -1))

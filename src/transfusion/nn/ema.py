@@ -2,7 +2,7 @@
 
     average <- d average + (1 - d) weights,        d = min(decay, (1 + n) / (10 + n)) at update n
 
-`Averaged` samples, saves, and serves as a teacher while the model trains.
+`Averaged` samples, saves, and serves as a teacher while the model trains. Beside them, evaluation mode as a context.
 """
 
 import copy
@@ -141,3 +141,15 @@ class Averaged(nn.Module):
             if name.startswith("_") or "model" not in self.__dict__.get("_modules", {}):
                 raise
         return getattr(self.model, name)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode; afterwards each submodule is back in the mode that it was in."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training

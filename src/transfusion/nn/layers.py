@@ -1,11 +1,11 @@
-"""What every layer is made of: the norm, the linear layer, the MLP."""
+"""The norm, the linear layer, the MLP; and embedding and head of an extended vocabulary."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transfusion.nn.hidden_matrices import HiddenMatrix
-from transfusion.nn.pointwise import rms_norm, swiglu
-from transfusion.nn.recompute import recomputable, recompute_linear
+from transfusion.nn.pointwise import recomputable, recompute_linear, rms_norm, swiglu
 
 
 class RMSNorm(nn.Module):
@@ -82,3 +82,38 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]"""
         return recompute_linear(self.down, recomputable(swiglu, recompute_linear(self.gate_up, x)))
+
+
+class SplitEmbedding(nn.Embedding):
+    """Embedding of an extended vocabulary: `weight` holds the pretrained ids, those below `old`, and `new` all further ids.
+
+    As parameters of their own, the pretrained vectors can be frozen or learn at another rate while the new ones train: weight
+    decay, moments, EMA and clipping never mix them.
+    """
+
+    def __init__(self, old: int, new: int, width: int) -> None:
+        super().__init__(old, width)
+        self.new = nn.Parameter(torch.empty(new, width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Ids [...] -> [..., width]"""
+        old = F.embedding(input.clamp_max(self.num_embeddings - 1), self.weight)
+        new = F.embedding((input - self.num_embeddings).clamp_min(0), self.new)
+        return torch.where((input < self.num_embeddings).unsqueeze(-1), old, new)
+
+
+class SplitHead(Linear):
+    """Logits: of `weight` first, then of `new`."""
+
+    def __init__(self, width: int, old: int, new: int) -> None:
+        super().__init__(width, old)
+        self.new = nn.Parameter(torch.empty(new, width))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., width] -> logits [..., id]"""
+        return torch.cat([super().forward(input), F.linear(input, self.new)], -1)
+
+
+def whole_weight(module: nn.Embedding | Linear) -> Tensor:
+    """The weight [id, width] of an embedding or a head, split or not."""
+    return torch.cat([module.weight, module.new]) if isinstance(module, SplitEmbedding | SplitHead) else module.weight

@@ -91,30 +91,18 @@ class MixtureOfExperts(nn.Module):
         return out.view(x.shape)
 
 
-def load_balancing_loss(probabilities: Tensor, chosen: Tensor, mask: Tensor) -> Tensor:
-    """Number of experts * sum over experts of (share of the choices) * (mean probability); 1 for equal load (arXiv 2401.06066,
-    eq. 12 to 14).
-
-    Args:
-        probabilities: [token, expert].
-        chosen: [token, top_k], expert indices.
-        mask: [token], 1 for tokens and 0 for padding.
-    """
-    return (_relative_load(probabilities, chosen, mask) * probabilities * mask[:, None]).sum() / mask.sum().clamp_min(1)
-
-
 def balanced(probabilities: Tensor, chosen: Tensor, weight: float, is_token: Tensor | None) -> Tensor:
-    """The probabilities unchanged; backward adds the gradient of weight * `load_balancing_loss`."""
+    """The probabilities [token, expert] unchanged; backward adds the gradient of weight * load-balancing loss:
+
+    number of experts * sum over experts of (share of the choices) * (mean probability); 1 for equal load (arXiv 2401.06066,
+    eq. 12 to 14). `chosen` [token, top_k] are the experts' indices; padding does not count.
+    """
     mask = probabilities.new_ones(len(probabilities)) if is_token is None else is_token.to(probabilities)
-    gradient = _relative_load(probabilities, chosen, mask) * mask[:, None] * (weight / mask.sum().clamp_min(1))
+    num_experts, num_tokens = probabilities.shape[-1], mask.sum().clamp_min(1)
+    counts = mask.new_zeros(num_experts).index_add(0, chosen.flatten(), mask.repeat_interleave(chosen.shape[-1]))
+    relative_load = counts * num_experts / (chosen.shape[-1] * num_tokens)
+    gradient = relative_load * mask[:, None] * (weight / num_tokens)
     return _AddGradient.apply(probabilities, gradient)  # pyright: ignore[reportReturnType]
-
-
-def _relative_load(probabilities: Tensor, chosen: Tensor, mask: Tensor) -> Tensor:
-    """Each expert's share of the choices times the number of experts: [expert]."""
-    num_experts, top_k = probabilities.shape[-1], chosen.shape[-1]
-    counts = mask.new_zeros(num_experts).index_add(0, chosen.flatten(), mask.repeat_interleave(top_k))
-    return counts * num_experts / (top_k * mask.sum().clamp_min(1))
 
 
 class _AddGradient(torch.autograd.Function):

@@ -14,14 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transfusion.nn.adaln import TimeCondition
-from transfusion.nn.attention import AttentionBackend, AttentionFn, AttentionMetadata, make_attention
+from transfusion.nn.attention import AttentionBackend, AttentionFn, AttentionMetadata, ScoreMod, make_attention
 from transfusion.nn.cache import CacheView
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.layers import Linear, RMSNorm
-from transfusion.nn.pointwise import rms_norm, rotate
-from transfusion.nn.recompute import recompute_linear
+from transfusion.nn.pointwise import recompute_linear, rms_norm, rotate
 from transfusion.nn.routing import ModalityRouting
-from transfusion.nn.score_mod import ScoreMod
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from transfusion.nn.cache import CacheView
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.layers import MLP, RMSNorm
 from transfusion.nn.moe import MixtureOfExperts
+from transfusion.nn.pointwise import recomputable
 from transfusion.nn.positions import angles
 from transfusion.nn.residual import LongSkip, num_long_skips, residual_connection, residual_stream
 from transfusion.nn.routing import UNROUTED, ModalityRouting
@@ -124,7 +125,7 @@ def _normalize(
     if modulation is None:
         return [norm(piece) for norm, piece in zip(norms, pieces, strict=True)]
     scales, shifts = routing.split(modulation.scale), routing.split(modulation.shift)
-    return [modulated_norm(*arguments) for arguments in zip(norms, pieces, scales, shifts, strict=True)]
+    return [recomputable(modulated_norm, *arguments) for arguments in zip(pieces, norms, scales, shifts, strict=True)]
 
 
 class Transformer(nn.Module):

@@ -10,43 +10,20 @@ Fused projections (queries, keys, values; gate, up) are orthogonalized matrix by
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim.adamw import adamw
 
-from transfusion.nn.hidden_matrices import HiddenMatrix, split_matrices
+from transfusion.nn.hidden_matrices import split_matrices
 from transfusion.train.device import has_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic, steepest at 0: 5 steps bring singular values from [0.01, 1] into [0.7, 1.2]."""
 MAX_BATCH_ELEMENTS = 1 << 24
 """Elements of matrices that are orthogonalized in one batch: bounds the memory of a step."""
-
-
-def muon_group(
-    matrices: Sequence[HiddenMatrix],
-    *,
-    weight_decay: float,
-    lr_scale: float = 1.0,
-    momentum: float = 0.95,
-    nesterov: bool = True,
-    newton_schulz_steps: int = 5,
-    per_head: bool = False,
-) -> dict[str, Any]:
-    """A parameter group for `MuonAdamW`; see `MuonConfig` for the arguments."""
-    return {
-        "params": [m.weight for m in matrices],
-        "splits": [m.sizes(per_head=per_head) for m in matrices],
-        "lr_scale": lr_scale,
-        "weight_decay": weight_decay,
-        "momentum": momentum,
-        "nesterov": nesterov,
-        "steps": newton_schulz_steps,
-    }
 
 
 @torch.no_grad()
@@ -68,67 +45,31 @@ def orthogonal(x: Float[Tensor, "matrix rows columns"], steps: int = 5, dtype: t
     return y.mT if tall else y
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for groups made by `muon_group`, AdamW for all others.
+class MuonAdamW(torch.optim.AdamW):
+    """Muon for the groups of `MuonConfig.group`, which have `splits`; AdamW for all others.
 
     Args:
-        lr: learning rate of groups without their own. A schedule multiplies it by the group's `lr_scale`.
         dtype: of the orthogonalization, see `orthogonal`.
+        options: of AdamW.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[dict[str, Any]],
-        *,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.1,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], *, dtype: torch.dtype | None = None, **options: Any) -> None:
         self._dtype = dtype
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "splits": None})
+        super().__init__(groups, fused=True, **options)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if group["splits"] is None:
-                self._adamw(group)
-            else:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if "splits" not in group]
+        super().step()
+        self.param_groups = groups
+        for group in groups:
+            if "splits" in group:
                 self._muon(group)
         return loss
-
-    def _adamw(self, group: dict[str, Any]) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        if not parameters:
-            return
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        beta1, beta2 = group["betas"]
-        adamw(
-            parameters,
-            [p.grad for p in parameters],
-            [self.state[p]["exp_avg"] for p in parameters],
-            [self.state[p]["exp_avg_sq"] for p in parameters],
-            [],
-            [self.state[p]["step"] for p in parameters],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
     def _muon(self, group: dict[str, Any]) -> None:
         rate, mu = group["lr"], group["momentum"]

@@ -10,7 +10,7 @@ from torch import nn
 from transfusion.model.network import Network
 from transfusion.nn.hidden_matrices import HiddenMatrix, hidden_matrices
 from transfusion.nn.transformer import Transformer
-from transfusion.train.muon import MuonAdamW, muon_group
+from transfusion.train.muon import MuonAdamW
 
 
 @dataclass(frozen=True)
@@ -81,28 +81,21 @@ class AdamWConfig:
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("no weights to train, all are frozen (optimizer.language_lr_scale 0 freezes a language model)")
-        matrices = _muon_matrices(module) if isinstance(self, MuonConfig) else []
-        no_decay = _no_decay(module)
-        groups = self._groups([p for p in trained if id(p) not in slow], matrices, no_decay)
+        groups = self._groups(module, [p for p in trained if id(p) not in slow])
         if slow:
-            for group in self._groups([p for p in trained if id(p) in slow], matrices, no_decay):
+            for group in self._groups(module, [p for p in trained if id(p) in slow]):
                 groups.append(group | {"lr_scale": group.get("lr_scale", 1.0) * self.language_lr_scale})
-        betas = (self.beta1, self.beta2)
-        if not isinstance(self, MuonConfig):
-            return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=True)
-        return MuonAdamW(groups, lr=self.lr, betas=betas, eps=self.eps)
+        return self._optimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)
 
-    def _groups(self, parameters: list[nn.Parameter], matrices: list[HiddenMatrix], no_decay: set[int]) -> list[dict[str, Any]]:
-        """Parameter groups: with decay, without, and for Muon those of `parameters` that are among `matrices`."""
-        chosen = {id(p) for p in parameters}
-        matrices = [m for m in matrices if id(m.weight) in chosen]
-        by_muon = {id(m.weight) for m in matrices}
-        others = [p for p in parameters if id(p) not in by_muon]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in others if id(p) not in no_decay], "weight_decay": self.weight_decay},
-            {"params": [p for p in others if id(p) in no_decay], "weight_decay": 0.0},
-        ]
-        return groups if not isinstance(self, MuonConfig) else [*groups, self.group(matrices)]
+    def _groups(self, module: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameter groups with and without weight decay, which embeddings and vectors (norms, biases) do not have."""
+        embeddings = {id(p) for child in module.modules() if isinstance(child, nn.Embedding) for p in child.parameters()}
+        decayed = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
+        others = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
+        return [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def _optimizer(self, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, fused=True, **options)
 
 
 @dataclass(frozen=True)
@@ -134,24 +127,29 @@ class MuonConfig(AdamWConfig):
 
     def group(self, matrices: list[HiddenMatrix]) -> dict[str, Any]:
         """The parameter group that Muon updates."""
-        return muon_group(
-            matrices,
-            weight_decay=self.weight_decay,
-            lr_scale=self.lr_scale,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            newton_schulz_steps=self.newton_schulz_steps,
-            per_head=self.per_head,
-        )
+        return {
+            "params": [m.weight for m in matrices],
+            "splits": [m.sizes(per_head=self.per_head) for m in matrices],
+            "lr_scale": self.lr_scale,
+            "weight_decay": self.weight_decay,
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "steps": self.newton_schulz_steps,
+        }
+
+    def _groups(self, module: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        matrices = [m for child in module.modules() if isinstance(child, Transformer) for m in hidden_matrices(child)]
+        if not matrices:
+            raise ValueError("Muon needs hidden matrices of a transformer, and none are trained: use optimizer.kind adamw")
+        hidden, chosen = {id(m.weight) for m in matrices}, {id(p) for p in parameters}
+        others = super()._groups(module, [p for p in parameters if id(p) not in hidden])
+        return [*others, self.group([m for m in matrices if id(m.weight) in chosen])]
+
+    def _optimizer(self, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+        return MuonAdamW(groups, **options)
 
 
 OptimizerConfig: TypeAlias = AdamWConfig | MuonConfig
-
-
-def _no_decay(module: nn.Module) -> set[int]:
-    """Ids of the parameters without weight decay: those of embeddings, and all vectors (norms, biases)."""
-    embeddings = {id(p) for child in module.modules() if isinstance(child, nn.Embedding) for p in child.parameters()}
-    return embeddings | {id(p) for p in module.parameters() if p.ndim < 2}
 
 
 def _language_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -160,13 +158,6 @@ def _language_parameters(module: nn.Module) -> list[nn.Parameter]:
         raise ValueError(
             "optimizer.language_lr_scale needs a model that starts from a language model: leave it out, or set init to one"
         )
-    return result
-
-
-def _muon_matrices(module: nn.Module) -> list[HiddenMatrix]:
-    result = [m for child in module.modules() if isinstance(child, Transformer) for m in hidden_matrices(child)]
-    if not result:
-        raise ValueError("Muon needs hidden matrices of a transformer, and none are trained: use optimizer.kind adamw")
     return result
 
 

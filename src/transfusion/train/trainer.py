@@ -19,8 +19,7 @@ from transfusion.data.batch import Batch, Position
 from transfusion.data.loader import Loader, prefetch
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.losses import Losses
-from transfusion.nn.ema import EMA
-from transfusion.nn.eval_mode import eval_mode
+from transfusion.nn.ema import EMA, eval_mode
 from transfusion.nn.moe import balancing
 from transfusion.train import checkpoint
 from transfusion.train.device import tune_malloc
