@@ -19,7 +19,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.generate.engine import Engine, generate
 from transfusion.nn.config import AttentionConfig, TransformerConfig
 from transfusion.nn.moe import MoEConfig
-from transfusion.nn.residual import num_long_skips
+from transfusion.nn.transformer import Transformer
 from transfusion.recipes import find
 from transfusion.run.command_line import parse
 from transfusion.run.record import Run
@@ -258,7 +258,10 @@ def test_adaln_leaves_text_alone_and_begins_as_identity() -> None:
 
 
 def test_long_skips_join_the_halves() -> None:
-    assert [num_long_skips(depth) for depth in (3, 4, 5, 8)] == [1, 1, 2, 3]
+    for depth, skips in ((3, 1), (4, 1), (5, 2), (8, 3)):
+        blocks: Any = Transformer(TransformerConfig(width=8, depth=depth, num_heads=1, long_skips=True)).blocks
+        assert [block.saves_skip for block in blocks] == [True] * skips + [False] * (depth - skips)
+        assert [block.skip is not None for block in blocks] == [False] * (depth - skips) + [True] * skips
     m = model(depth=5, long_skips=True)
     assert [block.skip is not None for block in m.network.transformer.blocks] == [False, False, False, True, True]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from small import documents, model
 from transfusion import config
 from transfusion.nn.config import TransformerConfig
-from transfusion.nn.hidden_matrices import HiddenMatrix, hidden_matrices, split_matrices
+from transfusion.nn.layers import HiddenMatrix, hidden_matrices, split_matrices
 from transfusion.nn.transformer import Transformer
 from transfusion.recipes import digits
 from transfusion.run.command_line import parse

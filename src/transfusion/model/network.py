@@ -30,8 +30,7 @@ from transfusion.nn.adaln import TimeCondition
 from transfusion.nn.attention import AttentionBackend, AttentionMetadata
 from transfusion.nn.cache import CacheView, KVCache
 from transfusion.nn.config import TransformerConfig
-from transfusion.nn.hidden_matrices import hidden_matrices
-from transfusion.nn.layers import Linear, SplitEmbedding, SplitHead
+from transfusion.nn.layers import Linear, SplitEmbedding, SplitHead, hidden_matrices
 from transfusion.nn.positions import AxialPositions
 from transfusion.nn.routing import UNROUTED, ModalityRouting
 from transfusion.nn.transformer import Transformer, init_weights

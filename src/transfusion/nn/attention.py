@@ -31,8 +31,7 @@ AttentionFn: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class AttentionMetadata:
-    """What attention needs to know of each token: document, media span (-1: text), privacy, index within the row; and for ALiBi
-    its coordinates."""
+    """What attention knows of each token: document, media span (-1: text), privacy, index in the row; for ALiBi coordinates."""
 
     documents: Int[Tensor, "row length"]
     spans: Int[Tensor, "row length"]
@@ -218,19 +217,22 @@ def document(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> Att
 
 def _bucket_attention(metadata: AttentionMetadata, bucket: Bucket, score_mod: ScoreMod) -> AttentionFn:
     """Attention among the documents of a bucket."""
-    mask = None if bucket.mask is None else bucket.mask[:, None]
+    mask, length = None if bucket.mask is None else bucket.mask[:, None], bucket.index.shape[1]
     if score_mod.is_identity:
         return lambda q, k, v: sdpa(q, k, v, mask, causal=mask is None)
     bias = None
     if score_mod.alibi_heads:
         coordinates = _coordinates(metadata).flatten(0, 1)[bucket.index]
         bias = score_mod.bias(coordinates, coordinates)
-    length = bucket.index.shape[1]
-    visible_keys = torch.ones(length, length, dtype=torch.bool, device=bucket.index.device).tril() if mask is None else mask
-    if score_mod.soft_cap:
-        return lambda q, k, v: dense(q, k, v, visible_keys, bias, score_mod)
-    assert bias is not None
-    masked = bias.masked_fill(~visible_keys, float("-inf"))
+    causal = torch.ones(length, length, dtype=torch.bool, device=bucket.index.device).tril()
+    return _masked(causal if mask is None else mask, bias, score_mod, reference=bool(score_mod.soft_cap))
+
+
+def _masked(mask: Tensor, bias: Tensor | None, score_mod: ScoreMod, *, reference: bool) -> AttentionFn:
+    """`dense` if `reference`, else `sdpa`."""
+    if reference:
+        return lambda q, k, v: dense(q, k, v, mask, bias, score_mod)
+    masked = mask if bias is None else bias.masked_fill(~mask, float("-inf"))
     return lambda q, k, v: sdpa(q, k, v, masked)
 
 
@@ -332,12 +334,8 @@ def make_attention(
         return document(query, score_mod)
     key = query if key is None else key
     mask = visible(query, key)[:, None]
-    if chosen == "dense":
-        bias = score_mod.bias(_coordinates(query), _coordinates(key)) if score_mod.alibi_heads else None
-        return lambda q, k, v: dense(q, k, v, mask, bias, score_mod)
-    if score_mod.alibi_heads:
-        masked = score_mod.bias(_coordinates(query), _coordinates(key)).masked_fill(~mask, float("-inf"))
-        return lambda q, k, v: sdpa(q, k, v, masked)
-    if mask.device.type == "cpu" and mask.all():  # on other devices this would wait for the device
+    bias = score_mod.bias(_coordinates(query), _coordinates(key)) if score_mod.alibi_heads else None
+    everywhere = mask.device.type == "cpu" and mask.all()  # a GPU would have to be waited for
+    if chosen == "sdpa" and bias is None and everywhere:
         return lambda q, k, v: sdpa(q, k, v, None)
-    return lambda q, k, v: sdpa(q, k, v, mask)
+    return _masked(mask, bias, score_mod, reference=chosen == "dense")

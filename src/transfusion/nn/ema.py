@@ -16,22 +16,13 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float, update: int) -> None:
-    """Update an average in place, in its own precision.
-
-    Args:
-        decay: weight of the old average, at most (1 + n) / (10 + n) at update n.
-        update: number of this update, from 1.
-    """
+    """Update an average in place, in its own precision; `update` counts from 1."""
     share = 1 - min(decay, (1 + update) / (10 + update))
     torch._foreach_lerp_(list(average), [w.detach().to(a) for a, w in zip(average, weights, strict=True)], share)
 
 
 class EMA:
-    """fp32 shadows of a module's parameters.
-
-    Args:
-        decay: see `update_average`.
-    """
+    """fp32 shadows of a module's parameters."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -63,16 +54,13 @@ class EMA:
         try:
             yield
         finally:
-            self._write(kept)
-
-    def write(self) -> None:
-        """Copy the averaged weights into the module."""
-        self._write(self.shadows)
+            self.write(kept)
 
     @torch.no_grad()
-    def _write(self, values: dict[str, Tensor]) -> None:
+    def write(self, values: dict[str, Tensor] | None = None) -> None:
+        """Copy values (None: the averaged weights) into the module."""
         for name, p in self._live.items():
-            p.copy_(values[name])
+            p.copy_((self.shadows if values is None else values)[name])
 
 
 class Averaged(nn.Module):

@@ -1,10 +1,11 @@
-"""The norm, the linear layer, the MLP; and embedding and head of an extended vocabulary."""
+"""The norm, the linear layer and its hidden matrices, the MLP; embedding and head of an extended vocabulary."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transfusion.nn.hidden_matrices import HiddenMatrix
 from transfusion.nn.pointwise import recomputable, recompute_linear, rms_norm, swiglu
 
 
@@ -50,10 +51,6 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.splits, self.head_dim, self.residual = splits or (out_features,), head_dim, residual
 
-    def hidden_matrices(self) -> list[HiddenMatrix]:
-        """Its weight, as the matrices that are fused in it."""
-        return [HiddenMatrix(self.weight, self.splits, self.head_dim)]
-
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]"""
         count = input.numel() // input.shape[-1]
@@ -69,6 +66,43 @@ class Linear(nn.Linear):
             flat = torch.cat([flat, flat])  # a single column would become a matrix-vector product
         out = (self.weight @ flat.T)[:, :count].T.reshape(*input.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenMatrix:
+    """A weight [output, input] or [expert, output, input], the outputs of each matrix fused in it (queries, keys, values; gate,
+    up), and the outputs of an attention head (0: no heads). Muon needs each matrix alone.
+
+    Raises:
+        ValueError: sizes that do not add up to the weight's outputs.
+    """
+
+    weight: Tensor
+    splits: tuple[int, ...]
+    head_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weight.ndim not in (2, 3) or sum(self.splits) != self.weight.shape[-2]:
+            raise ValueError(f"splits {self.splits} must add up to the outputs of a weight of shape {tuple(self.weight.shape)}")
+        if self.head_dim and any(size % self.head_dim for size in self.splits):
+            raise ValueError(f"splits {self.splits} must be multiples of head_dim {self.head_dim}")
+
+    def sizes(self, *, per_head: bool) -> tuple[int, ...]:
+        """Outputs of each matrix, or of each head of each."""
+        if not (per_head and self.head_dim):
+            return self.splits
+        return (self.head_dim,) * (sum(self.splits) // self.head_dim)
+
+
+def hidden_matrices(module: nn.Module) -> list[HiddenMatrix]:
+    """The trainable hidden matrices of a module and its children."""
+    linears = [child for child in module.modules() if isinstance(child, Linear) and child.weight.requires_grad]
+    return [HiddenMatrix(linear.weight, linear.splits, linear.head_dim) for linear in linears]
+
+
+def split_matrices(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    """Views [output, input] of the matrices of a weight, or of a tensor of its shape."""
+    return [m for split in torch.split(x, list(sizes), dim=-2) for m in (split if split.ndim == 3 else (split,))]
 
 
 class MLP(nn.Module):

@@ -17,20 +17,16 @@ from transfusion.nn.config import TransformerConfig
 Sublayer: TypeAlias = Callable[[Tensor], Tensor]
 
 
-def residual_connection(config: TransformerConfig, index: int) -> nn.Module:
-    """The connection of sublayer number `index`: 2 layer for attention, 2 layer + 1 for the MLP."""
-    if config.residual == "hyper":
+def residual(config: TransformerConfig, index: int | None = None) -> Any:
+    """The connection of sublayer number `index`, 2 layer for attention and 2 layer + 1 for the MLP; without an index the
+    stream's `begin` and `end`, a module since they may have weights."""
+    if config.residual == "hyper" and index is not None:
         return HyperConnections(config.width, config.num_streams, index, config.norm_eps)
+    if config.residual == "hyper":
+        return HyperStreams(config.num_streams)
     if config.residual == "attention":
         return DepthAttention(config.width, config.norm_eps, first=index == 0)
     return PlainResidual()
-
-
-def residual_stream(config: TransformerConfig) -> Any:
-    """The stream's beginning and end, `begin` and `end`; a module, since it may have weights."""
-    if config.residual == "hyper":
-        return HyperStreams(config.num_streams)
-    return DepthAttention(config.width, config.norm_eps) if config.residual == "attention" else PlainResidual()
 
 
 class PlainResidual(nn.Module):
@@ -154,8 +150,3 @@ class LongSkip(nn.Module):
     def forward(self, x: Tensor, earlier: Tensor) -> Tensor:
         """Two [..., width] -> [..., width]"""
         return x + self.project(torch.cat([x, earlier], -1))
-
-
-def num_long_skips(depth: int) -> int:
-    """Layers of each half that long skips join: the first with the last, and so on; one or two in the middle have none."""
-    return (depth - 1) // 2

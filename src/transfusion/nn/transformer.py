@@ -20,7 +20,7 @@ from transfusion.nn.layers import MLP, RMSNorm
 from transfusion.nn.moe import MixtureOfExperts
 from transfusion.nn.pointwise import recomputable
 from transfusion.nn.positions import angles
-from transfusion.nn.residual import LongSkip, num_long_skips, residual_connection, residual_stream
+from transfusion.nn.residual import LongSkip, residual
 from transfusion.nn.routing import UNROUTED, ModalityRouting
 from transfusion.nn.self_attention import AttentionWeights, ForwardContext, SelfAttention, attention_fn
 
@@ -69,10 +69,10 @@ class BlockWithOptions(Block):
         )
         self.adaln = AdaLN(config.width) if config.adaln else None
         self.dropout = nn.Dropout(config.dropout)
-        skips = num_long_skips(config.depth) if config.long_skips else 0
+        skips = (config.depth - 1) // 2 if config.long_skips else 0  # one or two layers in the middle have none
         self.saves_skip = layer < skips
         self.skip = LongSkip(config.width) if layer >= config.depth - skips else None
-        self.residuals = nn.ModuleList(residual_connection(config, index) for index in (2 * layer, 2 * layer + 1))
+        self.residuals = nn.ModuleList(residual(config, index) for index in (2 * layer, 2 * layer + 1))
 
     def forward(self, x: Any, context: ForwardContext) -> Any:
         """The state of the residual stream -> the same; for the plain stream [row, length, width]."""
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         self.media_norms = nn.ModuleList(
             RMSNorm(config.width, config.norm_eps) for _ in range(num_modalities if config.modality_weights == "all" else 0)
         )
-        self.residual = residual_stream(config)
+        self.residual = residual(config)
 
     def forward(
         self,

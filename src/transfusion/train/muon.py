@@ -6,7 +6,7 @@ O has the singular vectors of U and singular values near 1: all directions of a 
 s = 0.2 sqrt(max(rows, columns)) the root mean square of an update is AdamW's ("Muon is scalable", arXiv 2502.16982, section
 2.2), so both use one learning rate and weight decay. Muon is for hidden matrices; embeddings, head, norms and biases use AdamW.
 
-Fused projections (queries, keys, values; gate, up) are orthogonalized matrix by matrix (`nn/hidden_matrices.py`).
+Fused projections (queries, keys, values; gate, up) are orthogonalized matrix by matrix (`nn/layers.py`).
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transfusion.nn.hidden_matrices import split_matrices
+from transfusion.nn.layers import split_matrices
 from transfusion.train.device import has_bf16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -70,6 +70,9 @@ class MuonAdamW(torch.optim.AdamW):
             if "splits" in group:
                 self._muon(group)
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own expects its moments at every weight
 
     def _muon(self, group: dict[str, Any]) -> None:
         rate, mu = group["lr"], group["momentum"]

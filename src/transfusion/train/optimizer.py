@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from transfusion.model.network import Network
-from transfusion.nn.hidden_matrices import HiddenMatrix, hidden_matrices
+from transfusion.nn.layers import HiddenMatrix, hidden_matrices
 from transfusion.nn.transformer import Transformer
 from transfusion.train.muon import MuonAdamW
 
