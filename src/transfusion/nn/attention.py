@@ -159,10 +159,9 @@ def buckets(metadata: AttentionMetadata, waste: float = 1.2) -> tuple[list[Bucke
     Args:
         waste: limit on the ratio of a bucket's longest to its shortest document; a difference of 16 tokens is always allowed.
     """
-    flat = metadata.documents + torch.arange(len(metadata.documents), device=metadata.documents.device)[:, None] * (
-        metadata.documents.amax() + 1
-    )
-    flat = torch.where(metadata.documents >= 0, flat, -1).flatten()
+    documents = metadata.documents
+    row = torch.arange(len(documents), device=documents.device)[:, None]
+    flat = torch.where(documents >= 0, documents + row * (documents.amax() + 1), -1).flatten()
     real = (flat >= 0).nonzero().squeeze(1)
     _, counts = torch.unique_consecutive(flat[real], return_counts=True)
     starts = counts.cumsum(0) - counts
@@ -242,14 +241,11 @@ def flex(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> Attenti
     from torch.nn.attention.flex_attention import create_block_mask
 
     fields, (rows, length) = metadata.fields, metadata.documents.shape
-    blocks = create_block_mask(
-        lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
-        rows,
-        None,
-        length,
-        length,
-        device=metadata.documents.device,
-    )
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields))
+
+    blocks = create_block_mask(seen, rows, None, length, length, device=metadata.documents.device)
     flex_attention = _compiled_flex()
     modify = None if score_mod.is_identity else _flex_score_mod(metadata, score_mod)
 
@@ -275,10 +271,7 @@ def _flex_score_mod(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callabl
 
     def modify(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         score = cap * (score / cap).tanh() if capped else score
-        distance = (axes[0][row, query] - axes[0][row, key]).abs()
-        for axis in axes[1:]:
-            distance = distance + (axis[row, query] - axis[row, key]).abs()
-        return score - slopes[head] * distance
+        return score - slopes[head] * sum((axis[row, query] - axis[row, key]).abs() for axis in axes)
 
     return modify
 
@@ -324,7 +317,6 @@ def make_attention(
     Args:
         key: metadata of the keys (None: keys are the queries' tokens; with a cache they are not).
         backward: whether a gradient is needed.
-        score_mod: with ALiBi the metadata need coordinates.
     """
     device, capped = query.documents.device, bool(score_mod.soft_cap)
     chosen = choose_backend(backend, device=device, backward=backward, cached=key is not None, capped=capped)

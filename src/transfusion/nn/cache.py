@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from transfusion.nn.attention import AttentionMetadata
@@ -82,19 +83,12 @@ class KVCache:
         first, contiguous = slots[0], list(slots) == list(range(slots[0], slots[0] + len(slots)))
         read: slice | Tensor = slice(first, first + len(slots)) if contiguous else index
         aligned = contiguous and min(starts) + width == max(starts) + min(counts)
-        coordinates = self.coordinates
-        query = AttentionMetadata(
-            torch.zeros_like(spans), spans, private, start[:, None] + offset, None if coordinates is None else positions
-        )
+        query = AttentionMetadata(torch.zeros_like(spans), spans, private, start[:, None] + offset, positions)
         # Columns after this pass's last token may hold an earlier sequence: they get a document of their own.
         keys = torch.arange(end, device=device).expand(len(slots), end)
-        key = AttentionMetadata(
-            torch.where(keys >= (start + count)[:, None], -2, 0),
-            self.spans[read, :end],
-            self.private[read, :end],
-            keys,
-            None if coordinates is None else coordinates[read, :end],
-        )
+        documents = torch.where(keys >= (start + count)[:, None], -2, 0)
+        coordinates = None if self.coordinates is None else self.coordinates[read, :end]
+        key = AttentionMetadata(documents, self.spans[read, :end], self.private[read, :end], keys, coordinates)
         return CacheView(self, index, columns, read, starts[0] if aligned else None, end, query, key)
 
     def commit(self, slots: Sequence[int], counts: Sequence[int]) -> None:
@@ -105,25 +99,16 @@ class KVCache:
 
 @dataclass(frozen=True, eq=False)
 class CacheView:
-    """One pass's view of a cache.
-
-    Args:
-        slots: Int[sequence], where it writes.
-        columns: Int[sequence, token], where each token is written.
-        read: the slots again, a slice where they are contiguous.
-        block: first column, if what is written is one block of the storage.
-        end: columns read.
-        query, key: metadata of the tokens written, and of all that are read.
-    """
+    """One pass's view of a cache: it writes tokens and reads all up to them."""
 
     cache: KVCache
-    slots: Tensor
-    columns: Tensor
-    read: slice | Tensor
-    block: int | None
-    end: int
-    query: AttentionMetadata
-    key: AttentionMetadata
+    slots: Int[Tensor, " sequence"]
+    columns: Int[Tensor, "sequence token"]  # where each token is written
+    read: slice | Tensor  # the slots again, a slice where they are contiguous
+    block: int | None  # first column, if what is written is one block of the storage
+    end: int  # columns read
+    query: AttentionMetadata  # of the tokens written
+    key: AttentionMetadata  # of all that are read
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write this pass's keys and values [sequence, head, token, dim]; returns those of all tokens up to them."""

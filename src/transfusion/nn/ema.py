@@ -72,7 +72,6 @@ class Averaged(nn.Module):
 
     Args:
         model: the model to average; it is not a submodule.
-        decay: see `update_average`.
         every: average only every so many calls of `update`.
 
     Raises:

@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         return recomputable(rms_norm, x, self.weight, self.eps)
 
 
-MAX_TRANSPOSED_VECTORS = 32
+MAX_TRANSPOSED = 32
 """Vectors up to which `Linear` multiplies from the other side."""
 
 
@@ -54,12 +54,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]"""
         count = input.numel() // input.shape[-1]
-        if (
-            count > MAX_TRANSPOSED_VECTORS
-            or torch.is_grad_enabled()
-            or input.device.type != "cpu"
-            or torch.is_autocast_enabled("cpu")
-        ):
+        if count > MAX_TRANSPOSED or torch.is_grad_enabled() or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         flat = input.reshape(count, input.shape[-1])
         if count == 1:

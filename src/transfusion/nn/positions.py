@@ -7,6 +7,7 @@ rotation. Coordinates and angles are fp32 in every precision of the model.
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -28,11 +29,7 @@ class Unscaled:
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """Position interpolation: all frequencies divided by a factor (Chen et al. 2023, arXiv 2306.15595).
-
-    Args:
-        factor: context extension, as a multiple of the original context.
-    """
+    """Position interpolation: frequencies divided by a factor, the context's extension (Chen et al. 2023, arXiv 2306.15595)."""
 
     kind: ClassVar[str] = "linear"
     factor: float = 2.0
@@ -136,12 +133,8 @@ class AxialPositions(nn.Module):
 
     def forward(self, grid: tuple[int, ...]) -> Float[Tensor, "slot width"]:
         """The vectors of a grid's slots, in raster order."""
-        total: Tensor | None = None
+        weight, vectors = next(self.parameters()), []
         for i, (axis, size, extent) in enumerate(zip(self.axes, grid, self.extents, strict=True)):
-            assert isinstance(axis, AxisMLP)
-            weight = axis.first.weight
-            vectors = axis(torch.arange(size, device=weight.device, dtype=weight.dtype) / extent)
-            vectors = vectors.view(*[size if j == i else 1 for j in range(len(grid))], -1)
-            total = vectors if total is None else total + vectors
-        assert total is not None
-        return total.flatten(0, -2)
+            places = torch.arange(size, device=weight.device, dtype=weight.dtype) / extent
+            vectors.append(axis(places).view(*[size if j == i else 1 for j in range(len(grid))], -1))
+        return reduce(torch.add, vectors).flatten(0, -2)

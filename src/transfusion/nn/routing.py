@@ -16,19 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ModalityRouting:
-    """The modalities of tokens [row, length].
+    """The modalities of tokens [row, length]."""
 
-    Args:
-        present: indices of the modalities that occur, ascending.
-        sizes: number of tokens of each.
-        order: flat indices of all tokens, sorted by modality (None: one modality only).
-        inverse: the inverse permutation.
-    """
-
-    present: tuple[int, ...] = (0,)
-    sizes: tuple[int, ...] = ()
-    order: Int[Tensor, " token"] | None = None
-    inverse: Int[Tensor, " token"] | None = None
+    present: tuple[int, ...] = (0,)  # indices of the modalities that occur, ascending
+    sizes: tuple[int, ...] = ()  # number of tokens of each
+    order: Int[Tensor, " token"] | None = None  # flat indices of all tokens, sorted by modality; None: one modality only
+    inverse: Int[Tensor, " token"] | None = None  # the inverse permutation
 
     @classmethod
     def of(cls, shape: Sequence[int], slots: Iterable[tuple[int, Tensor]], device: torch.device) -> "ModalityRouting":

@@ -24,28 +24,17 @@ from transfusion.nn.routing import ModalityRouting
 
 @dataclass(frozen=True, eq=False)
 class ForwardContext:
-    """What all layers of one forward pass share.
-
-    Args:
-        cos, sin: rotary angles.
-        attention: the attention function.
-        view: where keys and values are cached, if they are.
-        routing: which tokens use which modality's weights.
-        condition: times of the media, for adaLN.
-        is_token: False for padding, for the load balance of experts.
-        first_values: the first layer's values, for the value residual.
-        skips: outputs of the first half's layers, for long skips.
-    """
+    """What all layers of one forward pass share."""
 
     cos: Float[Tensor, "row length 1 head_dim"]
     sin: Float[Tensor, "row length 1 head_dim"]
     attention: AttentionFn
-    view: CacheView | None
+    view: CacheView | None  # where keys and values are cached, if they are
     routing: ModalityRouting
-    condition: TimeCondition | None = None
-    is_token: Bool[Tensor, "row length"] | None = None
-    first_values: list[Tensor] = field(default_factory=list)
-    skips: list[Tensor] = field(default_factory=list)
+    condition: TimeCondition | None = None  # for adaLN
+    is_token: Bool[Tensor, "row length"] | None = None  # False for padding, for the load balance of experts
+    first_values: list[Tensor] = field(default_factory=list)  # the first layer's, for the value residual
+    skips: list[Tensor] = field(default_factory=list)  # outputs of the first half's layers, for long skips
 
 
 def attention_fn(
@@ -56,12 +45,7 @@ def attention_fn(
     *,
     backward: bool = False,
 ) -> AttentionFn:
-    """The attention function of all layers, with ALiBi, soft cap and LASER as configured.
-
-    Args:
-        tokens: the metadata of whole rows, or a view of a cache. With a cache, flex and document fall back to auto.
-        backward: whether a gradient is needed.
-    """
+    """The attention function of all layers, with the ALiBi, soft cap and LASER of the configuration."""
     options = config.attention
     score_mod = ScoreMod(options.soft_cap, options.alibi_heads, config.num_heads)
     if isinstance(tokens, CacheView):

@@ -163,11 +163,8 @@ class Transformer(nn.Module):
         """Run all layers.
 
         Args:
-            positions: rotary coordinates.
             tokens: documents, spans and privacy of whole rows; or a view of a cache, for rows that go on.
             backend: attention backend. With a cache, flex and document fall back to auto.
-            routing: which tokens use which modality's weights.
-            condition: times of the media, for adaLN.
             layers: receives the output of each layer.
         """
         config = self.config
@@ -176,15 +173,9 @@ class Transformer(nn.Module):
         backward = torch.is_grad_enabled() and x.requires_grad
         view = tokens if isinstance(tokens, CacheView) else None
         is_token = tokens.documents >= 0 if config.moe.num_experts and not isinstance(tokens, CacheView) else None
-        context = ForwardContext(
-            cos.unsqueeze(2).to(dtype),
-            sin.unsqueeze(2).to(dtype),
-            attention_fn(config, positions, tokens, backend, backward=backward),
-            view,
-            routing,
-            condition,
-            is_token,
-        )
+        cos, sin = cos.unsqueeze(2).to(dtype), sin.unsqueeze(2).to(dtype)
+        attention = attention_fn(config, positions, tokens, backend, backward=backward)
+        context = ForwardContext(cos, sin, attention, view, routing, condition, is_token)
         state = self.residual.begin(x)
         for block in self.blocks:
             state = block(state, context)
@@ -209,11 +200,8 @@ class Transformer(nn.Module):
 
     def media_parameters(self) -> list[nn.Parameter]:
         """The weights that only media use: modality-specific ones and adaLN."""
-        modules: list[nn.Module] = [
-            self.media_norms,
-            *(block.media for block in self.blocks if isinstance(block, BlockWithOptions)),
-        ]
-        modules += [module for module in self.modules() if isinstance(module, AdaLN)]
+        modules: list[nn.Module] = [module for module in self.modules() if isinstance(module, AdaLN)]
+        modules += [self.media_norms, *(block.media for block in self.blocks if isinstance(block, BlockWithOptions))]
         return [p for module in modules for p in module.parameters()]
 
 

@@ -40,9 +40,9 @@ def norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(1, channels, eps)
 
 
-def convolution(axes: int, proj_in: int, proj_out: int, kernel: int | None = None) -> nn.Module:
+def convolution(axes: int, proj_in: int, proj_out: int, kernel: int = 3) -> nn.Module:
     """A convolution that keeps the size. A vector (no axes) has one position, and a kernel of 1."""
-    size = (3 if kernel is None else kernel) if axes else 1
+    size = kernel if axes else 1
     conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[max(axes, 1)]
     return conv(proj_in, proj_out, size, padding=size // 2)
 
