@@ -1,4 +1,6 @@
-"""Where slots stand: continuous positions per axis, and 1-D rotation inside sequences."""
+"""Positions of slots: the continuous axial embedding, and 1-D RoPE inside sequences."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from test_equalities import cached_is_full, entries, many_is_one, rows
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.tokenize import Coordinates
+from transfusion.diffusion.sampler import Euler
 from transfusion.generate.logits import Sample
 from transfusion.generate.state import Request
 from transfusion.nn.attention import AttentionMetadata
@@ -29,17 +32,18 @@ def test_every_modality_has_its_own_and_a_vector_none() -> None:
     assert names == {"image", "sound"}
     docs = [Document((Text("a"), Media(picture(1, 1, 8, 6)), Media(picture(2, 3, 6), "sound"), Media(picture(3, 5), "vector")))]
     cached_is_full(m, docs)
-    asked = [
-        Request(Document((Text("big"),)), seed=1, force="image", size=(8, 6), max_tokens=2, decoding=Sample()),
-        Request(Document((Text("small"),)), seed=2, force="image", size=(2, 4), max_tokens=2, decoding=Sample()),
-        Request(Document((Text("hear"),)), seed=3, force="sound", max_tokens=2, decoding=Sample()),
-        Request(Document((Text("feel"),)), seed=4, force="vector", max_tokens=2, decoding=Sample()),
+    options: dict[str, Any] = {"sampler": Euler(2), "max_tokens": 2, "decoding": Sample()}
+    requests = [
+        Request(Document((Text("big"),)), seed=1, force="image", size=(8, 6), **options),
+        Request(Document((Text("small"),)), seed=2, force="image", size=(2, 4), **options),
+        Request(Document((Text("hear"),)), seed=3, force="sound", **options),
+        Request(Document((Text("feel"),)), seed=4, force="vector", **options),
     ]
-    many_is_one(m, asked)
+    many_is_one(m, requests)
 
 
 def slots(m: Transfusion, latents: torch.Tensor) -> torch.Tensor:
-    """The trunk's output at a sound's slots."""
+    """The transformer's output at a sound's slots."""
     batch = rows(m, [entries(m, [Document((Text("x"), Media(latents, "sound", times=(0.0, 0.0))))])], 16)
     media = m.network.add_noise(batch)
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)

@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false
-"""An average that is a model: it follows, samples, saves, teaches, and moves."""
+"""The averaged model: it updates, samples, saves, serves as a teacher, and moves between devices."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def stepped(m: nn.Module, seed: int) -> None:
             p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
 
 
-def test_it_is_the_trainers_average() -> None:
+def test_equals_the_trainers_ema() -> None:
     m = model()
     ema, shadows = m.create_ema(0.9), EMA(m, 0.9)
     for step in range(1, 12):
@@ -34,7 +34,7 @@ def test_it_is_the_trainers_average() -> None:
     assert not torch.equal(ema.network.embed.weight, m.network.embed.weight)
 
 
-def test_it_counts_every_so_many_calls() -> None:
+def test_every_averages_only_some_calls() -> None:
     m = model()
     often, seldom = m.create_ema(0.5), m.create_ema(0.5, every=3)
     for step in range(1, 7):
@@ -73,7 +73,7 @@ def test_it_teaches_and_never_trains() -> None:
     assert not held & {id(p) for p in ema.parameters()}
 
 
-def test_its_state_goes_on_elsewhere() -> None:
+def test_state_dict_resumes_and_to_moves() -> None:
     m = model()
     one = m.create_ema(0.9)
     for step in range(3):
@@ -90,7 +90,7 @@ def test_its_state_goes_on_elsewhere() -> None:
     assert moved.device.type == "meta" and m.device.type == "cpu"
 
 
-def test_half_precision_is_averaged_in_single() -> None:
+def test_half_precision_is_averaged_in_fp32() -> None:
     layer = nn.Linear(4, 4).bfloat16()
     ema = Averaged(layer, 0.999)
     for _ in range(10_000):
@@ -111,7 +111,7 @@ def test_buffers_are_copied() -> None:
     assert torch.equal(ema.model.running_mean, norm.running_mean) and int(ema.model.num_batches_tracked) == 1
 
 
-def test_mistakes_are_named() -> None:
+def test_errors_name_the_mistake() -> None:
     m = model()
     with pytest.raises(ValueError, match=r"in \[0, 1\), not 1\.0"):
         m.create_ema(1.0)

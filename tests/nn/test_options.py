@@ -1,4 +1,4 @@
-"""Options of the trunk, each alone and in pairs: each changes the function, keeps the equalities, has gradients, and learns."""
+"""Options of the transformer, each alone and in pairs: each changes the function, keeps the equalities, has gradients, and learns."""
 
 import random
 from dataclasses import replace
@@ -55,7 +55,7 @@ def forbidden(choice: Choice) -> bool:
 
 
 def covering() -> list[Choice]:
-    """A few choices that hold every allowed pair of levels between them, off among the levels. Greedy, the best of some draws."""
+    """A few combinations that cover every allowed pair of levels, off included. Greedy: the best of some draws."""
     levels = [(f, level) for f, named in FACTORS.items() for level in (*named, None)]
     left = {frozenset(p) for p in combinations(levels, 2) if p[0][0] != p[1][0]}
     left -= {p for p in left if forbidden({f: level for f, level in p if level})}
@@ -92,7 +92,7 @@ def mixed() -> list[Document]:
 
 
 def equalities(m: Transfusion) -> None:
-    """Two documents in a row, beside padding, are those alone; a document through the cache is the whole one; many are one."""
+    """Packed = alone, cached = full, many = one."""
     found = entries(m, [mixed()[2], mixed()[3]])
     together = numbers(m(rows(m, [found], 112)))
     alone = [numbers(m(rows(m, [[one]], len(one)))) for one in found]
@@ -118,7 +118,7 @@ def test_pairs_are_covered() -> None:
 
 @pytest.mark.parametrize("choice", SINGLE, ids=name)
 def test_alone(choice: Choice) -> None:
-    """Another function than without, and a gradient at every weight."""
+    """Each option changes the output, and every weight gets a gradient."""
     plain, m = built({}), built(choice)
     with torch.no_grad():  # the weights that both have are the same
         own = dict(plain.named_parameters())
@@ -132,7 +132,7 @@ def test_alone(choice: Choice) -> None:
 
 @pytest.mark.parametrize("choice", PAIRS, ids=name)
 def test_in_pairs(choice: Choice, unchecked) -> None:
-    """The same packed, cached and batched, whatever else is on."""
+    """Packed, cached and batched passes agree, whatever options are combined."""
     m = built(choice)
     equalities(m)
     gradients(m)
@@ -201,12 +201,12 @@ def test_every_option_survives_configuration_and_the_command_line() -> None:
         ({"dropout": 1.0}, r"in \[0, 1\), not 1"),
     ],
 )
-def test_wrong_settings_say_what_to_do(wrong: dict[str, Any], message: str, unchecked) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any], message: str, unchecked) -> None:
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**wrong)
 
 
-def test_wrong_parts_say_what_to_do() -> None:
+def test_contradicting_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs transformer\.adaln"):
         model(IMAGE, patcher=LinearPatcherConfig(time="none"))
     with pytest.raises(ValueError, match="alibi_heads is 2, more than num_heads 1"):
@@ -233,7 +233,7 @@ def test_nothing_is_added_where_nothing_is_asked_for() -> None:
 
 @pytest.mark.parametrize("choice", [{"residual": "hyper"}, {"long_skips": "long skips"}, {"moe": "one of three"}], ids=name)
 def test_begins_as_what_it_stands_for(choice: Choice) -> None:
-    """A new model's hyper-connections and long skips are the plain residual, until they learn."""
+    """At initialisation hyper-connections and long skips are the plain residual."""
     torch.manual_seed(0)
     m = Transfusion(built(choice).config, built(choice).vocabulary).double()
     plain = Transfusion(built({}).config, built({}).vocabulary).double()
@@ -267,7 +267,7 @@ def test_long_skips_join_the_halves() -> None:
 
 
 def test_initial_scale_of_what_is_written_into_the_stream() -> None:
-    """Every projection back into the stream begins smaller by 1 / sqrt(2 depth), those of sets and of experts, too."""
+    """Projections into the residual stream start smaller by 1 / sqrt(2 depth), in every modality and expert."""
     chosen = Transfusion(
         built({"modality_weights": "all", "moe": "two of four and a shared one"}, double=False).config,
         built({}).vocabulary,

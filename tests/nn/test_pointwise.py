@@ -1,4 +1,4 @@
-"""Norms, rotations and gates with backward written out against their plain forms and against finite differences."""
+"""RMSNorm, rotation and SwiGLU with hand-written backward against their plain forms and finite differences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Any, 
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_written_out_is_plain(name: str) -> None:
+def test_equals_the_plain_form(name: str) -> None:
     fast, plain, arguments = FORMS[name]
     learned = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_half_precision_stays_near() -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_what_stands_between_is_computed_again(autocast: bool) -> None:
-    """The same gradients, bit for bit, and the gate's output (300 numbers a token) is not among what is kept."""
+def test_activations_are_recomputed(autocast: bool) -> None:
+    """The same gradients, bit for bit, and the gate's output (300 numbers a token) is not kept."""
     torch.manual_seed(0)
     matrix, x = nn.Linear(300, 20, bias=False), torch.randn(7, 600, requires_grad=True)
     kept: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Sets of weights by kind of token: what text runs through, what media run through, and that nothing is done twice."""
+"""Modality-specific weights: which tokens use which weights, and that FLOPs stay the same."""
 
 import re
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def test_text_keeps_the_names_of_shared_weights(weights: str) -> None:
 
 
 @pytest.mark.parametrize("weights", SETS)
-def test_text_depends_on_its_own_set_alone(weights: str) -> None:
+def test_text_depends_on_its_own_weights_alone(weights: str) -> None:
     """Not one bit of the logits of text alone changes with the media's weights; everything else changes them."""
     m = model(IMAGE, SOUND, modality_weights=weights)
     assert change(m, text_logits, lambda name: ".media" in name or "patchers" in name) == 0.0
@@ -103,8 +103,8 @@ def test_each_modality_has_weights_of_its_own(weights: str) -> None:
 
 
 @pytest.mark.parametrize("weights", SETS)
-def test_equal_sets_are_shared_weights(weights: str) -> None:
-    """Where every set holds the same numbers, the function is that of shared weights."""
+def test_equal_weights_give_the_shared_model(weights: str) -> None:
+    """With the same numbers in every modality the output is that of shared weights."""
     shared, apart = model(IMAGE, SOUND, double=True), model(IMAGE, SOUND, double=True, modality_weights=weights)
     own = shared.state_dict()
     apart.load_state_dict(
@@ -119,8 +119,7 @@ def test_equal_sets_are_shared_weights(weights: str) -> None:
 
 
 @pytest.mark.parametrize("weights", SETS)
-def test_a_token_costs_one_set(weights: str) -> None:
-    """Products taken, counted: no more than with shared weights."""
+def test_flops_are_those_of_shared_weights(weights: str) -> None:
     counts = []
     for one in ("none", weights):
         m = model(IMAGE, SOUND, modality_weights=one)
@@ -131,7 +130,7 @@ def test_a_token_costs_one_set(weights: str) -> None:
     assert counts[0] == counts[1] > 1e6
 
 
-def test_one_kind_is_not_moved() -> None:
+def test_one_modality_is_not_moved() -> None:
     slots = torch.arange(12).reshape(2, 6)
     assert ModalityRouting.of((2, 6), [], slots.device).order is None
     routing = ModalityRouting.of((2, 6), [(2, slots)], slots.device)
@@ -150,10 +149,10 @@ def test_every_weight_learns(weights: str, unchecked) -> None:
     m = model(IMAGE, SOUND, modality_weights=weights)
     for p in m.parameters():
         nn.init.normal_(p, std=0.1) if p.ndim > 1 else nn.init.ones_(p)
-    batch = rows(m, [entries(m, both())], 160)
-    optimizer = torch.optim.Adam(m.parameters(), 3e-3)
+    batch = rows(m, [entries(m, both()[3:])], 48)  # both modalities
+    optimizer = torch.optim.Adam(m.parameters(), 1e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(16):
         loss = m(batch).total(1.0)
         optimizer.zero_grad()
         loss.backward()
@@ -163,13 +162,13 @@ def test_every_weight_learns(weights: str, unchecked) -> None:
     assert losses[-1] < losses[0] / 3, losses
 
 
-def test_an_unknown_division_is_refused(unchecked) -> None:
+def test_an_unknown_value_is_refused(unchecked) -> None:
     with pytest.raises(ValueError, match="none, mlp or all"):
         TransformerConfig(modality_weights="both")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("weights", SETS)
-def test_new_sets_begin_as_copies_of_shared_weights(weights: str) -> None:
+def test_new_weights_start_as_copies_of_shared_weights(weights: str) -> None:
     there, here = model(IMAGE, SOUND, modality_weights="none"), model(IMAGE, SOUND, modality_weights=weights)
     taken = here.init_from(there)
     assert not taken.new and not taken.dropped
@@ -180,7 +179,7 @@ def test_new_sets_begin_as_copies_of_shared_weights(weights: str) -> None:
 
 
 @pytest.mark.parametrize("weights", SETS)
-def test_a_modality_takes_its_own_set_from_another_model(weights: str) -> None:
+def test_a_modality_takes_its_own_weights_from_another_model(weights: str) -> None:
     """Whatever their order, and with one more modality here than there."""
     there, here = model(IMAGE, SOUND, modality_weights=weights), model(VECTOR, SOUND, IMAGE, modality_weights=weights)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Soft cap, ALiBi and LASER: every form of attention gives the same with them, gradients included; and what they are."""
+"""Soft cap, ALiBi and LASER: all backends agree, gradients included; and the formulas."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def run(m: Transfusion, form: str, packed: list, length: int) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", OPTIONS)
-def test_forms_agree_with_every_option(name: str, monkeypatch, unchecked) -> None:
+def test_backends_agree_with_every_option(name: str, monkeypatch, unchecked) -> None:
     monkeypatch.setattr("transfusion.nn.attention._compiled_flex", lambda: flex_attention)
     m = model(double=True, attention=OPTIONS[name])
     found = entries(m, documents())
@@ -72,14 +72,14 @@ assert counters["stats"]["unique_graphs"] == 1, counters["stats"]
 
 @pytest.mark.slow
 def test_compiled_flex_agrees_and_compiles_once() -> None:
-    """In a process of its own, without the checks of types; neither other documents nor another cap compile anything again."""
+    """Neither other documents nor another cap recompile; in a process of its own, without type checks."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("long", [1, 128])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradients_agree_with_every_option(name: str, long: int, monkeypatch, unchecked) -> None:
-    """`long` 1: each document is attended to by itself."""
+    """`long` 1: an attention call per document."""
     monkeypatch.setattr("transfusion.nn.attention.LONG_DOCUMENT", long)
     m = model(double=True, attention=OPTIONS[name])
     found = entries(m, documents())
@@ -111,7 +111,7 @@ def test_a_cap_bounds_scores() -> None:
     assert torch.allclose(scores, torch.tensor([-2.0, -0.01, 0.0, 0.01, 2.0]), atol=1e-6)
 
 
-def test_the_form_that_has_no_cap_is_refused() -> None:
+def test_sdpa_refuses_a_soft_cap() -> None:
     with pytest.raises(ValueError, match=r"no soft cap; use dense, document or flex \(or auto\)"):
         choose_backend("sdpa", device=torch.device("cpu"), backward=False, cached=True, capped=True)
     assert choose_backend("auto", device=torch.device("cpu"), backward=False, cached=True, capped=True) == "dense"

@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false
-"""Muon moves every matrix of the trunk by an orthogonal step, fused ones part by part, and AdamW moves the rest."""
+"""Muon updates every hidden matrix by an orthogonal step, fused ones matrix by matrix; AdamW updates the rest."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -73,7 +73,7 @@ def test_every_logical_matrix_moves_orthogonally(per_head: bool) -> None:
     assert whole.max() / whole.min() > 1.5  # the fused one as a whole is not orthogonal
 
 
-def test_it_is_what_torch_has_on_a_matrix_that_is_one() -> None:
+def test_equals_torch_muon_on_a_single_matrix() -> None:
     """Five steps beside torch.optim.Muon with the same scale. It computes in bf16 always, and so does ours here; what may differ
     is the rounding of products in batches. Measured: 0."""
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_it_is_what_torch_has_on_a_matrix_that_is_one() -> None:
     assert (mine.weight - theirs.weight).abs().max() < 2e-3
 
 
-def test_a_fused_step_is_the_steps_of_its_parts() -> None:
+def test_a_fused_step_is_the_steps_of_its_matrices() -> None:
     torch.manual_seed(0)
     rows = (32, 16, 16)
     fused = nn.Parameter(torch.randn(64, 32))
@@ -118,7 +118,7 @@ def test_a_fused_step_is_the_steps_of_its_parts() -> None:
     assert (experts + expected).abs().max() < 1e-4
 
 
-def test_the_iteration_takes_wide_and_tall_and_nothing() -> None:
+def test_orthogonalization_of_wide_tall_and_zero_matrices() -> None:
     for shape in ((16, 48), (48, 16), (24, 24)):
         x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
         o = orthogonal(x, dtype=torch.float32)
@@ -204,7 +204,7 @@ def test_its_state_goes_through_state_dict() -> None:
         (lambda: HiddenMatrix(torch.zeros(4, 4), (2, 2), head_dim=3), "multiples of head_dim 3"),
     ],
 )
-def test_settings_that_make_no_sense(make: Callable[[], object], message: str) -> None:
+def test_invalid_settings_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

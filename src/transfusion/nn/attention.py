@@ -241,11 +241,10 @@ def flex(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> Attenti
     from torch.nn.attention.flex_attention import create_block_mask
 
     fields, (rows, length) = metadata.fields, metadata.documents.shape
-
-    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields))
-
-    blocks = create_block_mask(seen, rows, None, length, length, device=metadata.documents.device)
+    blocks = create_block_mask(
+        lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
+        *(rows, None, length, length, metadata.documents.device),
+    )
     flex_attention = _compiled_flex()
     modify = None if score_mod.is_identity else _flex_score_mod(metadata, score_mod)
 

@@ -133,10 +133,10 @@ class Averaged(nn.Module):
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put a module in evaluation mode; afterwards each submodule is back in the mode that it was in."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    training = [submodule for submodule in module.modules() if submodule.training]
     module.eval()
     try:
         yield
     finally:
-        for submodule, training in modes:
-            submodule.training = training
+        for submodule in training:
+            submodule.training = True
