@@ -1,7 +1,5 @@
 """Time conditioning by adaLN-zero (DiT, Peebles and Xie 2022, arXiv 2212.09748), for media only: each item's time gives shift,
-scale and gate for a layer's attention and MLP. Text tokens are computed exactly as without it.
-
-The modulation is computed per item and then gathered for the item's slots.
+scale and gate for a layer's attention and MLP, computed per item and gathered for its slots. Text is computed as without it.
 """
 
 from dataclasses import dataclass

@@ -22,8 +22,7 @@ class RMSNorm(nn.Module):
         return recomputable(rms_norm, x, self.weight, self.eps)
 
 
-MAX_TRANSPOSED = 32
-"""Vectors up to which `Linear` multiplies from the other side."""
+MAX_TRANSPOSED = 32  # vectors up to which `Linear` multiplies from the other side
 
 
 class Linear(nn.Linear):

@@ -1,10 +1,8 @@
 """Multi-head self-attention, and every option of it: QK norm, RoPE, ALiBi and soft cap, value residual, LASER, gates.
 
-    project   per token: queries and keys (normalised), values, gates      (weights may differ by modality)
-    attend    between tokens: value residual, rotation, cache, attention, gates
-    out       per token: back into the residual stream                      (weights may differ by modality)
-
-ALiBi, soft cap and LASER act inside the attention function itself, which `attention_fn` makes once for all layers.
+project   per token: queries and keys (normalised), values, gates      (weights may differ by modality)
+attend    between tokens: value residual, rotation, cache, attention, gates
+out       per token: back into the residual stream                      (weights may differ by modality)
 """
 
 from dataclasses import dataclass, field, replace
@@ -45,7 +43,7 @@ def attention_fn(
     *,
     backward: bool = False,
 ) -> AttentionFn:
-    """The attention function of all layers, with the ALiBi, soft cap and LASER of the configuration."""
+    """The attention function of all layers: ALiBi, soft cap and LASER act inside it, not in `SelfAttention`."""
     options = config.attention
     score_mod = ScoreMod(options.soft_cap, options.alibi_heads, config.num_heads)
     if isinstance(tokens, CacheView):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from transfusion.nn.attention import sdpa
 
-AXES = 3
-"""Most axes of PyTorch's convolutions."""
+AXES = 3  # most axes of PyTorch's convolutions
 
 
 def stages(patch: tuple[int, ...]) -> list[tuple[int, ...]]:
