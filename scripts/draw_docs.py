@@ -59,7 +59,7 @@ def draw_attention(path: Path) -> None:
     figure.text(
         0.5,
         0.01,
-        "A cell is filled where the query sees the key. Blue: text and special tokens; orange: slots; purple: private (noised) slots.",
+        "A cell is filled where the query sees the key. Blue: text and special tokens; orange: slots; purple: private slots.",
         ha="center",
         fontsize=9,
     )
@@ -99,7 +99,7 @@ def draw_network(path: Path) -> None:
         3.8,
         8.8,
         1.0,
-        "transformer: x = x + attn(norm(x));  x = x + mlp(norm(x)),  depth times\nrotary positions; every layer under the attention rule",
+        "transformer: x = x + attn(norm(x));  x = x + mlp(norm(x)),  depth times\nrotary positions; every layer obeys the rule",
         TRUNK,
     )
     box(0.6, 5.3, 3.2, 0.7, "head", text)
