@@ -71,7 +71,7 @@ def label(vocabulary: Vocabulary, token: int, span: int, private: bool) -> str:
     """How a token is written beside the drawing."""
     if span >= 0:
         return "noised" if private else "slot"
-    special = vocabulary.control(token)
+    special = vocabulary.special_token(token)
     return {"begin": "BOI", "end": "EOI"}.get(special.role, special.role.upper()) if special else vocabulary.decode([token])
 
 
