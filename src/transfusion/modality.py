@@ -43,7 +43,9 @@ class Modality:
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name == "text":
-            raise ValueError(f"a modality's name must be a plain word other than text, not {self.name!r}: use letters, digits, _")
+            raise ValueError(
+                f"a modality's name must be a plain word other than text, not {self.name!r}: use letters, digits, _"
+            )
         if self.channels < 1:
             raise ValueError(f"modality {self.name!r}: channels must be at least 1, not {self.channels}")
         if len(self.patch) != len(self.shape) or any(size < 1 for size in self.patch):
