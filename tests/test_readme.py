@@ -52,6 +52,7 @@ def test_no_block_is_left_out() -> None:
     assert len(PYTHON) == 3
 
 
+@pytest.mark.slow
 def test_the_block_of_lists_runs(unchecked) -> None:
     names: dict[str, object] = {}
     exec(PYTHON[2], names)

@@ -85,6 +85,7 @@ def test_data_that_was_trained_on_is_refused(capfd) -> None:
     assert "no classifier in nowhere" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_classifier_of_other_classes_is_refused(quickstart: str, capfd) -> None:
     for name in ("cat", "dog"):
         for i in range(40):

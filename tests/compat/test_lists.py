@@ -72,12 +72,14 @@ def fresh(**words) -> Transfusion:
     return Transfusion(**(arguments | words))
 
 
+@pytest.mark.slow
 def test_training_on_lists_lowers_the_loss() -> None:
     batch = [[ids(1, 2, 3), randn(4, 6), ids(5, 6), randn(6, 6)], [ids(7, 8), randn(7, 6), ids(9), randn(2, 6), ids(4)]]
     before, after = trained(fresh(prob_uncond=0.0), batch, 50)
     assert after < 0.5 * before
 
 
+@pytest.mark.slow
 def test_training_on_text_alone_memorises_and_continues_it() -> None:
     model, text = fresh(), torch.arange(16).repeat(2, 3)[:, :40]
     before, after = trained(model, text, 80)
@@ -266,6 +268,7 @@ def test_prompts_of_every_form_sample_as_they_do_alone() -> None:
     assert sum(len(s) for s in shorter) < sum(len(s) for s in many)
 
 
+@pytest.mark.slow
 def test_forced_modality_fixed_shape_and_initial_noise() -> None:
     model = small(dim_latent=(6, 3), modality_default_shape=((4,), (2,)))
     options = {"modality_steps": 2, "max_length": 60, "seed": 3}

@@ -20,6 +20,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, unchecked) -> None:
     )
 
 
+@pytest.mark.slow
 def test_readme_one_modality() -> None:
     model = Transfusion(
         num_text_tokens=256,
@@ -53,6 +54,7 @@ def test_readme_one_modality() -> None:
             assert entry.modality_type == 0 and entry.tensor.shape[-1] == 384
 
 
+@pytest.mark.slow
 def test_readme_several_modalities() -> None:
     model = Transfusion(
         num_text_tokens=256,
@@ -83,6 +85,7 @@ def test_readme_several_modalities() -> None:
     assert forced[0].modality_type == 1 and forced[0].tensor.shape == (32, 192)
 
 
+@pytest.mark.slow
 def test_readme_encoder_and_decoder() -> None:
     mock_encoder = nn.Conv2d(3, 384, 3, padding=1)
     mock_decoder = nn.Conv2d(384, 3, 3, padding=1)
@@ -131,6 +134,7 @@ def test_readme_encoder_and_decoder() -> None:
     assert latents.shape == (384, 4, 4)
 
 
+@pytest.mark.slow
 def test_readme_language_first() -> None:
     model = Transfusion(
         num_text_tokens=256,

@@ -232,6 +232,7 @@ def test_noise_is_limited_for_what_a_later_image_is_drawn_from() -> None:
 SPELLINGS = [c.name for c in vocabulary(FREE, SOUND).special_tokens]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(

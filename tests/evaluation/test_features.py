@@ -53,12 +53,14 @@ def test_inception_features_agree_with_torchmetrics(inception: InceptionFeatures
     assert frechet(a[:, :256], b[:, :256]) == pytest.approx(other.compute().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_grey_images_are_three_equal_channels(inception: InceptionFeatures) -> None:
     grey = torch.rand(2, 1, 16, 16) * 2 - 1
     assert torch.equal(inception(grey), inception(grey.expand(-1, 3, -1, -1)))
     assert len(inception.digest) == 12 and inception.name == "inception-v3"
 
 
+@pytest.mark.slow
 def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the path"):
         InceptionFeatures(tmp_path / "none.pth")

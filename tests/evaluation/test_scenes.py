@@ -137,6 +137,7 @@ def test_other_digits_of_another_size() -> None:
         see(torch.zeros(1, 1, 16, 16), scene_classifier())
 
 
+@pytest.mark.slow
 def test_score_of_a_model_that_knows_nothing() -> None:
     image = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
     calls: list[tuple[int, int]] = []

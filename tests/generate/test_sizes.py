@@ -147,6 +147,7 @@ def test_what_does_not_fit_is_the_default_too() -> None:
     assert items(events)[0].media.tensor().shape == (1, 2, 2)
 
 
+@pytest.mark.slow
 def test_many_is_one_whatever_falls_back() -> None:
     m = model(FREE, SOUND, double=True)
     written = ["0:4 1:1 begin", *BROKEN, "hm 0:1 1:4 begin", "hm ho 1:1", "x 0:4 1:4 begin"]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from small import FREE, IMAGE, SOUND, VECTOR, documents, model, picture
@@ -26,6 +27,7 @@ def test_positions_are_sums_over_axes_and_go_on_where_sizes_vary() -> None:
     assert 0.03 < whole.std() < 0.3
 
 
+@pytest.mark.slow
 def test_every_modality_has_its_own_and_a_vector_none() -> None:
     m = model(FREE, SOUND, VECTOR, axial=True, double=True)
     names = {n.split(".")[1] for n in m.network.state_dict() if n.startswith("axial.")}

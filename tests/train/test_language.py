@@ -153,6 +153,7 @@ def test_a_rate_for_no_language_model_is_refused() -> None:
 SHORT = "--trainer.steps 4 --checkpoint.every 2 --packing.rows 2 --packing.row-length 64 --optimizer.warmup 1 --dtype fp32 --device cpu"
 
 
+@pytest.mark.slow
 def test_a_language_model_learns_captioned_pictures_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
