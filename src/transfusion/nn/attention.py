@@ -16,7 +16,7 @@ All take grouped queries, and can modify scores before the softmax (`ScoreMod`).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import torch
@@ -275,7 +275,7 @@ def _flex_score_mod(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callabl
     return modify
 
 
-@cache
+@lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., object]:
     from torch.nn.attention.flex_attention import flex_attention
 
