@@ -72,7 +72,7 @@ def label(vocabulary: Vocabulary, token: int, span: int, private: bool) -> str:
     if span >= 0:
         return "noised" if private else "slot"
     special = vocabulary.special_token(token)
-    return {"begin": "BOI", "end": "EOI"}.get(special.role, special.role.upper()) if special else vocabulary.decode([token])
+    return special.role.upper() if special else vocabulary.decode([token])
 
 
 def draw_network(path: Path) -> None:

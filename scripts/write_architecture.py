@@ -29,10 +29,14 @@ WALKS = {
         ("train/trainer.py", "Trainer.losses", "the one method to replace: `model(batch)`"),
         ("api.py", "Transfusion.forward", "hands the batch to the network"),
         ("model/network.py", "Network.forward", "noise, hidden states, logits and predictions, losses"),
-        ("model/denoising.py", "add_noise", "times and noise by key, x_t; later target, weight and loss of each item"),
+        (
+            "model/denoising.py",
+            "add_noise",
+            "times and noise by key, x_t; then `denoising_loss`: target, weight and loss of each item",
+        ),
         ("codec/linear_patcher.py", "LinearPatcher.encode", "patches of x_t and time to slot vectors (or the U-Net's)"),
         ("nn/transformer.py", "Transformer.forward", "the blocks, under the attention rule of `nn/attention.py`"),
-        ("model/losses.py", "Losses.total", "text + lambda * media, each its own mean"),
+        ("model/losses.py", "Losses.over", "text + lambda * media, each its own mean over the whole step"),
     ],
     "to-picture": [
         ("api.py", "Transfusion.generate", "prompts become documents, and each a `Request` with its own seed"),
@@ -42,7 +46,7 @@ WALKS = {
         ("nn/cache.py", "KVCache.view", "where a pass writes keys and values, and what it reads"),
         ("model/network.py", "Network.hidden", "embeddings, slot vectors, transformer"),
         ("nn/transformer.py", "Transformer.forward", "the blocks, reading the cached prefix"),
-        ("generate/logits.py", "Sample.choose", "the next token; BEGIN opens an item"),
+        ("generate/logits.py", "Sample.choose", "the next token (`Greedy` by default); BEGIN opens an item"),
         ("diffusion/guidance.py", "Guidance.branches", "the unconditional branches of an item, each with its own cache slot"),
         ("generate/engine.py", "Engine._denoise", "items of one modality, grid and sampler step together"),
         ("generate/runner.py", "ModelRunner.denoise", "a pass over the slots that reads the prefix and commits nothing"),
@@ -65,7 +69,7 @@ def tree() -> str:
 def sentence(docstring: str) -> str:
     """The first sentence of a docstring, on one line."""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
-    return re.split(r"(?<=[a-z)`])\. |: (?=a model and)", paragraph)[0].rstrip(".:")
+    return re.split(r"(?<=[a-z)`])(?<!et al)\. |: (?=a model and)", paragraph)[0].rstrip(".:")
 
 
 def line_of(path: Path, name: str) -> int:
@@ -87,7 +91,7 @@ def walk(name: str) -> str:
         f"{i}. `{file}:{line_of(SOURCE / file, function)}` `{function}`: {text}"
         for i, (file, function, text) in enumerate(steps, start=1)
     ]
-    return "\n".join([*lines, "", f"{len({file for file, _, _ in steps})} files."])
+    return "\n".join([*lines, "", f"{len({file for file, _, _ in steps})} files to read."])
 
 
 def page(text: str) -> str:

@@ -148,8 +148,8 @@ class Transfusion(api.Transfusion):
             prob_uncond: share of items that lose the text before them (None: the model's own). Text is dropped in training mode
                 only, and not where times, noise or predictions are asked for: these belong to the documents as they are.
             seed: random seed of noise, times and dropped text; None: drawn from torch's generator.
-            noised: the latents are noised already, to `times`: no encoder runs, and predictions are the only result.
-            return_loss: False: predictions only.
+            noised: the latents are noised already, to `times`: no encoder runs, and there is no loss.
+            return_loss: False: predictions (and times), no loss and no breakdown.
             return_breakdown, return_times: also a `Breakdown`; also the time of each item, a list for each document.
             return_predictions: also the network's output, a list for each document, an entry for each segment: of a text the
                 logits of the token after each of its tokens, [length, ids]; of an item its prediction, shaped like the latents.

@@ -198,7 +198,7 @@ def predictions(
 
 
 def _draw_times(model: api.Transfusion, batch: Batch) -> list[Tensor]:
-    """The times of each group's items, drawn by their keys as `Network.noise` draws them."""
+    """The times of each group's items, drawn by their keys as `Network.add_noise` draws them."""
     distribution = model.config.model.diffusion.times
     return [time_distributions.sample_times(distribution, group.keys.tolist(), group.times) for group in batch.media]
 

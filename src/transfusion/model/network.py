@@ -51,7 +51,7 @@ class ModelConfig:
         media_weight: lambda, the weight of the media loss beside the text loss.
         tie_embeddings: one matrix for token embeddings and head.
         attention_backend: how attention over whole rows is computed; "auto" picks the fastest for the machine. With a
-            cache it is sdpa, or dense if that is set.
+            cache it is sdpa, or dense if that is set or scores have a soft cap.
         context_length: largest number of tokens and slots in a sequence.
         auxiliary: auxiliary losses; off by default.
 

@@ -34,10 +34,12 @@ CONTEXT = 2048
 BANDS = ("low_freq_factor", "high_freq_factor")
 OVERRIDABLE_FIELDS = {"modality_weights", "adaln", "dropout"}
 """Options of the transformer that leave its text logits unchanged in evaluation."""
-DEFAULT_FIELDS = {"moe", "attention", "residual", "num_streams", "long_skips"}
-"""Options of the transformer that change its text logits and that no language model has."""
-SIZE_FIELDS = {f.name for f in fields(TransformerConfig)} - OVERRIDABLE_FIELDS - DEFAULT_FIELDS
+SIZE_FIELDS = {"width", "depth", "num_heads", "num_kv_heads", "head_dim", "mlp_width", "mlp_multiple_of"} | {
+    *("qk_norm", "qkv_bias", "rope_theta", "rope_scaling", "norm_eps")
+}
 """Sizes and options of the transformer that the language model decides."""
+DEFAULT_FIELDS = {f.name for f in fields(TransformerConfig)} - OVERRIDABLE_FIELDS - SIZE_FIELDS
+"""All others change its text logits, and no language model has them."""
 SUPPORTED_VALUES = {
     **dict.fromkeys(("attention_bias", "mlp_bias", "qkv_bias", "use_qk_norm"), (False,)),
     **dict.fromkeys(("hidden_act", "hidden_activation"), ("silu", "swish")),

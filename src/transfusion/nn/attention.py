@@ -6,10 +6,10 @@
 |----------|--------------------|-------------|--------------|----------|-------------------|---------------------------------|
 | dense    | scores of rows     | yes         | yes          | yes      | bias of rows      | everywhere; the reference       |
 | sdpa     | mask of rows       | yes         | yes          | no       | in the mask       | everywhere; default with a cache |
-| document | masks of documents | no          | yes          | as dense | bias of documents | everywhere; default without CUDA |
+| document | masks of documents | no          | yes          | by dense | bias of documents | everywhere; default without CUDA |
 | flex     | block mask         | no          | on CUDA only | yes      | yes               | CUDA by default, CPU if asked   |
 
-All take grouped queries, and can modify scores before the softmax (`ScoreMod`). With a soft cap and a cache, `auto` is dense.
+All take grouped queries and ALiBi, all but sdpa a soft cap (`ScoreMod`). With a soft cap and a cache, `auto` is dense.
 `choose_backend` refuses a backend that lacks an option.
 """
 

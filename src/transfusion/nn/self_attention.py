@@ -1,4 +1,5 @@
-"""Multi-head self-attention, and every option of it: QK norm, RoPE, ALiBi and soft cap, value residual, LASER, gates.
+"""Multi-head self-attention, and every option of it: QK norm, RoPE, value residual, LASER, gates, and the
+`ScoreMod` (ALiBi, soft cap) that `nn/attention.py` applies.
 
 project   per token: queries and keys (normalised), values, gates      (weights may differ by modality)
 attend    between tokens: value residual, rotation, cache, attention, gates

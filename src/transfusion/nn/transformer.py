@@ -1,7 +1,8 @@
 """The transformer: a Llama-like stack (pre-norm, SwiGLU, RoPE) over vectors of any origin.
 
 vectors [row, length, width], their positions, and what attention needs to know of the tokens (`AttentionMetadata`, or a view of
-a cache) go in; vectors come out. `Block` is the default layer, `BlockWithOptions` every other one.
+a cache) go in; vectors come out. `BlockWithOptions` replaces `Block` in all
+layers where an option outside attention is on.
 """
 
 import math
