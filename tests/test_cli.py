@@ -51,6 +51,19 @@ def test_a_mistyped_line_ends_with_2_and_names_what_would_be_right(
     assert not list(tmp_path.iterdir())
 
 
+def test_settings_of_another_version_are_refused_with_what_to_do(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "run.yaml").write_text("recipe: digits\ntrain: {steps: 3}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "digits", "--out", "run", "--trainer.steps", "3"])
+    said = "".join(capfd.readouterr())
+    assert (
+        ended.value.code == 2 and "run.yaml has settings of another version (train:" in said and "choose another --out" in said
+    )
+    assert (tmp_path / "run" / "run.yaml").read_text().startswith("recipe: digits\ntrain:"), "the old record stays"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -91,11 +104,12 @@ def test_config_prints_what_train_would_do(capfd) -> None:
     )
 
 
-@pytest.mark.parametrize("line", ["--help", "trian digits"])
-def test_help_and_an_unknown_command_import_no_torch(line: str) -> None:
+@pytest.mark.parametrize("line", ["--help", "trian digits", "train digitz", "config digitz"])
+def test_help_and_a_mistyped_command_or_recipe_import_no_torch(line: str) -> None:
     code = f"import sys; from transfusion.cli import _run\ntry: _run({line.split()!r})\nexcept ValueError as e: print(e)\nprint(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert ("did you mean 'train'" if line.startswith("trian") else "quickstart") in out
+    wanted = {"trian": "did you mean 'train'", "--help": "quickstart"}.get(line.split()[0], "did you mean 'digits'")
+    assert wanted in out
     assert not {"torch", "numpy", "tyro", "rich"} & set(out.splitlines()[-1].split())
 
 

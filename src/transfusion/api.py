@@ -76,6 +76,10 @@ class Transfusion(nn.Module):
         Raises:
             ValueError: a teacher that no loss needs, or one that is missing in training; an unknown modality in `decoders`.
         """
+        if not isinstance(batch, Batch):
+            raise ValueError(
+                "forward takes a Batch: call model.loss(documents), or use transfusion.compat for lists of tensors"
+            )
         network = teacher if isinstance(teacher, Network) else getattr(teacher, "network", None)
         if teacher is not None and not isinstance(network, Network):
             raise ValueError("the EMA model must be a Transfusion, or what its create_ema gives")
@@ -202,7 +206,7 @@ class Transfusion(nn.Module):
         decode_text: bool = True,
     ) -> Engine:
         """An `Engine` with the cache slots that these requests can use together, at most `cache_slots` but enough for each."""
-        held = max(request.cache_slots for request in requests)
+        held = max((request.cache_slots for request in requests), default=1)
         cache_slots = max(held, min(cache_slots, held * len(requests)))
         return Engine(
             self.network, self.vocabulary, cache_slots=cache_slots, capacity=capacity, dtype=dtype, decode_text=decode_text

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from transfusion.commands import COMMANDS, find
 from transfusion.config import ConfigError
-from transfusion.recipes import RECIPES
+from transfusion.recipes import RECIPES, check_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,6 +34,8 @@ def _run(arguments: list[str]) -> int:
         print(_help())
         return 0
     command, *rest = arguments
+    if command in ("train", "config") and rest and not rest[0].startswith("-"):
+        check_recipe(rest[0], *(["classifier"] if command == "train" else []))
     if command == "--version":
         from importlib.metadata import version
 

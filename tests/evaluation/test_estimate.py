@@ -135,3 +135,9 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert half_width(classes) < 2 * 2.093 * classes.std() / math.sqrt(len(classes))
     with pytest.raises(ValueError, match="at least 40"):
         Estimate.jackknife(lambda kept: 0.0, 39)
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 0), (3, 2), (-1, 4)])
+def test_a_share_of_nothing_is_refused(successes: int, count: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 1, not {successes} of {count}"):
+        Estimate.proportion(successes, count)

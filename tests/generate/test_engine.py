@@ -264,3 +264,10 @@ def test_a_document_that_may_not_end_has_all_its_tokens_as_ids() -> None:
     assert {len(ids) for ids in endless} == {30}
     assert min(len(ids) for ids in written(allow_eos=True)) < 30
     assert all(0 <= i < m.vocabulary.num_text for ids in endless for i in ids)
+
+
+def test_no_prompts_give_no_documents_and_lists_are_no_batch(unchecked) -> None:
+    m = model()
+    assert m.generate([]) == []
+    with pytest.raises(ValueError, match=r"call model\.loss\(documents\), or use transfusion\.compat"):
+        m([[torch.randn(1, 4, 4)]])  # type: ignore[arg-type]

@@ -206,7 +206,12 @@ def _prepare(run: Run, log: LogFn) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     recorded = run.folder / "run.yaml"
     if recorded.exists() and (run.folder / "checkpoints").exists():
-        earlier = config.from_yaml(Run, recorded.read_text(encoding="utf-8"))
+        try:
+            earlier = config.from_yaml(Run, recorded.read_text(encoding="utf-8"))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{recorded} has settings of another version ({error}): resume it with that version, or choose another --out"
+            ) from error
         if earlier.digest != run.digest:
             raise ConfigError(
                 f"{run.folder} holds another run ({differences(earlier, run)}); repeat its own command to resume it, or choose "

@@ -40,7 +40,9 @@ class Estimate:
 
     @classmethod
     def proportion(cls, successes: int, count: int) -> "Estimate":
-        """successes / count with Wilson's score interval (Wilson 1927)."""
+        """successes / count with Wilson's score interval (Wilson 1927). Raises ValueError for a count of 0."""
+        if not 0 <= successes <= count or count < 1:
+            raise ValueError(f"successes lie between 0 and the count, which is at least 1, not {successes} of {count}")
         n, p = count, successes / count
         centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
         return cls(p, max(0.0, (centre - half) / (1 + Z * Z / n)), min(1.0, (centre + half) / (1 + Z * Z / n)), n)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transfusion.data.media import to_image
 from transfusion.evaluation import digest
+from transfusion.modality import IMAGE_CHANNELS
 
 BATCH = 32
 """Images per forward pass."""
@@ -130,7 +131,7 @@ def _embedding(output: Any) -> Tensor:
 
 
 def _check(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+    if images.ndim != 4 or images.shape[1] not in IMAGE_CHANNELS or not len(images):
         raise ValueError(f"images are [n, 1 or 3, height, width], at least one, not {list(images.shape)}")
     if not torch.isfinite(images).all():
         raise ValueError("images hold NaN or infinity: look at how they were made")

@@ -1,4 +1,4 @@
-"""Suites: a model and held-out documents in, a record and documents to look at out. All are called alike:
+"""Every suite maps a model and held-out documents to a record and documents to look at; all have one signature:
 
     score(model, documents, context: EvalContext) -> SuiteResult
 

@@ -17,8 +17,13 @@ RECIPES = {
 """Name -> first line of the module's docstring."""
 
 
+def check_recipe(name: str, *others: str) -> None:
+    """Raise ConfigError, with the nearest name, for what is neither a recipe nor one of the other names."""
+    if name not in (*RECIPES, *others):
+        raise ConfigError(f"no recipe {name!r}{nearest(name, (*RECIPES, *others))}")
+
+
 def find(name: str) -> "Recipe":
     """A recipe by name. Raises ConfigError, with the nearest name, if there is none."""
-    if name not in RECIPES:
-        raise ConfigError(f"no recipe {name!r}{nearest(name, RECIPES)}")
+    check_recipe(name)
     return import_module(f"transfusion.recipes.{name}").RECIPE

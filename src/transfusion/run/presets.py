@@ -17,7 +17,7 @@ from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import DDPM, Euler
 from transfusion.diffusion.schedule import LinearInterpolant
 from transfusion.diffusion.times import LogitNormal
-from transfusion.modality import Modality
+from transfusion.modality import IMAGE, Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
 from transfusion.run.record import Run
@@ -72,7 +72,7 @@ PAPER_SIZES = {
 """The paper's Table 2."""
 
 LLAMA_2_IDS = 32_000
-LATENTS = Modality("image", channels=8, shape=(32, 32), patch=(2, 2))
+LATENTS = Modality(IMAGE, channels=8, shape=(32, 32), patch=(2, 2))
 """256 x 256 pixels through the paper's autoencoder, 2 x 2 latents a slot: 256 slots."""
 
 
