@@ -2,8 +2,9 @@
 
 transfusion quickstart            (the same as: transfusion train digits --out quickstart)
 
-1,437 digits to train on, 360 held out (UCI, through scikit-learn). 1,200 steps, 2 minutes 40 seconds on 2 cores: 0.996 of the
-images show the digit of their caption, 0.920 where the caption was never trained on; 0.972 of the held-out digits are read.
+1,437 digits to train on, 360 held out (UCI, through scikit-learn). 1,200 steps, 2 minutes 40 seconds on 2 cores: 1.000 of the
+images show the digit of their caption, 0.784 where the caption was never trained on; 0.983 of the held-out digits are read
+(fp32; in bf16 0.996, 0.920 and 0.972).
 """
 
 from collections.abc import Sequence
