@@ -83,7 +83,8 @@ def parse(default: T, arguments: Sequence[str], program: str, notes: Sequence[st
             raise ConfigError(f"no setting {flag(word)!r}{nearest(flag(word), known)}")
     if HELP & set(rest):
         kinds = [f"  --{name}.kind {{{','.join(kinds)}}}" for name, kinds in choices(default).items() if len(kinds) > 1]
-        print("\n".join(["choices:", *notes, *kinds, ""]))
+        if notes or kinds:
+            print("\n".join(["choices:", *notes, *kinds, ""]))
     try:
         return tyro.cli(
             type(default),
