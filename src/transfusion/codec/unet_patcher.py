@@ -49,7 +49,7 @@ class UNetPatcherConfig:
             raise ValueError(f"a U-Net needs channels and blocks of at least 1 and 0 or more attention heads, not {numbers}")
 
     def build(self, modality: Modality, width: int, eps: float) -> "UNetPatcher":
-        """The module for one modality."""
+        """The module for one modality. Raises ValueError for more axes than the U-Net takes."""
         if (axes := len(modality.shape)) > unet.AXES:
             too_many = f"modality {modality.name!r} has {axes} axes, the U-Net takes up to {unet.AXES}"
             raise ValueError(f"{too_many}: give it a linear patcher (ModelConfig.patchers)")

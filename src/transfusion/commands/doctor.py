@@ -10,7 +10,7 @@ from transfusion.train.log import LogFn
 
 
 def run(arguments: list[str], log: LogFn) -> int:
-    """The command."""
+    """The command. Raises ConfigError for any argument."""
     if HELP & set(arguments):
         print((__doc__ or "").strip())
         return 0

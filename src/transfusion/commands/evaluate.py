@@ -48,7 +48,7 @@ class EvaluateOptions:
     """Suites, held-out data and sampling.
 
     Args:
-        suite: what to measure, see `evaluation/suite.py`.
+        suite: what to measure.
         data: held-out data (default: the held-out split of the run's data); for text also a .txt file, in which empty lines
             separate documents.
         samples: documents to measure, a random subset (0: 5,000 images to draw, all documents to read; coco 30,000).

@@ -179,7 +179,9 @@ def _build_own(run: Run, settings: TransfusionConfig, corpus: Sequence[Document]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key(run.seed, "weights"))
         model = Transfusion(settings, vocabulary)
-    log(f"starting from {run.init}: {model.init_from(source)}" if source is not None else "starting from scratch")
+    start = "scratch" if source is None else f"{run.init}: {model.init_from(source)}"
+    if not (run.folder / "checkpoints").is_dir():
+        log(f"starting from {start}")
     return model
 
 

@@ -244,7 +244,8 @@ class Lists:
         return index < len(first) and first[index]
 
     def latents(self, tensor: Tensor, index: int, *, channel_first: bool | None = None) -> Tensor:
-        """Latents (by default in the user's orientation) as the model has them, Float[channels, *size], checked."""
+        """Latents (by default in the user's orientation) as the model has them, Float[channels, *size]. Raises ValueError
+        for other axes, channels or sizes than the modality's."""
         first = self._channel_first(index) if channel_first is None else channel_first
         modality, form = self.vocabulary.modalities[index], "channels, *size" if first else "*size, channels"
         shape, axes = tuple(tensor.shape), len(modality.patch) + 1
@@ -304,7 +305,7 @@ def _what(value: Any) -> str:
 
 
 def print_modality_sample(sample: Sequence[Any]) -> None:
-    """Print what a sample holds, a pair (kind, shape) an entry."""
+    """Print what a sample holds, a pair (kind, shape) an entry. Raises ValueError for what is no sample."""
     lines = []
     for entry in sample:
         has_index = isinstance(entry, tuple) and isinstance(entry[0], int)

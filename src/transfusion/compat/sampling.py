@@ -22,7 +22,8 @@ def only_modality(vocabulary: Vocabulary, modality_type: int | None) -> int:
 
 
 def forced(vocabulary: Vocabulary, argument: Any) -> tuple[str | None, tuple[int, ...] | None]:
-    """`force_modality_at_start`, an index or (index, size) -> name and size of the modality to generate at once."""
+    """`force_modality_at_start`, an index or (index, size) -> name and size of the modality to generate at once. Raises
+    ValueError for a modality or a size that there is not."""
     if argument is None:
         return None, None
     index, shape = argument if isinstance(argument, tuple) and len(argument) == 2 else (argument, None)
@@ -33,7 +34,8 @@ def forced(vocabulary: Vocabulary, argument: Any) -> tuple[str | None, tuple[int
 
 
 def fixed_sizes(vocabulary: Vocabulary, argument: Any, force: str | None) -> dict[str, tuple[int, ...]]:
-    """`fixed_modality_shape` -> the size of all items, by name of the modalities with as many axes."""
+    """`fixed_modality_shape` -> the size of all items, by name of the modalities with as many axes. Raises ValueError where
+    no modality has as many, or a size does not fit."""
     if argument is None:
         return {}
     shape = size("fixed_modality_shape", argument)
@@ -48,7 +50,8 @@ def fixed_sizes(vocabulary: Vocabulary, argument: Any, force: str | None) -> dic
 
 
 def initial_noise(lists: Lists, noise: Tensor, force: str | None, shape: tuple[int, ...] | None) -> Tensor:
-    """`init_modality_noise`, shaped like the latents or [slots, channels] -> Float[channels, *size]."""
+    """`init_modality_noise`, shaped like the latents or [slots, channels] -> Float[channels, *size]. Raises ValueError for
+    another shape, values that are not finite, or an item that is not forced."""
     if not isinstance(noise, Tensor) or not noise.is_floating_point() or not torch.isfinite(noise).all():
         raise ValueError("init_modality_noise is a tensor of finite floating-point numbers")
     if force is None:
@@ -61,7 +64,7 @@ def initial_noise(lists: Lists, noise: Tensor, force: str | None, shape: tuple[i
 
 
 def with_steps(default: Sampler, sampler: Sampler | None, steps: int | None) -> Sampler:
-    """`sampler`, or the model's own with `modality_steps` steps."""
+    """`sampler`, or the model's own with `modality_steps` steps. Raises ValueError for what is neither."""
     if steps is not None:
         check_number("modality_steps", steps, 1, whole=True)
     if sampler is not None and not hasattr(sampler, "step"):

@@ -40,7 +40,8 @@ class Breakdown(NamedTuple):
 
 
 def read(lists: Lists, batch: Any, modality_type: int | None, *, encode: bool, all_errors: bool) -> tuple[list[Document], bool]:
-    """Documents of lists, of token ids or of latents; and whether each is complete (a row of ids is part of a longer text)."""
+    """Documents of lists, of token ids or of latents; and whether each is complete (a row of ids is part of a longer text).
+    Raises ValueError: what is wrong with which document and item."""
     if not isinstance(batch, Tensor):
         if modality_type is not None:
             raise ValueError("modality_type is for a tensor of latents; in a list, write (index, tensor)")
@@ -61,7 +62,8 @@ def read(lists: Lists, batch: Any, modality_type: int | None, *, encode: bool, a
 
 
 def with_times(model: api.Transfusion, documents: list[Document], times: Any, function: Any) -> list[Document]:
-    """The documents, with the arguments `times` or `num_modalities_to_times_fn` as the times of their items."""
+    """The documents, with the arguments `times` or `num_modalities_to_times_fn` as the times of their items. Raises
+    ValueError for both at once, other counts than items, or a time outside [0, 1]."""
     if times is None and function is None:
         return documents
     counts = [len(document.media) for document in documents]
@@ -88,7 +90,7 @@ def with_times(model: api.Transfusion, documents: list[Document], times: Any, fu
 
 
 def with_noise(lists: Lists, documents: list[Document], noise: Any) -> list[Document]:
-    """The documents, with the argument `noise` as the noise of their items."""
+    """The documents, with the argument `noise` as the noise of their items. Raises ValueError for other counts or shapes."""
 
     def latents(media: Media, tensor: Any) -> dict[str, Any]:
         if not isinstance(tensor, Tensor):

@@ -12,8 +12,13 @@ from transfusion.data.document import Document, Media, Segment, Text, TimeInterv
 
 @dataclass(frozen=True)
 class ConditionDropout:
-    """Shares of documents in which an item is trained without the `text` before it, the `media`, or `both`: for classifier-free
-    guidance."""
+    """How often an item is trained without its context, for classifier-free guidance.
+
+    Args:
+        text: share of documents in which an item loses the text before it.
+        media: share in which it loses the media before it.
+        both: share in which it loses both.
+    """
 
     text: float = 0.1
     media: float = 0.0
@@ -30,10 +35,11 @@ class DocumentTransform:
 
     Args:
         image_first: share of caption-and-item pairs that are reordered to item first (the paper: 0.2).
-        condition_noise_min, condition_noise_max: noise range of items that later segments with a loss condition on. (0, 0.5) is
-            the paper's limit (its Table 8); (0, 0): clean, without a loss; (0, 1): no limit.
+        condition_noise_min: least noise of items that later segments with a loss condition on.
+        condition_noise_max: most noise of such items. 0.5 is the paper's limit (its Table 8), 1 no limit; both 0: clean,
+            without a loss.
         dual: give such items a clean copy to condition on, beside the noised copy that takes the loss, instead of limiting the
-            noise. They take twice their slots, and the two settings above are not used.
+            noise. They take twice their slots, and condition_noise_min and _max are not used.
     """
 
     image_first: float = 0.2

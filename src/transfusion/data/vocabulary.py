@@ -52,7 +52,11 @@ class Bytes:
 
 @dataclass(frozen=True)
 class BPE:
-    """Byte-level byte-pair encoding, trained on the corpus; at most `size` ids, and at least 256."""
+    """Byte-level byte-pair encoding, trained on the corpus.
+
+    Args:
+        size: ids at most, 256 or more.
+    """
 
     kind: ClassVar[str] = "bpe"
     size: int = 4096

@@ -26,7 +26,8 @@ class Guidance:
     Args:
         text: scale for text; 1: no guidance.
         media: scale for earlier media; 1: no guidance.
-        low, high: guide only at times in [low, high] (Kynkaanniemi et al. 2024, arXiv 2404.07724).
+        low: guide only at times from here (Kynkaanniemi et al. 2024, arXiv 2404.07724);
+        high: to here.
     """
 
     text: float = 3.0

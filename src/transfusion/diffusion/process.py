@@ -64,7 +64,7 @@ class Diffusion:
         return expand_like(self.schedule.alpha(t), x0) * x0 + expand_like(self.schedule.sigma(t), x0) * eps
 
     def coefficients(self, kind: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(p, q) of a kind at times t: kind = p x0 + q eps."""
+        """(p, q) of a kind at times t: kind = p x0 + q eps. Raises ValueError for another kind."""
         s = self.schedule
         if kind == "x0":
             return torch.ones_like(t), torch.zeros_like(t)

@@ -28,7 +28,7 @@ class _TimeGrid:
 
     Args:
         num_steps: steps from t = 1 to t = 0.
-        shift: above 1 spends more steps at high noise, see `shifted`.
+        shift: above 1 spends more steps at high noise: t becomes shift t / (1 + (shift - 1) t).
         clip: bound on |x0| estimates (1 for pixels in [-1, 1]); None: no bound.
     """
 

@@ -41,7 +41,7 @@ class Uniform:
 
     Args:
         num_steps: T; times are 1/T, 2/T .. 1, the steps of DDPM (Ho et al. 2020). 0: any time in [0, 1].
-        shift: above 1: more noise, see `shifted`.
+        shift: above 1: more noise, t becomes shift t / (1 + (shift - 1) t).
     """
 
     kind: ClassVar[str] = "uniform"

@@ -51,6 +51,9 @@ def kernel(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1000, seed: 
         subsets: number of pairs of subsets, each drawn without replacement.
         size: samples of a subset; both sets have as many or more.
         seed: random seed of the subsets.
+
+    Raises:
+        ValueError: fewer samples than a subset has, or sets of other widths.
     """
     if subsets < 1 or size < 2:
         raise ValueError(f"{subsets} subsets of {size} samples: take at least 1 subset, of at least 2 samples")
@@ -95,7 +98,7 @@ class PrecisionRecall:
 def precision_recall(real: Tensor, drawn: Tensor, k: int = 3) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equation 2). A set's support is the union of balls around its
     samples, each with the distance to its k-th nearest neighbour as radius: both have more than k samples, and best equally
-    many. Intervals treat the balls as fixed.
+    many. Intervals treat the balls as fixed. Raises ValueError for k below 1, or too few samples.
     """
     if k < 1:
         raise ValueError(f"k is {k}: take the first or a later neighbour")

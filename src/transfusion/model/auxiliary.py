@@ -42,7 +42,8 @@ class AuxiliaryLossConfig:
         reconstruction: weight of the error of the decoded clean estimate; of the latents if a modality has no decoder.
         representation: weight of 1 - cosine between a projected early layer and a later layer of the EMA teacher, at the same
             noise and times (after Self-Flow, arXiv 2603.06507). Costs two more forward passes.
-        student_depth, teacher_depth: depths of the two layers, as fractions of the transformer's depth.
+        student_depth: the early layer, as a fraction of the transformer's depth.
+        teacher_depth: the later layer of the teacher, likewise.
         mask_ratio: fraction of an item's slots that are masked for the student.
 
     Raises:

@@ -14,7 +14,7 @@ class AttentionConfig:
 
     Args:
         alibi_heads: number of query heads, the first ones, with ALiBi (arXiv 2108.12409) beside RoPE, symmetric inside a media
-            item and 1-D for text; formula in `attention.ScoreMod`.
+            item and 1-D for text; the formula is in nn/attention.py.
         soft_cap: scores become soft_cap * tanh(score / soft_cap), before ALiBi (Gemma 2, arXiv 2408.00118, uses 50). 0: off.
         value_residual: mix each layer's values with the first layer's (ResFormer, arXiv 2410.17897).
         gated: multiply each head's output by a sigmoid gate, linear in the layer's input (arXiv 2505.06708).

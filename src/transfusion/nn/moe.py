@@ -26,7 +26,7 @@ class MoEConfig:
         top_k: experts per token, the most probable ones, weighted by their probability.
         shared: one more expert that all tokens use.
         aux_loss_weight: load-balancing loss weight. Only its gradient is added, in the backward of the router, once per
-            optimizer step; with gradient accumulation each micro-batch counts by its share (`balancing`).
+            optimizer step; with gradient accumulation each micro-batch counts by its share.
     """
 
     num_experts: int = 0

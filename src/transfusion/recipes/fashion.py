@@ -61,7 +61,7 @@ def run() -> Run:
 
 
 def documents(run: Run, log: LogFn) -> Sequence[Document]:
-    """Captioned images."""
+    """Captioned images. Raises ConfigError without `--data`, or for labels that are not Fashion-MNIST's."""
     path = _path(run)
 
     def captions(label: str) -> tuple[str, ...]:

@@ -51,7 +51,8 @@ def run() -> Run:
 
 
 def documents(run: Run, log: LogFn) -> Sequence[Document]:
-    """The captioned images of a path, fitted to the model's; unreadable ones are logged."""
+    """The captioned images of a path, fitted to the model's; unreadable ones are logged. Raises ConfigError without `--data`,
+    or where the model has no images."""
     if not run.data:
         raise ConfigError("pictures needs --data PATH: a folder of captioned images, a .jsonl or a .parquet file")
     fit = Fit.of(run.model.modalities)

@@ -33,7 +33,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
-    """fp32, or bf16 for autocast."""
+    """fp32, or bf16 for autocast. Raises ValueError for another name."""
     if name == "auto":
         return torch.bfloat16 if has_bf16(device) else torch.float32
     if name not in ("fp32", "bf16"):

@@ -21,11 +21,12 @@ class AdamWConfig:
         lr: peak learning rate.
         min_lr: learning rate at the end of the cosine.
         warmup: steps of linear warm-up to `lr`.
-        beta1, beta2, eps: of AdamW.
+        beta1: AdamW's decay of the gradient's mean.
+        beta2: AdamW's decay of its square.
+        eps: added to the root of the square.
         weight_decay: on matrices; embeddings, norms and biases have none.
         max_grad_norm: global gradient norm above which gradients are clipped.
-        language_lr_scale: factor on the learning rate of the weights of a language model (`Network.language_parameters`);
-            0: frozen, without gradients or moments.
+        language_lr_scale: factor on the learning rate of a language model's weights; 0: frozen, without gradients or moments.
     """
 
     kind: ClassVar[str] = "adamw"

@@ -52,7 +52,8 @@ def read(path: str | Path, fit: Fit, captions: Captions = unchanged, *, train: b
 
 
 def read_folder(path: Path, fit: Fit, captions: Captions = unchanged) -> Corpus:
-    """The images below a folder. The caption is the text file of the same name, or else the name of the image's own folder."""
+    """The images below a folder. The caption is the text file of the same name, or else the name of the image's own folder. An
+    image without either goes to `unreadable`."""
     corpus = Corpus()
     for file in sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES):
         name = str(file.relative_to(path))
