@@ -1,13 +1,118 @@
-"""Files and folders that are replaced whole: a reader finds the old content or the new, never half of either."""
+"""Files that are read under limits, and files and folders that are replaced whole: a reader finds the old content or the new.
 
+What is read may come from anywhere, so only regular files are opened (a pipe or a device never ends), to a size, and JSON to a
+depth. A manifest holds the sizes and SHA-256 digests of the files beside it.
+"""
+
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
+
+MANIFEST = "MANIFEST.json"
+MAX_BYTES = 256 * 2**20
+"""Larger files are not read at once: 256 MiB."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file. Raises OSError: it cannot be opened, or is a folder, a pipe, a socket or a device."""
+    _check_regular(path, os.stat(path))  # opening a device may do something
+    # without O_NONBLOCK, opening a pipe would wait for its other end
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.fstat(handle))
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path} is {'a folder' if stat.S_ISDIR(status.st_mode) else 'a pipe, a socket or a device'}, not a file")
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file. Raises OSError, as `open_file` or if it has more than `most` bytes."""
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(f"{path} has more than {most:,} bytes")
+        return file.read()
+
+
+def read_text(path: Path, most: int = MAX_BYTES) -> str:
+    """The text of a UTF-8 file, with lines that end in \\n and without a byte order mark. Raises OSError as `read_bytes`, and
+    UnicodeDecodeError."""
+    return read_bytes(path, most).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path, most: int = MAX_BYTES) -> Any:
+    """What a JSON file holds. Raises OSError as `read_bytes`, ValueError as `parse_json`."""
+    return parse_json(read_bytes(path, most).decode("utf-8-sig"))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text means. Raises ValueError: it is none, nested too deeply, or an object has a name twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    plain = dict(pairs)
+    if len(plain) < len(pairs):
+        raise ValueError(f"{Counter(name for name, _ in pairs).most_common(1)[0][0]!r} stands twice in an object")
+    return plain
+
+
+def inside(path: Path, folder: Path) -> Path:
+    """The file that a path below a folder means, symbolic links resolved. In the cache of the Hugging Face hub, whose snapshots
+    are links, the folder is the whole repository. Raises ValueError: the file lies outside."""
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    home = next((p.parent for p in home.parents if p.name == "snapshots" and (p.parent / "blobs").is_dir()), home)
+    if not real.is_relative_to(home):
+        raise ValueError(f"it lies outside {folder}")
+    return real
+
+
+# ---- manifests ------------------------------------------------------------------------------------------------------
+
+
+def manifest(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Name -> size and SHA-256 of each file."""
+    return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(files)}
+
+
+def mismatch(folder: Path, files: Mapping[str, Any]) -> str | None:
+    """The first file of a folder that differs from its entry in a manifest; None if all are as they were. Raises KeyError or
+    TypeError for entries of another form, OSError for a file that cannot be read."""
+    for name, entry in files.items():
+        file = folder / name
+        if file.name != name or not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
+        if sha256(file) != entry["sha256"]:
+            return f"{name} is damaged (its digest differs)"
+    return None
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a regular file in hex digits. Raises OSError."""
+    with open_file(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -150,8 +150,11 @@ def test_the_share_holds_for_a_small_corpus_too_once_all_was_seen() -> None:
 
 def test_a_document_longer_than_a_row_is_named() -> None:
     """Before the first step, whatever paraphrase the first epochs draw."""
+    long = Document((Text("x", paraphrases=("x" * 64,)),), name="long")
     with pytest.raises(ValueError, match="document long takes 66 tokens"):
-        loader([*corpus(500), Document((Text("x", paraphrases=("x" * 64,)),), name="long")])
+        loader([*corpus(10), long])
+    (line,) = loader([*corpus(500), long]).left_out
+    assert line.startswith("document long takes 66 tokens")
 
 
 def test_the_longest_paraphrase_gives_the_length() -> None:

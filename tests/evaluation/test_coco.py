@@ -100,3 +100,14 @@ def test_missing_and_malformed_files_are_named(coco: Path) -> None:
         read_prompts(coco, FIT, 1)
     with pytest.raises(ValueError, match=r"no captions_val2014.json in .*annotations"):
         read_prompts(coco / "nowhere", FIT, 1)
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/secret.png"])
+def test_annotations_name_no_image_outside(coco: Path, name: str) -> None:
+    plain = {"images": [{"id": 1, "file_name": name}], "annotations": [{"image_id": 1, "caption": "a"}]}
+    (coco / "annotations" / "captions_val2014.json").write_text(json.dumps(plain))
+    plain = {"images": [{"split": "test", "filepath": "val2014", "filename": name, "sentences": [{"raw": "a"}]}]}
+    (coco / "dataset_coco.json").write_text(json.dumps(plain))
+    for call in (lambda: read_prompts(coco, FIT, 1), lambda: read_references(coco, FIT)):
+        with pytest.raises(ValueError, match=r"secret\.png lies outside"):
+            call()

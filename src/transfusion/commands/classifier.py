@@ -90,7 +90,7 @@ def run(arguments: list[str], log: LogFn) -> int:
 def _read(options: ClassifierOptions, log: LogFn) -> tuple[tuple[str, ...], Labelled, Labelled]:
     """Names of the classes, training images, held-out images."""
     fit = Fit((options.side, options.side), options.channels)
-    train = list(read(options.data, fit))
+    train = list(read(options.data, fit).report(log))
     try:
         held_out, reason = list(read(options.data, fit, train=False)), "the data has no held-out split"
     except ValueError as error:

@@ -18,7 +18,7 @@ from transfusion.config import ConfigError, nearest
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit
 from transfusion.data.outputs import OUTPUTS, write_documents
-from transfusion.data.sources.jsonl import parse_line
+from transfusion.data.sources.jsonl import parse_line, read_lines
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.image_grid import image_grid
@@ -115,17 +115,9 @@ def _prompts(model: Transfusion, options: GenerateOptions) -> list[Document]:
     path = Path(options.prompts or "")
     fit = Fit.of(model.config.model.modalities) or Fit((1, 1))
     try:
-        lines = path.read_bytes().splitlines()
+        prompts = [parse_line(line, path.parent, fit, name) for name, line in read_lines(path)]
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            name = f"{path.name}:{number}"
-            try:
-                prompts.append(parse_line(line.decode("utf-8"), path.parent, fit, name))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{name}: not UTF-8") from error
     if not prompts:
         raise ValueError(f"{path} holds no prompts: write one document a line")
     return prompts

@@ -96,6 +96,8 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: Log
         seed=run.seed,
         parts=run.trainer.accumulate,
     )
+    for line in loader.left_out:
+        log(f"left out: {line}")
 
     def draw(step: int) -> None:
         modality, samples = run.model.modalities[0], run.folder / "samples" / f"step-{step:08d}"

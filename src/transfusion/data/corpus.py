@@ -1,13 +1,18 @@
 """A corpus: the documents that a source holds, and the names of those that cannot be read."""
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from transfusion.data.document import Document, Media, Text
+from transfusion.data.document import Document, Media, MediaError, Text
 
 MAX_UNREADABLE = 0.05
 """Share of unreadable documents above which reading fails."""
+MAX_TEXT = 1_000_000
+"""Characters of a document's text at most; no row holds so many."""
+INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(c) for c in range(0xFE00, 0xFE10)}
+"""Characters that show nothing, though Unicode classes them as letters, marks or symbols."""
 
 Captions: TypeAlias = Callable[[str], tuple[str, ...]]
 """A caption or class name -> its paraphrases, the first of them the caption itself."""
@@ -18,12 +23,45 @@ def unchanged(caption: str) -> tuple[str, ...]:
     return (caption,)
 
 
+def _is_blank(character: str) -> bool:
+    """Whether it shows nothing: a space, a control or format character (byte order mark, joiner of width zero), a filler."""
+    return unicodedata.category(character) in ("Zs", "Zl", "Zp", "Cc", "Cf") or character in INVISIBLE
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing."""
+    return all(map(_is_blank, text))
+
+
+def check_text(text: str) -> None:
+    """Raise MediaError for what is no text: NUL, half a surrogate pair, or more characters than any row holds."""
+    if len(text) > MAX_TEXT:
+        raise MediaError(f"{len(text):,} characters of text are more than {MAX_TEXT:,}: cut it into several documents")
+    if "\0" in text:
+        raise MediaError("its text holds NUL, as binary files and UTF-16 do: save it as UTF-8")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise MediaError("its text holds half a surrogate pair, as names that are not UTF-8 do: it is no character") from error
+
+
+def caption(text: str) -> str:
+    """A caption without what shows nothing at its ends. Raises MediaError: nothing is left, or as `check_text`."""
+    check_text(text)
+    start = next((i for i, character in enumerate(text) if not _is_blank(character)), None)
+    if start is None:
+        raise MediaError("its caption is empty")
+    end = next(i for i in range(len(text), 0, -1) if not _is_blank(text[i - 1]))
+    return text[start:end]
+
+
 @dataclass
 class Corpus(Sequence[Document]):
-    """Documents, and a line for each that cannot be read: its name and the reason."""
+    """Documents, a line for each that cannot be read (its name and the reason), and a line for each file without any."""
 
     documents: list[Document] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -34,13 +72,21 @@ class Corpus(Sequence[Document]):
     def checked(self, source: str) -> "Corpus":
         """Itself. Raises ValueError if no document can be read, or more than 5 % cannot."""
         total = len(self.documents) + len(self.unreadable)
-        listed = "".join(f"\n  {line}" for line in self.unreadable[:10])
+        listed = "".join(f"\n  {line}" for line in (*self.unreadable[:10], *self.notes[:10]))
         if not self.documents:
             formats = "; folders of images, captions.jsonl, Parquet and idx files are read"
             raise ValueError(f"{source}: no documents{' can be read:' + listed if listed else formats}")
         if len(self.unreadable) > MAX_UNREADABLE * total:
             count = f"{len(self.unreadable)} of {total} documents"
             raise ValueError(f"{source}: {count} cannot be read; mend or remove them:{listed}")
+        return self
+
+    def report(self, log: Callable[[str], None]) -> "Corpus":
+        """Itself, after what was left out has been said to a log."""
+        if self.unreadable:
+            log(f"left out {len(self.unreadable)} unreadable documents:")
+        for line in (*self.unreadable[:20], *self.notes[:20]):
+            log(f"  {line}")
         return self
 
 

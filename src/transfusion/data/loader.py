@@ -57,8 +57,9 @@ class TooManyUnreadable(ValueError):
 
 
 class Loader:
-    """Packed batches of a corpus: `parts` of them a step (gradient accumulation) for process `rank` of `world`. Raises
-    ValueError: the corpus is empty, the rows are no multiple of world * parts, or a document does not fit in a row."""
+    """Packed batches of a corpus: `parts` of them a step (gradient accumulation) for process `rank` of `world`. Documents that
+    do not fit the model or a row are left out, and named in `left_out`. Raises ValueError: the corpus is empty, the rows are no
+    multiple of world * parts, or more than 5 % of the documents do not fit."""
 
     def __init__(
         self,
@@ -77,19 +78,28 @@ class Loader:
             raise ValueError("the corpus is empty: training needs documents")
         if packing.rows % (world * parts):
             raise ValueError(f"rows ({packing.rows}) must be a multiple of processes ({world}) times accumulation ({parts})")
-        self.corpus, self.transform, self.packing = corpus, transform, packing
+        self.transform, self.packing = transform, packing
         self.vocabulary, self.coordinates = vocabulary, coordinates
         self.seed, self.rank, self.world, self.parts = seed, rank, world, parts
-        self.num_windows = -(-len(corpus) // packing.window)
         self._seen: set[int] = set()
         self.failed: dict[int, str] = {}
         self._window = lru_cache(maxsize=2)(self._build)
+        self.left_out: list[str] = []
+        kept: list[Document] = []
         cache: dict[object, int] = {}
         for sample, document in enumerate(corpus):
-            length = max_length(transform.longest(document), vocabulary, cache)
-            if length > packing.row_length:
-                fault = f"document {document.name or sample} takes {length} tokens, a row has {packing.row_length}"
-                raise ValueError(f"{fault}: raise --packing.row-length, or leave the document out")
+            try:
+                length = max_length(transform.longest(document), vocabulary, cache)
+                if length > packing.row_length:
+                    fault = f"document {document.name or sample} takes {length} tokens, a row has {packing.row_length}"
+                    raise ValueError(f"{fault}: raise --packing.row-length, or leave the document out")
+                kept.append(document)
+            except ValueError as error:
+                self.left_out.append(str(error))
+                if len(self.left_out) > MAX_UNREADABLE * len(corpus):
+                    raise
+        self.corpus = kept if self.left_out else corpus
+        self.num_windows = -(-len(self.corpus) // packing.window)
 
     def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, TokenSequence], ...]]:
         """The rows of a window; each is a tuple of (sample, sequence)."""

@@ -1,6 +1,6 @@
 """Files and pixels <-> tensors. Files are decoded when they are loaded, under limits, from an allow-list of formats.
 
-Images become Float32[channels, height, width] in [-1, 1]; `to_image` is the inverse.
+Images become Float32[channels, height, width] in [-1, 1], upright as their EXIF says; `to_image` is the inverse.
 """
 
 import io
@@ -12,16 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from transfusion.data.document import MediaError
+from transfusion.files import open_file
 from transfusion.modality import IMAGE_CHANNELS, Modality, is_image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Image formats that are opened; Pillow has 70, and most flaws of its decoders are in the others."""
 MAX_PIXELS = 4096 * 4096
 """Images with more pixels are refused before they are decoded."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what undoes it."""
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+"""Pillow's modes of grey images of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,8 @@ class Fit:
         return (self.channels, *self.size)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Float32[channels, height, width] in [-1, 1]"""
+        """Float32[channels, height, width] in [-1, 1]. Raises ValueError for pixels in floating point."""
+        image = _eight_bits(_upright(image))
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -60,6 +74,31 @@ class Fit:
         if image.size != size:
             image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         return from_bytes(np.asarray(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says, whatever format carries it. A damaged EXIF says nothing."""
+    image.load()  # in a PNG, EXIF may stand behind the pixels
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow has no exception class for it
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 bits scaled to 8, where Pillow would cut it off at 255; any other image unchanged."""
+    if image.mode == "F":
+        raise ValueError("pixels in floating point have no known range: save the image with 8 or 16 bits")
+    clear = image.info.get("transparency")
+    if image.mode in DEEP:
+        deep = np.asarray(image).astype(np.int64)
+        pixels = ((deep.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)
+        return Image.fromarray(pixels if clear is None else np.where(deep == clear, 255, pixels).astype(np.uint8))
+    if isinstance(clear, tuple) and max(clear) > 255:  # a transparent colour of 16 bits, whose image Pillow has read as 8
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    return image
 
 
 def from_bytes(pixels: np.ndarray) -> Tensor:
@@ -87,8 +126,10 @@ def _media_errors(name: str) -> Iterator[None]:
         raise MediaError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
         raise MediaError(f"{name}: not an image in {', '.join(FORMATS)}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(f"{name}: {error}") from error
+    except OSError as error:
+        raise MediaError(f"{name}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file makes decoders raise nearly anything
+        raise MediaError(f"{name}: {error or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
@@ -108,25 +149,27 @@ class EncodedImage:
     def _label(self) -> str:
         return self.name or (str(self.source) if isinstance(self.source, Path) else "image")
 
-    def open(self) -> Image.Image:
-        """The image, its header alone read. Raises MediaError, naming it: missing, empty, too large, or of another format."""
-        name = self._label
-        with _media_errors(name), warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source, formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            image.close()
-            raise MediaError(f"{name}: {image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS}; shrink it")
-        return image
+    @contextmanager
+    def open(self) -> Iterator[Image.Image]:
+        """The image, its header alone read. Raises MediaError, naming it, here or while it is decoded: it is missing, no file,
+        empty, too large, damaged or of another format."""
+        source = self.source
+        with _media_errors(self._label), io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
+            with warnings.catch_warnings(action="ignore"):  # of a damaged EXIF, for one
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels exceed the limit of {MAX_PIXELS}; shrink it")
+            yield image
 
     def checked(self) -> "EncodedImage":
         """Itself, if its header can be read; raises MediaError as `open`."""
-        self.open().close()
-        return self
+        with self.open():
+            return self
 
     def load(self) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]. Raises MediaError, naming it, if it cannot be decoded."""
-        with self.open() as image, _media_errors(self._label):
+        with self.open() as image:
             return self.fit(image)
 
 
@@ -170,7 +213,8 @@ class ArrayFile:
 
 def _load_array(path: Path, name: str) -> np.ndarray:
     with _media_errors(name):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        open_file(path).close()  # a regular file
+        array = np.lib.format.open_memmap(path, mode="r")  # raises ValueError for objects, and for less than its header says
         if array.dtype.kind not in "fiu":
             raise ValueError(f"an array of {array.dtype} is not numbers")
         return array

@@ -5,6 +5,7 @@ plain text.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from transfusion.modality import Modality
 
+LONGEST = 1000
+"""Characters of a word, or of blanks between words, that a tokenizer is trained on whole."""
+LONG_WORD = re.compile(rf"\S{{{LONGEST}}}|\s{{{LONGEST}}}")
 Role = Literal["pad", "bos", "eos", "begin", "end", "size"]
 
 
@@ -67,7 +71,7 @@ class BPE:
             raise ValueError(f"a byte-level tokenizer needs at least 256 ids, not {self.size}")
         tokenizer, alphabet = _byte_level(models.BPE()), sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(vocab_size=self.size, initial_alphabet=alphabet, show_progress=False, special_tokens=[])
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
         return tokenizer
 
 
@@ -125,6 +129,11 @@ class PretrainedVocabulary:
         for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
             if not 0 <= token < self.count:
                 raise ValueError(f"BOS {self.bos} and EOS {self.eos} must be ids of the language model, below {self.count}")
+
+
+def _pieces(text: str) -> list[str]:
+    """A text in pieces whose words are short: training takes time quadratic in the length of a word."""
+    return [text[i : i + LONGEST] for i in range(0, len(text), LONGEST)] if LONG_WORD.search(text) else [text]
 
 
 def _read(path: Path) -> tokenizers.Tokenizer:

@@ -6,7 +6,6 @@ captions of the validation set, CIDEr of captions of Karpathy's test images. A f
     FOLDER/val2014/COCO_val2014_000000000042.jpg ...
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import EncodedImage, Fit
 from transfusion.evaluation import draw, read
 from transfusion.evaluation.suite import EvalContext, SuiteResult, make_record, stack_images
+from transfusion.files import read_json
 
 CAPTIONS = "captions_val2014.json"
 KARPATHY = "dataset_coco.json"
@@ -63,7 +63,7 @@ def read_prompts(folder: str | Path, fit: Fit, count: int = NUM_PROMPTS, seed: i
         raise ValueError(f"{file} has {len(captions):,} captions: ask for 1 to {len(captions):,} prompts, not {count:,}")
     order = rng.generator(rng.key("coco", "prompts", seed)).permutation(len(captions))
     picked = [captions[i] for i in order[:count]]
-    _check_files(image for image, _ in picked)
+    _check_files((image for image, _ in picked), folder)
     return [
         Document((Text(caption), Media(EncodedImage(image, fit, image.name))), name=str(image)) for image, caption in picked
     ]
@@ -88,7 +88,7 @@ def read_references(folder: str | Path, fit: Fit, split: Split = "test") -> list
         raise ValueError(f"{file} is not Karpathy's split of COCO ({error!r}): take it from caption_datasets.zip") from error
     if not references:
         raise ValueError(f"{file} has no split {split!r}; it has {', '.join(splits) or 'no images at all'}")
-    _check_files(image for image, _ in references)
+    _check_files((image for image, _ in references), folder)
     return [
         Document((Media(EncodedImage(image, fit, image.name)), Text(first, paraphrases=tuple(others))), name=str(image))
         for image, (first, *others) in references
@@ -100,13 +100,15 @@ def _read(folder: Path, name: str, form: str) -> tuple[Path, Any]:
     if file is None:
         raise ValueError(f"no {name} in {folder} or {folder / 'annotations'}: put it there; it holds {form}")
     try:
-        return file, json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return file, read_json(file, 2**30)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not JSON ({error}): it should hold {form}") from error
 
 
-def _check_files(images: Iterable[Path]) -> None:
-    missing = sorted({image for image in images if not image.is_file()})
-    if missing:
+def _check_files(images: Iterable[Path], folder: Path) -> None:
+    distinct = sorted(set(images))
+    if outside := [image for image in distinct if not image.is_relative_to(folder) or ".." in image.relative_to(folder).parts]:
+        raise ValueError(f"the image {outside[0]} lies outside {folder}: take the annotations from COCO")
+    if missing := [image for image in distinct if not image.is_file()]:
         first, others = missing[0], f"{len(missing) - 1:,} more are missing"
         raise ValueError(f"no image {first}, and {others}: unpack COCO's {first.parent.name}.zip into {first.parent.parent}")

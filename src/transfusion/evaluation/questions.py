@@ -1,8 +1,9 @@
 """Questions with choices, from a JSONL file: {"question": "...", "choices": ["...", "..."], "answer": 0}"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from transfusion.files import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,20 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     """
     path, questions = Path(path), []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read questions from {path}: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            plain = json.loads(line)
-            question = Question(str(plain["question"]), tuple(map(str, plain["choices"])), int(plain["answer"]))
+            plain = parse_json(line)
+            question = Question(plain["question"], tuple(plain["choices"]), plain["answer"])
+            if (
+                not all(isinstance(text, str) for text in (question.question, *question.choices))
+                or type(question.answer) is not int
+            ):
+                raise ValueError("question and choices are text, the answer is a whole number")
             if len(question.choices) < 2 or not all(question.choices) or not 0 <= question.answer < len(question.choices):
                 raise ValueError("give at least two choices, none of them empty, and the index of one as answer")
         except (ValueError, TypeError, KeyError) as error:

@@ -58,12 +58,7 @@ def documents(run: Run, log: LogFn) -> Sequence[Document]:
     fit = Fit.of(run.model.modalities)
     if fit is None:
         raise ConfigError("pictures needs a modality of images: two axes, and 1 or 3 channels")
-    corpus = read(run.data, fit)
-    if corpus.unreadable:
-        log(f"left out {len(corpus.unreadable)} unreadable documents:")
-        for line in corpus.unreadable[:20]:
-            log(f"  {line}")
-    return corpus
+    return read(run.data, fit).report(log)
 
 
 def prompts(documents: Sequence[Document]) -> list[str]:

@@ -1,17 +1,22 @@
 """Parquet tables, Hugging Face's convention -> captioned images."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from transfusion.data.corpus import Captions, Corpus, captioned, unchanged
+from transfusion.data.corpus import Captions, Corpus, caption, captioned, is_blank, unchanged
 from transfusion.data.document import Media, MediaError
 from transfusion.data.media import EncodedImage, Fit
+from transfusion.files import open_file, parse_json
+
+MAX_ROWS = 50_000_000
+"""Rows of a table at most: they are held in memory, and a file of a few kilobytes can name any number."""
 
 
 def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions = unchanged) -> Corpus:
     """Tables with an image column (bytes, or a struct with them) and `text` or `caption` (a string, or a list of paraphrases),
-    or a class `label` (named in the Hugging Face metadata, or not). Raises ValueError: pyarrow or a column is missing."""
+    or a class `label` (named in the Hugging Face metadata, or not). Empty tables are noted. Raises ValueError: pyarrow or a
+    column is missing, or a table is damaged."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -19,31 +24,57 @@ def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions = unchanged
         raise ValueError("reading Parquet needs pyarrow: pip install 'transfusion-kit[parquet]'") from error
     corpus = Corpus()
     for path in paths:
-        table = pq.read_table(path)
-        columns = {name.lower(): name for name in table.column_names}
-        image = next((columns[c] for c in ("image", "picture", "jpg", "png") if c in columns), None)
-        text = next((columns[c] for c in ("text", "caption") if c in columns), None)
-        class_names: list[str] | None = None
-        if text is None and "label" in columns:
-            text = columns["label"]
-            features = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-            class_names = features.get(text, {}).get("names")
-        if image is None or text is None:
-            raise ValueError(f"{path}: needs a column image and a column text, caption or label; it has {table.column_names}")
-        texts = table[text]
-        if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-            texts = texts.cast(pa.binary())  # decoded by row in `_texts`, so that a row of invalid UTF-8 fails alone
-        for number, (cell, value) in enumerate(zip(table[image].to_pylist(), texts.to_pylist(), strict=True)):
+        try:
+            with open_file(path) as file:
+                if not file.read(1):
+                    corpus.notes.append(f"{path.name}: an empty file")
+                    continue
+                table = pq.ParquetFile(file)
+                if not table.metadata.num_rows:
+                    corpus.notes.append(f"{path.name}: a table without rows")
+                    continue
+                if table.metadata.num_rows > MAX_ROWS:
+                    raise ValueError(f"{table.metadata.num_rows:,} rows are more than {MAX_ROWS:,}: cut it into several tables")
+                image, text, class_names = _columns(table.schema_arrow)
+                table = table.read([image, text])
+            texts = table[text]
+            if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+                texts = texts.cast(pa.binary())  # decoded by row in `_texts`, so that a row of invalid UTF-8 fails alone
+            rows = zip(table[image].to_pylist(), texts.to_pylist(), strict=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"cannot read {path}: {error}") from error
+        for number, (cell, value) in enumerate(rows):
             name = f"{path.name}:{number}"
             data = cell.get("bytes") if isinstance(cell, dict) else cell
             try:
                 if not isinstance(data, bytes):
                     raise MediaError(f"{name}: no image bytes")
-                paraphrases = tuple(p for caption in _texts(value, class_names, name) for p in captions(caption))
+                paraphrases = tuple(p for found in _texts(value, class_names, name) for p in captions(found))
                 corpus.documents.append(captioned(paraphrases, Media(EncodedImage(data, fit, name).checked()), name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
+
+
+def _columns(schema: Any) -> tuple[str, str, list[str] | None]:
+    """The columns of images and of texts, and the names of classes where the texts are their numbers. Raises ValueError: there
+    are none, or the metadata is of another form."""
+    columns = {name.lower(): name for name in schema.names}
+    image = next((columns[c] for c in ("image", "picture", "jpg", "png") if c in columns), None)
+    text = next((columns[c] for c in ("text", "caption", "label") if c in columns), None)
+    if image is None or text is None:
+        raise ValueError(f"it needs a column image and a column text, caption or label; it has {schema.names}")
+    if text.lower() != "label":
+        return image, text, None
+    names: Any = parse_json((schema.metadata or {}).get(b"huggingface", b"{}").decode("utf-8"))
+    for name in ("info", "features", text, "names"):
+        names = {} if names is None else names
+        if not isinstance(names, dict):
+            raise ValueError(f"its Hugging Face metadata is of another form at {name!r}; mend or remove it")
+        names = names.get(name)
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"its Hugging Face metadata has no list of names for the classes of {text!r}; mend or remove it")
+    return image, text, names
 
 
 def _texts(value: object, class_names: list[str] | None, name: str) -> list[str]:
@@ -53,15 +84,17 @@ def _texts(value: object, class_names: list[str] | None, name: str) -> list[str]
             return [str(value)]
         if not 0 <= value < len(class_names):
             raise MediaError(f"{name}: label {value} has no name; there are {len(class_names)}")
-        return [class_names[value]]
+        value = class_names[value]
     try:
         values = value if isinstance(value, list) else [value]
         cells = [cell.decode("utf-8") if isinstance(cell, bytes) else cell for cell in values]
+        texts = [caption(cell) for cell in cells if isinstance(cell, str) and not is_blank(cell)]
     except UnicodeDecodeError as error:
         raise MediaError(f"{name}: its caption is not UTF-8") from error
-    texts = [cell.strip() for cell in cells if isinstance(cell, str)]
-    if len(texts) < len(cells) and value is not None:
+    except MediaError as error:
+        raise MediaError(f"{name}: {error}") from error
+    if value is not None and not all(isinstance(cell, str) for cell in cells):
         raise MediaError(f"{name}: a caption is text, not {str(value)[:40]!r}")
-    if not any(texts):
+    if not texts:
         raise MediaError(f"{name}: empty caption")
-    return [text for text in texts if text]
+    return texts

@@ -5,25 +5,35 @@ folder with *-idx3-ubyte[.gz]         MNIST family
 folder with captions.jsonl            JSONL with files beside it
 folder of images                      image.png + image.txt, or the image's folder as its caption
 *.jsonl, *.parquet                    that file
+
+Files and folders whose name begins with a dot are not seen (`.ipynb_checkpoints`, `._a.png`), links to folders are not
+followed, and no link leads out of the path.
 """
 
 import gzip
+import math
+import os
 import re
 import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from transfusion.data.corpus import Captions, Corpus, captioned, unchanged
+from transfusion.data.corpus import Captions, Corpus, caption, captioned, unchanged
 from transfusion.data.document import Media, MediaError
-from transfusion.data.media import DecodedImage, EncodedImage, Fit
+from transfusion.data.media import MAX_PIXELS, DecodedImage, EncodedImage, Fit
 from transfusion.data.sources.jsonl import read_jsonl
 from transfusion.data.sources.parquet import read_parquet
+from transfusion.files import inside, open_file, read_text
 
 HELD_OUT = {"valid", "validation", "val", "test", "dev"}
 """Words in the name of a Parquet file that is not trained on."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of the images in a folder."""
+MAX_CAPTION, MAX_IDX = 4 * 2**20, 2 * 2**30
+"""Bytes of a caption and of an unpacked idx file at most."""
 
 
 def read(path: str | Path, fit: Fit, captions: Captions = unchanged, *, train: bool = True) -> Corpus:
@@ -32,48 +42,93 @@ def read(path: str | Path, fit: Fit, captions: Captions = unchanged, *, train: b
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no data at {path}; give the path of a folder or file with --data")
-    if path.is_file():
-        if path.suffix == ".jsonl":
-            corpus = read_jsonl(path, fit)
-        elif path.suffix == ".parquet":
-            corpus = read_parquet([path], fit, captions)
-        else:
-            raise ValueError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; .jsonl and .parquet are read")
-    elif tables := sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet")):
-        is_training = {table: HELD_OUT.isdisjoint(re.split("[^a-z]+", table.stem.lower())) for table in tables}
-        corpus = read_parquet([table for table in tables if is_training[table] == train], fit, captions)
-    elif list(path.glob("*-idx3-ubyte*")):
-        corpus = read_idx(path, captions, train=train, fit=fit)
-    elif (path / "captions.jsonl").exists():
-        corpus = read_jsonl(path / "captions.jsonl", fit)
-    else:
-        corpus = read_folder(path, fit, captions)
+    try:
+        corpus = _read_folder(path, fit, captions, train) if path.is_dir() else _read_file(path, fit, captions)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
     return corpus.checked(str(path))
+
+
+def _read_file(path: Path, fit: Fit, captions: Captions) -> Corpus:
+    if path.suffix == ".jsonl":
+        return read_jsonl(path, fit)
+    if path.suffix == ".parquet":
+        return read_parquet([path], fit, captions)
+    raise ValueError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; .jsonl and .parquet are read")
+
+
+def _read_folder(path: Path, fit: Fit, captions: Captions, train: bool) -> Corpus:
+    if tables := _seen(path, "*.parquet") or _seen(path / "data", "*.parquet"):
+        is_training = {table: HELD_OUT.isdisjoint(re.split("[^a-z]+", table.stem.lower())) for table in tables}
+        return read_parquet([_own(table, path) for table in tables if is_training[table] == train], fit, captions)
+    if _seen(path, "*-idx3-ubyte*"):
+        return read_idx(path, captions, train=train, fit=fit)
+    if _seen(path, "captions.jsonl"):
+        return read_jsonl(_own(path / "captions.jsonl", path), fit)
+    return read_folder(path, fit, captions)
+
+
+def _seen(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match and are not hidden, in the order of their names."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+
+
+def _own(file: Path, folder: Path) -> Path:
+    """The file itself. Raises ValueError, naming it, if it is a link that leads out of the folder."""
+    try:
+        inside(file, folder)
+    except ValueError as error:
+        raise ValueError(f"{file} is a link: {error}; copy it there") from error
+    return file
 
 
 def read_folder(path: Path, fit: Fit, captions: Captions = unchanged) -> Corpus:
     """The images below a folder. The caption is the text file of the same name, or else the name of the image's own folder. An
-    image without either goes to `unreadable`."""
+    image without either goes to `unreadable`, and so does what cannot be read or lies behind a link out of the folder."""
     corpus = Corpus()
-    for file in sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES):
+    for file in sorted(_below(path, corpus)):
         name = str(file.relative_to(path))
         try:
-            beside = file.with_suffix(".txt")
-            if beside.exists():
-                text = beside.read_text(encoding="utf-8").strip()
-            elif file.parent != path:
-                text = file.parent.name.replace("_", " ")
-            else:
-                raise MediaError(f"{name}: no caption; write one to {beside.name}, or put the image in a folder named for it")
-            if not text:
-                raise MediaError(f"{name}: its caption {beside.name} is empty")
-            image = EncodedImage(file, fit, name).checked()
+            text = caption(_caption(file, path))
+            image = EncodedImage(inside(file, path), fit, name).checked()
             corpus.documents.append(captioned(captions(text), Media(image), name))
         except UnicodeDecodeError:
             corpus.unreadable.append(f"{name}: its caption is not UTF-8")
-        except MediaError as error:
-            corpus.unreadable.append(str(error))
+        except (OSError, ValueError) as error:
+            corpus.unreadable.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     return corpus
+
+
+def _caption(image: Path, folder: Path) -> str:
+    beside = image.with_suffix(".txt")
+    if os.path.lexists(beside):  # a link to nowhere is no reason to take another caption
+        return read_text(inside(beside, folder), MAX_CAPTION)
+    if image.parent == folder:
+        raise MediaError(f"no caption; write one to {beside.name}, or put the image in a folder named for it")
+    return image.parent.name.replace("_", " ")
+
+
+def _below(top: Path, corpus: Corpus) -> Iterator[Path]:
+    """The images below a folder, without hidden files and folders. Folders that are links go to the notes of the corpus, those
+    that cannot be read to `unreadable`. Raises OSError if the top cannot be read."""
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        except OSError as error:
+            if folder == top:
+                raise
+            corpus.unreadable.append(f"{folder.relative_to(top)}: {error.strerror}")
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif path.suffix.lower() in SUFFIXES:
+                yield path
+            elif entry.is_symlink() and path.is_dir():
+                corpus.notes.append(f"{path.relative_to(top)}: a link to a folder is not followed: copy that folder here")
 
 
 def read_idx(path: Path, captions: Captions = unchanged, *, train: bool = True, fit: Fit | None = None) -> Corpus:
@@ -99,15 +154,22 @@ def idx_arrays(path: Path, *, train: bool = True) -> tuple[np.ndarray, np.ndarra
 
 
 def _read_idx(folder: Path, name: str, axes: int) -> np.ndarray:
-    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+    path = next((path for path in (folder / name, folder / f"{name}.gz") if os.path.lexists(path)), None)
     if path is None:
         raise ValueError(f"no {name}[.gz] in {folder}; --data wants the folder with the four idx files")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, ndim = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{ndim}I", data, 4)
-        if (zeros, kind, ndim) != (0, 8, axes):
-            raise ValueError("not an idx file of unsigned bytes")
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
-    except (EOFError, OSError, struct.error, ValueError) as error:
+        with open_file(inside(path, folder)) as packed, gzip.open(packed) if path.suffix == ".gz" else packed as file:
+            if struct.unpack(">HBB", file.read(4)) != (0, 8, axes):
+                raise ValueError(f"not an idx file of unsigned bytes with {axes} axes")
+            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            size = math.prod(shape)
+            if size > MAX_IDX or math.prod(shape[1:]) > MAX_PIXELS:
+                raise ValueError(f"{' x '.join(map(str, shape))} bytes are too many")
+            if axes > 1 and not math.prod(shape[1:]):
+                raise ValueError(f"images of {' x '.join(map(str, shape[1:]))} pixels are empty")
+            data = file.read(size + 1)  # no more: a small file may unpack to any size
+        if len(data) != size:
+            raise ValueError(f"{'more' if len(data) > size else 'fewer'} than the {size:,} bytes that its header names")
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    except (EOFError, OSError, struct.error, zlib.error, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
