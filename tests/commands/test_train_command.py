@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from command import SHORT, command
-from small import write_idx
+from small import png, write_idx
 from transfusion.data.sources.scenes import KINDS, NOVEL
 from transfusion.evaluation.classifier import ConvolutionalClassifier
+from transfusion.evaluation.record import Record
 from transfusion.recipes import scenes
 
 
@@ -27,6 +28,29 @@ def test_quickstart_reports_what_it_must(quickstart: str) -> None:
     assert "transfusion generate quickstart" in quickstart
     assert {p.name for p in Path("quickstart").iterdir()} >= {"run.yaml", "metrics.jsonl", "model", "checkpoints"}
     assert Path("quickstart/samples/step-00000002.png").exists()
+
+
+def test_caption_preference_is_in_the_log_the_record_and_the_report(quickstart: str) -> None:
+    lines = [json.loads(line) for line in Path("quickstart/metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "caption_preference" in line]
+    assert [line["step"] for line in found] == [2, 4], "with the samples, and at the end"
+    assert all(0 <= f["caption_preference_low"] <= f["caption_preference"] <= f["caption_preference_high"] <= 1 for f in found)
+    kept = Record.load(Path("quickstart/records/draw.json")).metrics["caption_preference"]
+    assert kept.count == 20 and kept.note == "at t = 0.8"
+    assert json.loads(Path("quickstart/report.json").read_text())["caption_preference"] == kept.value
+    assert "own caption preferred" in quickstart
+
+
+def test_captions_that_are_not_used_are_said_to_be(capfd) -> None:
+    """A folder has no held-out split: the pictures that are trained on are measured. After four steps no caption is used."""
+    for i in range(12):
+        png(Path(f"data/{i}.png"), seed=i, size=(8, 8))
+        Path(f"data/{i}.txt").write_text(f"number {i}")
+    small = "--model.modalities.0.shape 8 8 --model.modalities.0.patch 4 4 --optimizer.lr 1e-9"
+    assert command(f"train pictures --data data --out run {SHORT} {small} --trainer.sample-every 0") == 0
+    said = capfd.readouterr().err
+    assert "step 4: caption preference" in said and "on 12 training pictures at t = 0.8" in said
+    assert "captions are not used" in said and "chance 0.5" in said
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from small import png, write_idx
 from transfusion.data.document import Media, MediaError, Text
 from transfusion.data.media import EncodedImage, Fit, from_bytes, to_image
 from transfusion.data.sources.parquet import read_parquet
-from transfusion.data.sources.read import idx_arrays, read, read_idx
+from transfusion.data.sources.read import has_held_out, idx_arrays, read, read_idx
 
 FIT = Fit((8, 8), 3)
 
@@ -111,6 +111,9 @@ def test_hugging_faces_folder_and_its_parts(tmp_path: Path) -> None:
         pq.write_table(pa.table({"image": [data], "text": [caption]}), tmp_path / "hub" / "data" / f"{name}.parquet")
     assert sorted(d.text for d in read(tmp_path / "hub", FIT)) == ["seen", "seen too"]
     assert [d.text for d in read(tmp_path / "hub", FIT, train=False)] == ["held out"]
+    assert has_held_out(tmp_path / "hub") and not has_held_out(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    write_idx(tmp_path / "idx")
+    assert has_held_out(tmp_path / "idx") and not has_held_out(folder(tmp_path / "images", 1))
 
 
 @pytest.mark.parametrize("zipped", [False, True])

@@ -24,6 +24,7 @@ CLASS_ROWS = {
     "text_to_image_agreement_held_out_paraphrases": "the same, captions never trained on",
     "image_to_text_accuracy": "held-out images captioned correctly",
     "classifier_accuracy": "the classifier, on held-out real images",
+    "caption_preference": "own caption preferred, held-out images",
     "frechet_pixels": "Fréchet distance to held-out images",
     "frechet_pixels_real": "the same, of training images",
     "frechet_classifier": "Fréchet distance in the classifier's features",
@@ -97,7 +98,9 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dic
     if run.report.images:
         with progress("drawing") as each:
             prompts = task.prompts(task.paraphrases, context.samples)
+            held_out = task.held_out_documents(run)
             real = replace(context, real=images, real_classes=labels, trained=task.images(run, False)[0], progress=each)
+            real = replace(real, captioned=held_out)
             drawn = draw.score(model, prompts, real)
         drawn.record.save(records)
         metrics["text_to_image_agreement"] = drawn.record.metrics["agreement"]

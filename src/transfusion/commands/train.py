@@ -8,7 +8,7 @@ The same command again resumes the run. `transfusion train RECIPE --help` lists 
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ from transfusion.data.loader import Loader
 from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
+from transfusion.evaluation.preference import advice, caption_preference, other_captions
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
 from transfusion.model_folder import TransfusionConfig
@@ -31,7 +32,7 @@ from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.record import Run, differences
 from transfusion.train.device import pick_device, pick_dtype
-from transfusion.train.log import LogFn
+from transfusion.train.log import LogFn, Measured
 from transfusion.train.trainer import Hook, Trainer
 
 TOKENIZER, CORPUS = "tokenizer.json", "corpus.json"
@@ -60,17 +61,26 @@ def train_recipe(run: Run, log: LogFn) -> int:
     recipe = find(run.recipe)
     documents = recipe.documents(run, log)
     prompts = recipe.prompts(documents)
-    model = train(run, documents, prompts, log)
+    try:
+        held_out = recipe.held_out_documents(run)
+    except ValueError as error:
+        held_out = ()
+        log(f"note: the held-out split cannot be read, so captions are measured on training pictures: {error}")
+    model = train(run, documents, prompts, log, held_out=held_out)
     report(run, recipe, model, log, training=time.monotonic() - began)
     log(f'next: transfusion generate {run.folder} --prompt "{prompts[-1] if prompts else ""}" --out images')
     return 0
 
 
-def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: LogFn) -> Transfusion:
+def train(
+    run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: LogFn, *, held_out: Sequence[Document] = ()
+) -> Transfusion:
     """Train a run, from its newest checkpoint if it has one. Returns the model with averaged weights, saved in `model/`.
 
     Args:
         prompts: of the samples of the first modality, generated every `trainer.sample_every` steps.
+        held_out: documents that are not trained on, for caption preference, which is measured as often and at the end; without
+            them it is measured on the corpus.
 
     Raises:
         ConfigError: settings contradict each other, or the folder holds another run.
@@ -107,7 +117,9 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: Log
         else:
             write_documents(documents, samples)
 
-    hooks: list[tuple[int, Hook]] = [(run.trainer.sample_every, draw)] if prompts and run.model.modalities else []
+    hooks = [Hook(draw, run.trainer.sample_every)] if prompts and run.model.modalities else []
+    if measure := _caption_preference(run, model, corpus, held_out, dtype):
+        hooks.append(Hook(measure, run.trainer.sample_every, at_end=True))
     trainer = Trainer(
         model,
         loader,
@@ -131,6 +143,36 @@ def train(run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: Log
         lora.merge(model.network)
     model.eval().save_pretrained(run.folder / "model")
     return model
+
+
+def _caption_preference(
+    run: Run, model: Transfusion, corpus: Sequence[Document], held_out: Sequence[Document], dtype: torch.dtype
+) -> Callable[[int], Measured | None] | None:
+    """The hook that measures caption preference, and after the last step says what to do if it is chance; None where no two
+    documents have a picture and captions that differ."""
+    documents, kind = (held_out, "held-out") if held_out else (corpus, "training")
+    try:
+        other_captions(documents, seed=run.seed)
+    except ValueError:
+        return None
+
+    def measure(step: int) -> Measured | None:
+        try:
+            found = caption_preference(model, documents, seed=run.seed, dtype=dtype)
+        except ValueError as error:
+            return Measured({}, str(error))
+        metrics: dict[str, float] = {}
+        for name, estimate in found.items():
+            metrics[name] = estimate.value
+            if estimate.low is not None and estimate.high is not None:
+                metrics |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        shown = ", ".join(f"{name.replace('_', ' ')} {estimate}" for name, estimate in found.items())
+        first = found["caption_preference"]
+        line = f"{shown} on {first.count} {kind} pictures {first.note}"
+        words = advice(first) if step == run.trainer.steps else ""
+        return Measured(metrics, f"{line}\n{words}" if words else line)
+
+    return measure
 
 
 def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:

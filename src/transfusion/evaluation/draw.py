@@ -2,6 +2,8 @@
 
 agreement              share of drawings that the classifier gives the class named in the caption
 classifier_accuracy    its accuracy on held-out real images
+caption_preference     share of held-out pictures that are denoised better behind their own caption than behind another's
+                       (`preference.py`; also `caption_gap`): whether captions are used at all
 frechet_classifier     Fréchet distance to held-out real images in the features of a convolutional classifier
                        (`frechet_pixels` under one on pixels); `frechet_classifier_real`: the same of training images
 kernel_classifier      kernel distance in the same features (or `kernel_pixels`)
@@ -25,6 +27,7 @@ from transfusion.evaluation import distance
 from transfusion.evaluation.classifier import Classifier, accuracy
 from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
+from transfusion.evaluation.preference import caption_preference
 from transfusion.evaluation.suite import (
     MAX_REAL,
     EvalContext,
@@ -38,7 +41,7 @@ from transfusion.evaluation.suite import (
 from transfusion.modality import IMAGE
 
 MAX_COMPARED = 1000
-"""Images that are looked up among the training images, at most."""
+"""Images that are looked up among the training images, and pictures that caption preference is measured on, at most."""
 NO_CLASSIFIER = "no classifier: make one with transfusion train classifier, and give its folder with --classifier"
 NO_REAL = "the documents hold no real images of one size to compare with"
 NO_TRAINED = "the training images are not known: evaluate a model in the folder of its run"
@@ -84,6 +87,7 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     images = torch.stack([document.media[-1].tensor() for document in drawn])  # refuses NaN
 
     results = _Metrics()
+    results.measure(lambda: _caption_preference(model, context.captioned or documents, context), "caption_preference")
     space = "classifier" if classifier is None else classifier.space
     names = (f"frechet_{space}", f"kernel_{space}", "precision", "recall")
     if classifier is None:
@@ -119,6 +123,11 @@ def _real(documents: Sequence[Document], context: EvalContext) -> tuple[Tensor |
         return context.real, [None] * len(context.real) if classes is None else classes.tolist()
     captions = [caption(document) for document in documents if document.media][:MAX_REAL]
     return stack_images(documents), [class_named(text, context.class_names) for text in captions]
+
+
+def _caption_preference(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> dict[str, Estimate]:
+    samples = min(context.samples, MAX_COMPARED)
+    return caption_preference(model, documents, samples=samples, seed=context.seed, dtype=context.dtype)
 
 
 def _agreement(

@@ -30,7 +30,8 @@ Values = Sequence[float] | Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured value, its 95 % interval, its number of samples, and a note on why the interval is missing or has no width."""
+    """A measured value, its 95 % interval, its number of samples, and a note: why the interval is missing or has no width, or
+    how it was measured."""
 
     value: float
     low: float | None
@@ -39,8 +40,9 @@ class Estimate:
     note: str = ""
 
     @classmethod
-    def proportion(cls, successes: int, count: int) -> "Estimate":
-        """successes / count with Wilson's score interval (Wilson 1927). Raises ValueError for a count of 0."""
+    def proportion(cls, successes: float, count: int) -> "Estimate":
+        """successes / count with Wilson's score interval (Wilson 1927); a tie may count as half a success. Raises ValueError
+        for a count of 0."""
         if not 0 <= successes <= count or count < 1:
             raise ValueError(f"successes lie between 0 and the count, which is at least 1, not {successes} of {count}")
         n, p = count, successes / count

@@ -19,6 +19,7 @@ OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 SUMMARY = {
     "agreement": ("draw", "agreement"),
     "agreement, held-out paraphrases": ("draw-held-out-paraphrases", "agreement"),
+    "caption preference": ("draw", "caption_preference"),
     "reading accuracy": ("read", "accuracy"),
     "Fréchet, classifier features": ("draw", "frechet_classifier"),
     "Fréchet, pixels": ("draw", "frechet_pixels"),

@@ -1,4 +1,6 @@
-"""Captions of composed scenes -> images: the share that shows what the caption states, for each of GenEval's six kinds.
+"""Captions of composed scenes -> images: the share that shows what the caption states, for each of GenEval's six kinds. And, of
+the scenes' own images, whether captions are used at all: caption preference, also against the two things exchanged
+(`preference.py`).
 
 The checker reads an image cell by cell: full or empty by brightness, the digit by a classifier fitted on real ones, the colour
 by hue. `checker_accuracy` measures the checker itself on real scenes; report it beside every number that the checker gives.
@@ -33,6 +35,7 @@ from transfusion.data.sources.scenes import (
 )
 from transfusion.evaluation.classifier import Classifier, SmallClassifier
 from transfusion.evaluation.estimate import Estimate
+from transfusion.evaluation.preference import caption_errors, caption_preference, preference, swapped_captions
 from transfusion.evaluation.suite import EvalContext, SuiteResult, generate, make_record
 from transfusion.modality import IMAGE
 
@@ -48,7 +51,8 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     """Draw the scenes of `data.sources.scenes.held_out_scenes` from their captions, with the model's sampler and guidance.
 
     Metrics are shares of right images: of each kind ("two", "two_held_out", ...), of all kinds ("all", "all_held_out"), and
-    the checker's own accuracy ("checker_true", "checker_changed").
+    the checker's own accuracy ("checker_true", "checker_changed"). Then caption preference, and that of each kind against the
+    two things exchanged ("position_swapped", "attribution_held_out_swapped", ...).
 
     Raises:
         ValueError: no documents, or one without a scene.
@@ -68,8 +72,21 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     metrics = {name: Estimate.proportion(sum(verdicts), len(verdicts)) for name, verdicts in groups.items()}
     count = max(MIN_CHECKED, metrics[kinds[0]].count)
     metrics |= checker_accuracy(classifier, count=count, seed=context.seed)
+    metrics |= _preferences(model, documents, context)
     record = make_record("scenes", model, context, metrics, classifiers={"classifier": classifier.digest})
     return SuiteResult(record, tuple(drawn), tuple("right" if verdict else "wrong" for verdict in right))
+
+
+def _preferences(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> dict[str, Estimate]:
+    """Caption preference on all scenes, and against exchanged things on those of each kind that states which is which."""
+    metrics = caption_preference(model, documents, samples=len(documents), seed=context.seed, dtype=context.dtype)
+    for kind in dict.fromkeys(document.name for document in documents):
+        of_kind = [document for document in documents if document.name == kind]
+        pairs = swapped_captions(of_kind, samples=len(of_kind), seed=context.seed)
+        if pairs:
+            errors = caption_errors(model, pairs, seed=context.seed, dtype=context.dtype)
+            metrics[f"{kind}_swapped"] = preference(errors)
+    return metrics
 
 
 def see(images: Tensor, classifier: Classifier) -> list[tuple[Thing, ...]]:

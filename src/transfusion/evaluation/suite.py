@@ -3,10 +3,11 @@
     score(model, documents, context: EvalContext) -> SuiteResult
 
 text    held-out text                          perplexity, bits per byte, ranked choices
-draw    captions, with their real images       agreement, distances, precision and recall, copies, FID, KID, CLIP score
+draw    captions, with their real images       agreement, caption preference, distances, precision and recall, copies, FID, KID,
+                                               CLIP score
 read    images with their captions             accuracy where captions name classes, CIDEr where they are free text
 edit    image, instruction, image              share of edits nearer to the target than the source is
-scenes  composed digits                        share of right images by kind of task
+scenes  composed digits                        share of right images by kind of task, caption preference
 coco    MS-COCO                                `draw` and `read` under the paper's protocol
 
 Prompt i of a suite is generated under the seed rng.key(seed, suite, i), so no two suites share noise.
@@ -50,6 +51,7 @@ class EvalContext:
         real: held-out real images, Float[image, channels, height, width] (default: those of the documents).
         real_classes: their classes, Int[image].
         trained: training images, among which copies are looked for.
+        captioned: held-out pictures with their captions, for caption preference (default: the documents).
         questions: of the suite `text`.
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
@@ -67,6 +69,7 @@ class EvalContext:
     real: Tensor | None = None
     real_classes: Tensor | None = None
     trained: Tensor | None = None
+    captioned: Sequence[Document] = ()
     questions: tuple[Question, ...] = ()
     inception: str = ""
     clip: str = ""

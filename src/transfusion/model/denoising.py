@@ -61,12 +61,19 @@ def add_noise(diffusion: Diffusion, group: MediaGroup) -> NoisedGroup:
     return NoisedGroup(group.modality, group.grid, diffusion.add_noise(group.values, eps, t), t, group.slots, eps)
 
 
+def denoising_errors(
+    diffusion: Diffusion, group: MediaGroup, noised: NoisedGroup, prediction: Float[Tensor, "item channels ..."]
+) -> Float[Tensor, " item"]:
+    """Each item's w(t) * mean squared error, without the item's weight."""
+    assert noised.noise is not None
+    target = diffusion.target(diffusion.prediction, group.values, noised.noise, noised.times)
+    error = mean_per_item((upcast(prediction) - upcast(target)).square(), group.masks)
+    return error * diffusion.loss_weight(noised.times)
+
+
 def denoising_loss(
     diffusion: Diffusion, group: MediaGroup, noised: NoisedGroup, prediction: Float[Tensor, "item channels ..."]
 ) -> Mean:
     """The media loss of a group: each item's w(t) * mean squared error * weight, summed, and the number of items that count."""
-    assert noised.noise is not None
-    target = diffusion.target(diffusion.prediction, group.values, noised.noise, noised.times)
-    error = mean_per_item((upcast(prediction) - upcast(target)).square(), group.masks)
-    weight = group.loss_weights * diffusion.loss_weight(noised.times)
-    return mean_over_items(error * weight, group.loss_weights)
+    errors = denoising_errors(diffusion, group, noised, prediction)
+    return mean_over_items(errors * group.loss_weights, group.loss_weights)

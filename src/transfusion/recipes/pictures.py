@@ -11,7 +11,7 @@ from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.loader import PackingConfig
 from transfusion.data.media import Fit
-from transfusion.data.sources.read import read
+from transfusion.data.sources.read import has_held_out, read
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
@@ -61,10 +61,16 @@ def documents(run: Run, log: LogFn) -> Sequence[Document]:
     return read(run.data, fit).report(log)
 
 
+def held_out(run: Run) -> Sequence[Document]:
+    """The held-out split of the data; empty where it has none."""
+    fit = Fit.of(run.model.modalities)
+    return () if fit is None or not has_held_out(run.data) else read(run.data, fit, train=False)
+
+
 def prompts(documents: Sequence[Document]) -> list[str]:
     """20 captions of the data."""
     captions = list(dict.fromkeys(document.text for document in documents if document.text and document.media))
     return captions[:: max(len(captions) // 20, 1)][:20]
 
 
-RECIPE = Recipe(run, documents, prompts)
+RECIPE = Recipe(run, documents, prompts, held_out=held_out)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media, Text
+from transfusion.data.sources.scenes import KINDS, held_out_scenes
 from transfusion.evaluation.classifier import Classifier
 from transfusion.evaluation.suite import Progress
 from transfusion.run.record import Run
@@ -14,6 +15,8 @@ from transfusion.train.log import LogFn
 
 Labelled = tuple[Tensor, Tensor]
 """Images, Float32[image, channels, height, width], and their classes, Int64[image]."""
+NUM_SCENES = 40
+"""Held-out scenes of each kind that are measured on during training."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,20 @@ class Recipe:
         documents: the documents of a run to train on; reports unreadable ones to the log.
         prompts: of those documents, prompts for the sample grids drawn during training.
         task: measured at the end.
+        held_out: documents of a run's data that are not trained on, where it has some and no task gives them.
     """
 
     run: Callable[[], Run]
     documents: Callable[[Run, LogFn], Sequence[Document]]
     prompts: Callable[[Sequence[Document]], list[str]]
     task: ClassTask | SceneTask | None = None
+    held_out: Callable[[Run], Sequence[Document]] | None = None
+
+    def held_out_documents(self, run: Run) -> Sequence[Document]:
+        """Documents that are never trained on, for measurements during training; of scenes, those without held-out
+        combinations. Empty where the data has none. Raises ValueError: they can't be read."""
+        if isinstance(self.task, ClassTask):
+            return self.task.held_out_documents(run)
+        if isinstance(self.task, SceneTask):
+            return [document for document in held_out_scenes(NUM_SCENES, run.seed) if document.name in KINDS]
+        return () if self.held_out is None else self.held_out(run)

@@ -1,10 +1,12 @@
-"""Output of a run: `metrics.jsonl` with a record a step, TensorBoard where it is installed, and progress on the terminal."""
+"""Output of a run: `metrics.jsonl` with a record a step, and one of what was measured after it; TensorBoard where it is
+installed; progress on the terminal."""
 
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,14 @@ from transfusion.files import replacing
 LogFn = Callable[[str], None]
 """Takes a line for the user."""
 METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured after a step: numbers for `metrics.jsonl` and TensorBoard, and the same as a line for the user."""
+
+    metrics: dict[str, float]
+    line: str
 
 
 @contextmanager
@@ -61,11 +71,7 @@ class TrainingLog:
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step, counted from 1."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+        self._record(step, metrics)
         shown = (
             f"text {metrics['text_loss']:.3f}  media {metrics['media_loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s"
         )
@@ -75,6 +81,19 @@ class TrainingLog:
             elapsed = time.monotonic() - self._started
             left = elapsed / max(step - self._first, 1) * (self._steps - step)
             print(f"step {step}/{self._steps}  {shown}  {elapsed:.0f} s, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def measured(self, step: int, measured: Measured) -> None:
+        """Record what was measured after a step, and show it."""
+        if measured.metrics:
+            self._record(step, measured.metrics)
+        self.line(f"step {step}: {measured.line}")
+
+    def _record(self, step: int, metrics: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
 
     def __enter__(self) -> "TrainingLog":
         return self
@@ -99,7 +118,9 @@ def last_losses(folder: Path, count: int = 50) -> dict[str, float]:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    """The records of a run's steps, without what was measured between them."""
+    records = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if "seconds" in record]
 
 
 def _truncate(file: Path, step: int) -> None:

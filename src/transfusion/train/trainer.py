@@ -23,7 +23,7 @@ from transfusion.nn.ema import EMA, eval_mode
 from transfusion.nn.moe import balancing
 from transfusion.train import checkpoint
 from transfusion.train.device import tune_malloc
-from transfusion.train.log import LogFn, TrainingLog
+from transfusion.train.log import LogFn, Measured, TrainingLog
 from transfusion.train.optimizer import OptimizerConfig
 
 
@@ -36,7 +36,7 @@ class TrainerConfig:
         accumulate: micro-batches that the rows of a step are split into, to save memory.
         ema_decay: decay of the averaged weights.
         log_every: steps between log lines, where there is no terminal.
-        sample_every: steps between sample grids (0: none).
+        sample_every: steps between sample grids, and between measurements of caption preference (0: none).
         patience: consecutive steps without a finite loss and gradient after which the run stops.
     """
 
@@ -73,8 +73,19 @@ class Diverged(RuntimeError):
     """`patience` consecutive steps had no finite loss and gradient."""
 
 
-Hook = Callable[[int], None]
-"""Called after a step with its number, while the model has its averaged weights."""
+@dataclass(frozen=True)
+class Hook:
+    """A function that is called after some steps with the number of the step, while the model has its averaged weights.
+
+    Args:
+        call: what it measures is logged beside the step's metrics.
+        every: steps between calls (0: none).
+        at_end: whether it is called after the last step; without it, the last step is left out.
+    """
+
+    call: Callable[[int], Measured | None]
+    every: int
+    at_end: bool = False
 
 
 class Trainer:
@@ -85,7 +96,7 @@ class Trainer:
         folder: of the run, for checkpoints and metrics.
         digest: of the configuration; a checkpoint of another one is refused.
         device, dtype: where to train, under bf16 autocast or in fp32.
-        hooks: pairs of (N, function to call every N steps).
+        hooks: functions to call on the way and at the end.
         needs_ema_teacher: whether auxiliary losses compare with the averaged model; the model is then called with `teacher`.
         decoders: by modality, for the reconstruction loss; the model is then called with `decoders`.
     """
@@ -103,7 +114,7 @@ class Trainer:
         digest: str,
         device: torch.device,
         dtype: torch.dtype,
-        hooks: Sequence[tuple[int, Hook]] = (),
+        hooks: Sequence[Hook] = (),
         needs_ema_teacher: bool = False,
         decoders: Decoders | None = None,
     ) -> None:
@@ -178,7 +189,7 @@ class Trainer:
                 now = time.monotonic()
                 log.step(self.step, self._metrics(losses, norm, tokens, now - began, waited))
                 began = now
-                self._end_step()
+                self._end_step(log)
                 began += time.monotonic() - now  # hooks and checkpoints are not the step's time
             if self.loader.failed:
                 log.line(f"{len(self.loader.failed)} unreadable documents were left out")
@@ -224,15 +235,16 @@ class Trainer:
             "skipped": self.skipped,
         }
 
-    def _end_step(self) -> None:
+    def _end_step(self, log: TrainingLog) -> None:
         last = self.step == self.config.steps
         if last or self.step % self.checkpoint_config.every == 0:
             checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
-        due = [hook for every, hook in self.hooks if every and self.step % every == 0 and not last]
+        due = [hook for hook in self.hooks if (hook.at_end if last else hook.every and self.step % hook.every == 0)]
         if due:
             with self.ema.swapped(), eval_mode(self.model):
                 for hook in due:
-                    hook(self.step)
+                    if measured := hook.call(self.step):
+                        log.measured(self.step, measured)
 
     def average(self) -> None:
         """Replace the model's weights with their average."""

@@ -58,14 +58,30 @@ def _read_file(path: Path, fit: Fit, captions: Captions) -> Corpus:
 
 
 def _read_folder(path: Path, fit: Fit, captions: Captions, train: bool) -> Corpus:
-    if tables := _seen(path, "*.parquet") or _seen(path / "data", "*.parquet"):
-        is_training = {table: HELD_OUT.isdisjoint(re.split("[^a-z]+", table.stem.lower())) for table in tables}
-        return read_parquet([_own(table, path) for table in tables if is_training[table] == train], fit, captions)
+    if tables := _tables(path):
+        return read_parquet([_own(table, path) for table in tables if _is_training(table) == train], fit, captions)
     if _seen(path, "*-idx3-ubyte*"):
         return read_idx(path, captions, train=train, fit=fit)
     if _seen(path, "captions.jsonl"):
         return read_jsonl(_own(path / "captions.jsonl", path), fit)
     return read_folder(path, fit, captions)
+
+
+def has_held_out(path: str | Path) -> bool:
+    """Whether a path has a held-out split beside the one to train on, which `read` gives for `train=False`."""
+    path = Path(path)
+    if tables := _tables(path):
+        return len({_is_training(table) for table in tables}) == 2
+    return bool(_seen(path, "t10k-images-idx3-ubyte*"))
+
+
+def _tables(path: Path) -> list[Path]:
+    """The Parquet files of a folder, in Hugging Face's convention."""
+    return _seen(path, "*.parquet") or _seen(path / "data", "*.parquet")
+
+
+def _is_training(table: Path) -> bool:
+    return HELD_OUT.isdisjoint(re.split("[^a-z]+", table.stem.lower()))
 
 
 def _seen(folder: Path, pattern: str) -> list[Path]:

@@ -201,6 +201,15 @@ def held_out_scenes(count: int, seed: int) -> list[Document]:
     return documents
 
 
+def swap(scene: Scene) -> Scene | None:
+    """The scene with its two digits exchanged, where its captions say which stands where or has which colour, so that they are
+    false of the original; None for other kinds."""
+    if scene.kind not in ("position", "attribution"):
+        return None
+    a, b = scene.things
+    return replace(scene, things=(replace(a, digit=b.digit), replace(b, digit=a.digit)))
+
+
 def change(scene: Scene, fact: Fact, key: int) -> Scene:
     """A scene with a fact changed, so that the original's captions are false of it: another digit or colour for a thing, one
     thing more or less, or two that swap places. Only for `compose`. Raises ValueError if captions of its kind do not state the
