@@ -35,6 +35,7 @@ def test_caption_preference_is_in_the_log_the_record_and_the_report(quickstart: 
     found = [line for line in lines if "caption_preference" in line]
     assert [line["step"] for line in found] == [2, 4], "with the samples, and at the end"
     assert all(0 <= f["caption_preference_low"] <= f["caption_preference"] <= f["caption_preference_high"] <= 1 for f in found)
+    assert all(f["caption_preference_trained"] > 0 for f in found)
     kept = Record.load(Path("quickstart/records/draw.json")).metrics["caption_preference"]
     assert kept.count == 20 and kept.note == "at t = 0.8"
     assert json.loads(Path("quickstart/report.json").read_text())["caption_preference"] == kept.value

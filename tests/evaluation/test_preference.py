@@ -65,7 +65,8 @@ def test_a_model_that_does_not_see_captions(trained: Transfusion) -> None:
     assert low is not None and high is not None and low < 0.5 < high and abs(found["caption_gap"].value) < 1e-5
     words = advice(found["caption_preference"])
     assert "captions are not used" in words and "0.5" in words and "--model.patcher.kind linear" in words
-    assert not advice(caption_preference(trained, named())["caption_preference"])
+    used = caption_preference(trained, named())["caption_preference"]
+    assert not advice(used) and "those of trained ones are" in advice(found["caption_preference"], used)
 
 
 def test_captions_of_pictures_that_they_do_not_describe(trained: Transfusion) -> None:

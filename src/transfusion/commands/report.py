@@ -29,6 +29,9 @@ CLASS_ROWS = {
     "frechet_pixels_real": "the same, of training images",
     "frechet_classifier": "Fréchet distance in the classifier's features",
     "frechet_classifier_real": "the same, of training images (features)",
+    "brightness": "brightness, over that of real images",
+    "patch_frequency": "power at the patch frequency, over that of real images",
+    "patch_borders": "seams at patch borders, over those of real images",
     "nearest_training": "distance to the nearest training image, over that of real images",
 }
 """Name in `report.json` -> row of the table."""

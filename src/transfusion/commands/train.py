@@ -147,29 +147,31 @@ def train(
 
 def _caption_preference(
     run: Run, model: Transfusion, corpus: Sequence[Document], held_out: Sequence[Document], dtype: torch.dtype
-) -> Callable[[int], Measured | None] | None:
-    """The hook that measures caption preference, and after the last step says what to do if it is chance; None where no two
-    documents have a picture and captions that differ."""
-    documents, kind = (held_out, "held-out") if held_out else (corpus, "training")
+) -> Callable[[int], Measured] | None:
+    """The hook that measures caption preference on held-out documents and on the corpus, and after the last step says what to
+    do if it is chance; None where no two documents have a picture and captions that differ."""
     try:
-        other_captions(documents, seed=run.seed)
+        other_captions(held_out or corpus, seed=run.seed)
     except ValueError:
         return None
 
-    def measure(step: int) -> Measured | None:
+    def measure(step: int) -> Measured:
         try:
-            found = caption_preference(model, documents, seed=run.seed, dtype=dtype)
+            found = caption_preference(model, held_out or corpus, seed=run.seed, dtype=dtype)
+            trained = caption_preference(model, corpus, seed=run.seed, dtype=dtype)["caption_preference"] if held_out else None
         except ValueError as error:
             return Measured({}, str(error))
+        first = found["caption_preference"]
+        if trained is not None:
+            found["caption_preference_trained"] = trained
         metrics: dict[str, float] = {}
         for name, estimate in found.items():
             metrics[name] = estimate.value
             if estimate.low is not None and estimate.high is not None:
                 metrics |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         shown = ", ".join(f"{name.replace('_', ' ')} {estimate}" for name, estimate in found.items())
-        first = found["caption_preference"]
-        line = f"{shown} on {first.count} {kind} pictures {first.note}"
-        words = advice(first) if step == run.trainer.steps else ""
+        line = f"{shown} on {first.count} {'held-out' if held_out else 'training'} pictures {first.note}"
+        words = advice(first, trained) if step == run.trainer.steps else ""
         return Measured(metrics, f"{line}\n{words}" if words else line)
 
     return measure

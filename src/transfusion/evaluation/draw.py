@@ -8,6 +8,9 @@ frechet_classifier     Fréchet distance to held-out real images in the features
                        (`frechet_pixels` under one on pixels); `frechet_classifier_real`: the same of training images
 kernel_classifier      kernel distance in the same features (or `kernel_pixels`)
 precision, recall      by 3 nearest neighbours in the same features
+brightness             mean light of drawings over that of real images (`appearance.py`; 1: as real)
+patch_frequency        a grid of blocks, as a pattern that each patch repeats, over the same in real images
+patch_borders          a grid of blocks, as seams between patches, over the same in real images
 nearest_training       mean pixel distance to the nearest training image, over that of held-out real images (1: as far)
 fid, kid               in Inception's features, where its weights are given
 clip_score             100 cos(image, caption), where a CLIP model is given
@@ -24,6 +27,7 @@ from torch import Tensor
 from transfusion.api import Transfusion
 from transfusion.data.document import Document
 from transfusion.evaluation import distance
+from transfusion.evaluation.appearance import appearance
 from transfusion.evaluation.classifier import Classifier, accuracy
 from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
@@ -42,6 +46,7 @@ from transfusion.modality import IMAGE
 
 MAX_COMPARED = 1000
 """Images that are looked up among the training images, and pictures that caption preference is measured on, at most."""
+SEEN = ("brightness", "patch_frequency", "patch_borders")
 NO_CLASSIFIER = "no classifier: make one with transfusion train classifier, and give its folder with --classifier"
 NO_REAL = "the documents hold no real images of one size to compare with"
 NO_TRAINED = "the training images are not known: evaluate a model in the folder of its run"
@@ -99,11 +104,14 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
         if real is not None:
             results.measure(lambda: _feature_metrics(classifier, images, real, trained), *names)
     if real is None:
-        results.miss(NO_REAL, *names, "nearest_training", "fid", "kid")
+        results.miss(NO_REAL, *names, *SEEN, "nearest_training", "fid", "kid")
     elif trained is None:
         results.miss(NO_TRAINED, "nearest_training")
     else:
         results.measure(lambda: _nearest_training(images, real, trained), "nearest_training")
+    if real is not None:
+        patch = model.vocabulary.modality(IMAGE).patch
+        results.measure(lambda: appearance(images, real, patch), *SEEN)
     if not context.inception:
         results.miss(NO_INCEPTION, "fid", "kid")
     elif real is not None:

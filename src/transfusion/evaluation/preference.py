@@ -151,10 +151,20 @@ def preference(errors: Float[np.ndarray, "pair 2"], times: Sequence[float] = TIM
     return replace(Estimate.proportion(wins, len(errors)), note=_at(times))
 
 
-def advice(measured: Estimate) -> str:
-    """What a caption preference that cannot be told from chance means, and what to do; empty for any other."""
+def advice(measured: Estimate, trained: Estimate | None = None) -> str:
+    """What a caption preference that cannot be told from chance means, and what to do; empty for any other.
+
+    Args:
+        trained: the same on pictures that were trained on, where `measured` is of held-out ones.
+    """
     if measured.low is None or measured.low > CHANCE:
         return ""
+    if trained is not None and trained.low is not None and trained.low > CHANCE:
+        return (
+            f"captions of held-out pictures are not used (caption preference {measured}; chance {CHANCE}), those of trained "
+            f"ones are ({trained}): drawings of new captions follow their noise. Train on more pictures whose captions share "
+            "words, or for fewer passes over them"
+        )
     return (
         f"captions are not used: pictures are denoised no better behind their own caption than behind another's (caption "
         f"preference {measured}; chance {CHANCE}), so drawings follow their noise, not their prompts, however low the loss. "

@@ -23,6 +23,9 @@ SUMMARY = {
     "reading accuracy": ("read", "accuracy"),
     "Fréchet, classifier features": ("draw", "frechet_classifier"),
     "Fréchet, pixels": ("draw", "frechet_pixels"),
+    "brightness": ("draw", "brightness"),
+    "patch frequency": ("draw", "patch_frequency"),
+    "patch borders": ("draw", "patch_borders"),
     "nearest training image": ("draw", "nearest_training"),
     "classifier accuracy": ("draw", "classifier_accuracy"),
 }

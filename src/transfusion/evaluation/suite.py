@@ -3,8 +3,8 @@
     score(model, documents, context: EvalContext) -> SuiteResult
 
 text    held-out text                          perplexity, bits per byte, ranked choices
-draw    captions, with their real images       agreement, caption preference, distances, precision and recall, copies, FID, KID,
-                                               CLIP score
+draw    captions, with their real images       agreement, caption preference, brightness, patch grid, distances, precision and
+                                               recall, copies, FID, KID, CLIP score
 read    images with their captions             accuracy where captions name classes, CIDEr where they are free text
 edit    image, instruction, image              share of edits nearer to the target than the source is
 scenes  composed digits                        share of right images by kind of task, caption preference
