@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from command import SHORT, command
+from command import QUICKSTART, command
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A short quickstart with samples on the way and a report, and what it printed."""
     folder, output = tmp_path_factory.mktemp("trained"), io.StringIO()
-    line = f"quickstart {SHORT} --trainer.sample-every 2 --report.images 20 --report.readings 10 --sampler.num-steps 2"
+    line = f"quickstart {QUICKSTART}"
     with contextlib.chdir(folder), contextlib.redirect_stdout(output):
         assert command(line) == 0
     return folder / "quickstart", output.getvalue()

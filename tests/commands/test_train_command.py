@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from command import SHORT, command
+from command import QUICKSTART, SHORT, command
 from small import png, write_idx
 from transfusion.data.sources.scenes import KINDS, NOVEL
-from transfusion.evaluation.classifier import ConvolutionalClassifier
+from transfusion.evaluation.classifier import ConvolutionalClassifier, Convolutions
 from transfusion.evaluation.record import Record
-from transfusion.recipes import scenes
+from transfusion.recipes import digits, scenes
 
 
 def test_quickstart_reports_what_it_must(quickstart: str) -> None:
@@ -52,6 +52,20 @@ def test_captions_that_are_not_used_are_said_to_be(capfd) -> None:
     said = capfd.readouterr().err
     assert "step 4: caption preference" in said and "on 12 training pictures at t = 0.8" in said
     assert "captions are not used" in said and "chance 0.5" in said
+
+
+def test_one_classifier_judges_and_its_digest_is_kept(quickstart: str, capfd) -> None:
+    report = json.loads(Path("quickstart/report.json").read_text())
+    drawn = [Record.load(Path(f"quickstart/records/{name}.json")) for name in ("draw", "draw-held-out-paraphrases")]
+    assert {record.classifiers["classifier"] for record in drawn} == {report["classifier"]}
+    classifier = ConvolutionalClassifier(Convolutions(1, 8, 10), digits.NAMES)
+    classifier.save(Path("judge"))
+    assert command(f"quickstart {QUICKSTART} --report.classifier judge") == 0, "the same run, judged by another"
+    assert json.loads(Path("quickstart/report.json").read_text())["classifier"] == classifier.digest != report["classifier"]
+    capfd.readouterr()
+    ConvolutionalClassifier(Convolutions(1, 8, 2), ("cat", "dog")).save(Path("other"))
+    assert command("train digits --out new --report.classifier other") == 1
+    assert "has cat, dog; the captions of digits name" in capfd.readouterr().err and not Path("new").exists()
 
 
 @pytest.mark.slow

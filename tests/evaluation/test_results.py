@@ -1,10 +1,12 @@
 """Records come back from their files, and tables come from records."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from transfusion.config import ConfigError
 from transfusion.evaluation import results
 from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.record import Record
@@ -46,6 +48,18 @@ def test_tables_come_from_records(tmp_path: Path) -> None:
     assert "euler (num_steps 3), guidance (text 2), float32" in text and "Not measured: fid, kid (no weights)." in text
     with pytest.raises(ValueError, match="no records below"):
         results.Results().write([tmp_path / "two"])
+
+
+def test_numbers_of_different_classifiers_are_kept_apart() -> None:
+    """Runs of different classifiers are marked, records of one run refused."""
+    other = replace(RECORD, classifiers={"classifier": "c" * 12})
+    read = replace(RECORD, suite="read", classifiers={})
+    table = results.summary({"one": [RECORD, read], "two": [other]})
+    assert "| classifier |" in table and "| `ba9876543210` |" in table and f"| `{'c' * 12}` |" in table
+    assert "only between rows of one classifier" in table
+    assert "only between" not in results.summary({"one": [RECORD], "two": [RECORD], "three": [read]})
+    with pytest.raises(ConfigError, match=r"records of one were judged by different classifiers \(ba9876543210, cccc"):
+        results.summary({"one": [RECORD, replace(other, suite="draw-held-out-paraphrases")]})
 
 
 def test_published_tables_are_those_of_the_records() -> None:

@@ -25,6 +25,7 @@ from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.image_grid import image_grid
+from transfusion.evaluation.preference import advice
 from transfusion.evaluation.questions import read_questions
 from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_images
 from transfusion.modality import is_image
@@ -117,6 +118,11 @@ def run(arguments: list[str], log: LogFn) -> int:
             print_table(result.record.suite, result.record.metrics)
             for reason, names in result.record.missing_by_reason().items():
                 log(f"{names}: not measured ({reason})")
+            for kind, judge in result.record.classifiers.items():
+                log(f"{kind}: {judge}")
+            preference = result.record.metrics.get("caption_preference")
+            if preference is not None and (words := advice(preference)):
+                log(words)
             log(f"record: {path}")
         except Exception as error:  # the other suites still run
             failed += 1

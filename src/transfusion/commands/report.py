@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transfusion.api import Transfusion
@@ -47,8 +48,10 @@ def report(run: Run, recipe: Recipe, model: Transfusion, log: LogFn, *, training
         return
     began = time.monotonic()
     command = command_line(run, recipe.run())
-    metrics = _classes(run, recipe.task, model, command) if isinstance(recipe.task, ClassTask) else _scenes(run, model, command)
+    measure = _classes(run, recipe.task, model, command) if isinstance(recipe.task, ClassTask) else _scenes(run, model, command)
+    metrics, judge = measure
     numbers: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
+    numbers |= {"classifier": judge} if judge else {}
     numbers |= last_losses(run.folder)
     for name, metric in metrics.items():
         numbers |= metric.to_report(name)
@@ -72,20 +75,43 @@ def print_table(title: str, rows: Mapping[str, Estimate]) -> None:
     Console().print(table)
 
 
-def fitted_classifier(run: Run, task: ClassTask) -> Classifier:
-    """The classifier of a task, fitted on real training images; a convolutional one is kept in the run's `classifier/`."""
-    folder = run.folder / "classifier"
-    if (folder / MANIFEST).exists():
-        return ConvolutionalClassifier.load(folder)
-    with progress("fitting the classifier") as each:
-        classifier = task.fit_classifier(run, each)
-    if isinstance(classifier, ConvolutionalClassifier):
-        classifier.save(folder)
+def kept_classifier(run: Run, task: ClassTask) -> Classifier | None:
+    """The classifier in `report.classifier`, or in the run's `classifier/`; None where there is none yet.
+
+    Raises:
+        ValueError: it is damaged, or has other classes than the task.
+    """
+    folder = _classifier_folder(run)
+    if not (folder / MANIFEST).exists():
+        return None
+    classifier = ConvolutionalClassifier.load(folder)
+    if classifier.names != task.names:
+        raise ValueError(
+            f"the classifier in {folder} has {', '.join(classifier.names)}; the captions of {run.recipe} name "
+            f"{', '.join(task.names)}: give another --report.classifier"
+        )
     return classifier
 
 
-def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dict[str, Estimate]:
-    """Agreement of drawn images with their captions, accuracy of captions; records, and the grid `samples.png`."""
+def _classifier_folder(run: Run) -> Path:
+    return Path(run.report.classifier) if run.report.classifier else run.folder / "classifier"
+
+
+def fitted_classifier(run: Run, task: ClassTask) -> Classifier:
+    """The classifier of a task: the one that is kept, or one fitted on real training images. A convolutional one is then kept;
+    a small one is the same whenever it is fitted on the same images. Raises ValueError: as `kept_classifier`."""
+    if kept := kept_classifier(run, task):
+        return kept
+    with progress("fitting the classifier") as each:
+        classifier = task.fit_classifier(run, each)
+    if isinstance(classifier, ConvolutionalClassifier):
+        classifier.save(_classifier_folder(run))
+    return classifier
+
+
+def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:
+    """Agreement of drawn images with their captions, accuracy of captions, and the digest of the classifier; records, and the
+    grid `samples.png`."""
     records = run.folder / "records"
     images, labels = task.images(run, True)
     classifier = fitted_classifier(run, task)
@@ -124,13 +150,14 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> dic
         record = read.score(model, task.held_out_documents(run), context).record
     record.save(records)
     metrics["image_to_text_accuracy"] = record.metrics["accuracy"]
-    return {name: metrics[name] for name in CLASS_ROWS if name in metrics}
+    return {name: metrics[name] for name in CLASS_ROWS if name in metrics}, classifier.digest
 
 
-def _scenes(run: Run, model: Transfusion, command: str) -> dict[str, Estimate]:
-    """Share of correct scenes by kind; the record, and the grid `samples.png` of ten of each kind with verdicts."""
+def _scenes(run: Run, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:
+    """Share of correct scenes by kind, and the digest of the classifier; the record, and the grid `samples.png` of ten of each
+    kind with verdicts."""
     if not run.report.images:
-        return {}
+        return {}, ""
     count = max(run.report.images // (len(KINDS) + len(NOVEL)), 1)
     context = EvalContext(seed=run.seed, dtype=pick_dtype(run.dtype, pick_device(run.device)), command=command)
     with progress("drawing") as each:
@@ -140,4 +167,4 @@ def _scenes(run: Run, model: Transfusion, command: str) -> dict[str, Estimate]:
     images = [result.documents[i].media[-1].tensor() for i in picked]
     captions, labels = [result.documents[i].text for i in picked], [result.labels[i] for i in picked]
     image_grid(images, captions, run.folder / "samples.png", labels=labels)
-    return result.record.metrics
+    return result.record.metrics, result.record.classifiers["classifier"]

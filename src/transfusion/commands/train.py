@@ -16,7 +16,7 @@ import torch
 from transfusion import config, rng
 from transfusion.api import Transfusion
 from transfusion.commands import classifier
-from transfusion.commands.report import report
+from transfusion.commands.report import kept_classifier, report
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.loader import Loader
@@ -30,6 +30,7 @@ from transfusion.model_folder import TransfusionConfig
 from transfusion.recipes import RECIPES, find
 from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
+from transfusion.run.recipe import ClassTask
 from transfusion.run.record import Run, differences
 from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured
@@ -59,6 +60,8 @@ def train_recipe(run: Run, log: LogFn) -> int:
     """Train a recipe's run, then measure its task and write the report."""
     began = time.monotonic()
     recipe = find(run.recipe)
+    if isinstance(recipe.task, ClassTask):
+        kept_classifier(run, recipe.task)  # one that cannot judge is refused before the training
     documents = recipe.documents(run, log)
     prompts = recipe.prompts(documents)
     try:

@@ -89,15 +89,31 @@ def within(text: str, runs: Runs) -> str:
 
 
 def summary(runs: Runs) -> str:
-    """The short table: a row for each run, a column for each metric that any has."""
+    """The short table: a row for each run, a column for each metric that any has, and the digest of the classifier that judged.
+
+    Raises:
+        ConfigError: a run has records of two classifiers, whose numbers do not belong in one row.
+    """
     rows: dict[str, dict[str, Estimate]] = {}
+    judges: dict[str, str] = {}
     for name, records in runs.items():
         metrics = {(record.suite, metric): estimate for record in records for metric, estimate in record.metrics.items()}
         rows[name] = {title: metrics[column] for title, column in SUMMARY.items() if column in metrics}
+        suites = {suite for suite, _ in SUMMARY.values()}
+        found = sorted({r.classifiers["classifier"] for r in records if r.suite in suites and "classifier" in r.classifiers})
+        if len(found) > 1:
+            raise ConfigError(
+                f"the records of {name} were judged by different classifiers ({', '.join(found)}), so their numbers cannot be "
+                "compared: measure all with one (transfusion evaluate --classifier FOLDER), and remove those of the others"
+            )
+        judges[name] = f"`{found[0]}`" if found else ""
     titles = [title for title in SUMMARY if any(title in row for row in rows.values())]
-    lines = [f"| run | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    lines = [f"| run | {' | '.join(titles)} | classifier |", "|---" * (len(titles) + 2) + "|"]
     for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[t]} of {row[t].count:,}" if t in row else "" for t in titles) + " |")
+        cells = [f"{row[t]} of {row[t].count:,}" if t in row else "" for t in titles]
+        lines.append(f"| {' | '.join([name, *cells, judges[name]])} |")
+    if len(set(judges.values()) - {""}) > 1:
+        lines += ["", "Agreement, Fréchet distances and classifier accuracy compare only between rows of one classifier."]
     return "\n".join(lines)
 
 

@@ -23,10 +23,13 @@ class ReportConfig:
     Args:
         images: images to generate from captions (0: none).
         readings: held-out images to caption (0: all).
+        classifier: folder of the classifier that judges drawn images; where it holds none, one is fitted and kept there
+            (default: `classifier/` in the run's folder). Give the runs that you compare the same.
     """
 
     images: int = 500
     readings: int = 0
+    classifier: str = ""
 
 
 @dataclass(frozen=True)
