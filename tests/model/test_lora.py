@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,15 @@ def test_adapters_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     lora.merge(fresh.network)
     docs = ["a word", ["pictures", torch.zeros(3, 16, 16)]]
     assert torch.equal(trained.loss(docs), fresh.eval().loss(docs))
+
+
+def test_a_gradient_is_expected_where_only_adapters_train() -> None:
+    """Text alone, embeddings frozen: the input has no gradient, the adapters have one, and flex on a CPU cannot give it."""
+    m = model(IMAGE)
+    lora.add(m.network, LoRAConfig(4, patchers=False, embeddings=False))
+    m.network.config = replace(m.network.config, attention_backend="flex")
+    with pytest.raises(ValueError, match="flex attention has no backward on cpu; train there with document or sdpa"):
+        m.loss([["only text"]])
+    m.network.config = replace(m.network.config, attention_backend="auto")
+    m.loss([["only text"]]).backward()
+    assert all(p.grad is not None for n, p in m.named_parameters() if ".lora_B." in n)

@@ -37,8 +37,9 @@ class Diffusion:
         prediction: the kind that the network outputs.
         loss: the kind whose squared error is the loss.
         times: distribution of the training times; in Python also any object with a `quantile(u)`.
-        min_divisor: |d| of the prediction is clamped to this in `loss_weight`, which bounds the loss weight of nearly clean
-            items. JiT (Li and He 2025, arXiv 2511.13720) takes 0.05 for x0 under a velocity loss.
+        min_divisor: |d| of the prediction is clamped to this in `loss_weight`, and no weight exceeds 1 / min_divisor^2, whatever
+            the schedule and the kinds: 400 by default. JiT (Li and He 2025, arXiv 2511.13720) takes 0.05 for x0 under a velocity
+            loss.
 
     Raises:
         ValueError: `min_divisor` not above 0, or noise prediction on a schedule with alpha(1) = 0.
@@ -106,11 +107,14 @@ class Diffusion:
         return self.target(kind, x0, eps, t)
 
     def loss_weight(self, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
-        """(d_loss / max(|d_prediction|, min_divisor))^2: turns a squared error of `prediction` into one of `loss`."""
+        """min(|d_loss| / max(|d_prediction|, min_divisor), 1 / min_divisor)^2: turns a squared error of `prediction` into one of
+        `loss`, at most 1 / min_divisor^2 times as large. 1 where both are of one kind."""
         if self.loss == self.prediction:
             return torch.ones_like(t)
         d = self.determinant(self.prediction, t).abs().clamp_min(self.min_divisor)
-        return (self.determinant(self.loss, t) / d) ** 2
+        ratio = self.determinant(self.loss, t).abs() / d
+        # d_velocity has sigma_dot, which grows without bound where a variance-preserving schedule is nearly clean
+        return torch.minimum(ratio, torch.ones_like(t) / torch.full_like(t, self.min_divisor)) ** 2
 
     def conversion_weight(self, kind: Prediction, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
         """(|d| / max(|d|, min_divisor))^2 of the prediction; 1 where the prediction is of that kind.

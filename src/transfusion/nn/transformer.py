@@ -171,7 +171,8 @@ class Transformer(nn.Module):
         config = self.config
         cos, sin = angles(positions, config.sizes.head_dim, config.rope_theta, config.rope_scaling)
         dtype = torch.promote_types(x.dtype, torch.float32)
-        backward = torch.is_grad_enabled() and x.requires_grad
+        # the input alone does not tell: with frozen embeddings, as under LoRA, text comes without a gradient
+        backward = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
         view = tokens if isinstance(tokens, CacheView) else None
         is_token = tokens.documents >= 0 if config.moe.num_experts and not isinstance(tokens, CacheView) else None
         cos, sin = cos.unsqueeze(2).to(dtype), sin.unsqueeze(2).to(dtype)

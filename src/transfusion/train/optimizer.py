@@ -19,12 +19,12 @@ class AdamWConfig:
 
     Args:
         lr: peak learning rate.
-        min_lr: learning rate at the end of the cosine.
+        min_lr: learning rate at the end of the cosine; where `lr` is smaller, the rate stays at `lr`.
         warmup: steps of linear warm-up to `lr`.
         beta1: AdamW's decay of the gradient's mean.
         beta2: AdamW's decay of its square.
         eps: added to the root of the square.
-        weight_decay: on matrices; embeddings, norms and biases have none.
+        weight_decay: on matrices; embeddings, norms, biases and what a module names in `undecayed` have none.
         max_grad_norm: global gradient norm above which gradients are clipped.
         language_lr_scale: factor on the learning rate of a language model's weights; 0: frozen, without gradients or moments.
     """
@@ -61,7 +61,8 @@ class AdamWConfig:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         done = (step - self.warmup) / max(steps - self.warmup, 1)
-        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        floor = min(self.min_lr, self.lr)
+        return floor + (self.lr - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of a module's trainable weights. `lr_scale` of a parameter group multiplies the learning rate.
@@ -89,10 +90,12 @@ class AdamWConfig:
         return self._optimizer(groups, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps)
 
     def _groups(self, module: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-        """Parameter groups with and without weight decay, which embeddings and vectors (norms, biases) do not have."""
-        embeddings = {id(p) for child in module.modules() if isinstance(child, nn.Embedding) for p in child.parameters()}
-        decayed = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
-        others = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
+        """Parameter groups with and without weight decay, which embeddings, vectors (norms, biases) and what a module names in
+        `undecayed` do not have."""
+        spared = {id(p) for child in module.modules() if isinstance(child, nn.Embedding) for p in child.parameters()}
+        spared |= {id(getattr(child, name)) for child in module.modules() for name in getattr(child, "undecayed", ())}
+        decayed = [p for p in parameters if p.ndim > 1 and id(p) not in spared]
+        others = [p for p in parameters if p.ndim < 2 or id(p) in spared]
         return [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
     def _optimizer(self, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
