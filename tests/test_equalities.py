@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from small import FREE, SOUND, VECTOR, documents, model, picture
 from transfusion import rng
@@ -26,7 +28,7 @@ from transfusion.generate.runner import Chunk, ModelRunner
 from transfusion.generate.state import Done, Request
 from transfusion.model.losses import Losses
 from transfusion.model.network import Network
-from transfusion.nn.attention import AttentionMetadata, dense, make_attention, visible
+from transfusion.nn.attention import AttentionMetadata, dense, make_attention, rule, visible
 from transfusion.nn.layers import Linear
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
@@ -60,7 +62,7 @@ def numbers(losses: Losses) -> torch.Tensor:
 @pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
 def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, monkeypatch, unchecked) -> None:
     monkeypatch.setattr(
-        "transfusion.nn.attention._compiled_flex", lambda: flex_attention
+        "transfusion.nn.attention._compiled_flex", lambda _: flex_attention
     )  # compiled: in a process of its own, below
     m = model(coordinates=coordinates, double=dtype == torch.float64)
     batch = rows(m, [entries(m, documents())[:3], entries(m, documents())[3:]], 128)
@@ -102,6 +104,69 @@ def test_compiled_flex_agrees_and_other_documents_compile_nothing_again() -> Non
     In a process of its own, without the checks of types, which a compiler would see as code.
     """
     subprocess.run([sys.executable, "-c", COMPILED], check=True)
+
+
+LENGTHS = """
+import torch
+from transfusion.nn.attention import AttentionMetadata, ScoreMod, make_attention
+torch.manual_seed(0)
+for length in (256, 300, 200):
+    position = torch.arange(length)
+    documents = torch.where(position < length - 9, position // 40, -1).expand(2, length).contiguous()
+    spans = torch.where((position % 40 > 20) & (position % 40 < 30), position // 40, -1).expand(2, length).contiguous()
+    coordinates = torch.rand(2, length, 2) * 40
+    metadata = AttentionMetadata.of_rows(documents, spans, (torch.rand(2, length) < 0.1) & (spans >= 0), coordinates)
+    q, k, v = torch.randn(2, 4, length, 32), torch.randn(2, 2, length, 32), torch.randn(2, 2, length, 32)
+    score_mod = ScoreMod(alibi_heads=3, num_heads=4)
+    with torch.no_grad():
+        outs = [make_attention(form, metadata, score_mod=score_mod)(q, k, v) for form in ("flex", "dense")]
+    difference = (outs[0] - outs[1])[documents[:, None, :, None].expand_as(outs[0]) >= 0].abs().max().item()
+    assert outs[0].shape == outs[1].shape and difference < 1e-5, (length, difference)
+"""
+
+
+@pytest.mark.slow
+def test_compiled_flex_takes_rows_of_any_length() -> None:
+    """One after the other in one process, whole blocks of 128 or not. Measured: 1e-6."""
+    subprocess.run([sys.executable, "-c", LENGTHS], check=True, capture_output=True)
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that any operation gave as one tensor."""
+
+    found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.found = max(self.found, tensor.numel() * tensor.element_size())
+        return out
+
+
+def test_a_block_mask_is_torchs_and_holds_a_strip_of_pairs_at_once(monkeypatch) -> None:
+    rows, length = 2, 1024
+    documents = (torch.arange(length) // 300).expand(rows, length).clone()
+    documents[1] = torch.arange(length) // 450
+    spans = torch.where(torch.arange(length) % 300 > 140, documents, -1)
+    metadata = AttentionMetadata.of_rows(documents, spans, (torch.arange(length) % 7 == 0).expand(rows, length) & (spans >= 0))
+    fields = metadata.fields
+    expected = create_block_mask(
+        lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
+        *(rows, None, length, length, "cpu"),
+    )
+    monkeypatch.setattr("transfusion.nn.attention.STRIP", 1 << 18)
+    kept = []
+    monkeypatch.setattr(
+        "transfusion.nn.attention._compiled_flex", lambda _: lambda q, *_, block_mask, **__: kept.append(block_mask) or q
+    )
+    with Largest() as largest:
+        attention = make_attention("flex", metadata)
+    attention(*(torch.zeros(rows, 1, length, 8) for _ in range(3)))
+    assert largest.found <= 1 << 18  # of 2 million pairs
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(kept[0], name), getattr(expected, name)), name
+    assert kept[0].seq_lengths == expected.seq_lengths and expected.full_kv_num_blocks.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -151,7 +151,7 @@ def rows(m: Transfusion, packed: list[list[TokenSequence]], length: int) -> Batc
 @pytest.mark.slow
 @pytest.mark.parametrize("coordinates", ORDERS, ids=lambda c: c.order)
 def test_packed_is_alone_and_forms_of_attention_agree(coordinates: Coordinates, monkeypatch, unchecked) -> None:
-    monkeypatch.setattr("transfusion.nn.attention._compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr("transfusion.nn.attention._compiled_flex", lambda _: flex_attention)
     m = model(double=True, coordinates=coordinates)
     found = entries(m, dual_documents())
     packed = rows(m, [[found[0], found[2]], [found[1]]], 96)

@@ -41,7 +41,7 @@ def run(m: Transfusion, form: str, packed: list, length: int) -> Tensor:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_backends_agree_with_every_option(name: str, monkeypatch, unchecked) -> None:
-    monkeypatch.setattr("transfusion.nn.attention._compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr("transfusion.nn.attention._compiled_flex", lambda _: flex_attention)
     m = model(double=True, attention=OPTIONS[name])
     found = entries(m, documents())
     with torch.no_grad():

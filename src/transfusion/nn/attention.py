@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -235,26 +235,71 @@ def _masked(mask: Tensor, bias: Tensor | None, score_mod: ScoreMod, *, reference
     return lambda q, k, v: sdpa(q, k, v, masked)
 
 
-def flex(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> AttentionFn:
-    """`dense` by flex attention over whole rows, with a block mask from the rule."""
-    # Imported late: its compiler takes 2 seconds, which most programs never need.
-    from torch.nn.attention.flex_attention import create_block_mask
+BLOCK = 128
+"""Side of flex attention's blocks of pairs."""
+STRIP = 1 << 22
+"""Pairs of tokens whose visibility is computed at once for flex attention's block mask, 1 byte each and some temporaries."""
 
-    fields, (rows, length) = metadata.fields, metadata.documents.shape
-    blocks = create_block_mask(
-        lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
-        *(rows, None, length, length, metadata.documents.device),
-    )
-    flex_attention = _compiled_flex()
+
+def flex(metadata: AttentionMetadata, score_mod: ScoreMod = IDENTITY) -> AttentionFn:
+    """`dense` by flex attention over whole rows, padded to whole blocks, with a block mask from the rule."""
+    length = metadata.documents.shape[1]
+    padding = -length % BLOCK
+    if padding:
+        metadata = _padded(metadata, padding)
+    blocks = _block_mask(metadata)
+    flex_attention = _compiled_flex(metadata.documents.device.type)
     modify = None if score_mod.is_identity else _flex_score_mod(metadata, score_mod)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = q.shape[1] != k.shape[1]
-        out = flex_attention(q.to(v.dtype), k.to(v.dtype), v, score_mod=modify, block_mask=blocks, enable_gqa=grouped)
+        q, k, v = (F.pad(t.to(v.dtype), (0, 0, 0, padding)) if padding else t.to(v.dtype) for t in (q, k, v))
+        out = flex_attention(q, k, v, score_mod=modify, block_mask=blocks, enable_gqa=grouped)
         assert isinstance(out, Tensor)
-        return out
+        return out[:, :, :length]
 
     return attention
+
+
+def _padded(metadata: AttentionMetadata, count: int) -> AttentionMetadata:
+    """Rows with `count` more tokens at their end, each in a document of its own: hardly a block is computed for them."""
+    documents = F.pad(metadata.documents, (0, count))
+    documents[:, -count:] = torch.arange(-1 - count, -1, device=documents.device)
+    spans, private = F.pad(metadata.spans, (0, count), value=-1), F.pad(metadata.private, (0, count))
+    coordinates = None if metadata.coordinates is None else F.pad(metadata.coordinates, (0, 0, 0, count))
+    return AttentionMetadata.of_rows(documents, spans, private, coordinates)
+
+
+def _block_mask(metadata: AttentionMetadata) -> Any:
+    """Flex attention's `BlockMask` of the rule, for rows of whole blocks: which blocks hold a visible pair, and which only such.
+
+    `create_block_mask` would hold every pair of a row at once, 12 to 19 bytes each; here strips of queries follow each other.
+    """
+    # Imported late: its compiler takes 2 seconds, which most programs never need.
+    from torch.nn.attention.flex_attention import BlockMask
+
+    fields, (rows, length) = metadata.fields, metadata.documents.shape
+    keys, size = tuple(f[:, None] for f in fields), max(STRIP // max(rows * length * BLOCK, 1), 1) * BLOCK
+    some, every = [], []
+    for first in range(0, length, size):
+        pairs = rule(tuple(f[:, first : first + size, None] for f in fields), keys)
+        tiles = pairs.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))  # [row, query block, query, key block, key]
+        some.append(tiles.any(4).any(2))
+        every.append(tiles.all(4).all(2))
+    visible_blocks, full = torch.cat(some, 1)[:, None], torch.cat(every, 1)[:, None]
+    return BlockMask.from_kv_blocks(
+        *_ordered(visible_blocks & ~full),
+        *_ordered(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=lambda row, head, query, key: rule(tuple(f[row, query] for f in fields), tuple(f[row, key] for f in fields)),
+        seq_lengths=(length, length),
+    )
+
+
+def _ordered(blocks: Bool[Tensor, "row 1 query_block key_block"]) -> tuple[Tensor, Tensor]:
+    """The number of marked key blocks of each query block, and all key blocks with the marked ones first."""
+    numbers = blocks.int()
+    return numbers.sum(-1, dtype=torch.int32), numbers.argsort(dim=-1, descending=True, stable=True).int()
 
 
 def _flex_score_mod(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callable[..., Tensor]:
@@ -275,11 +320,13 @@ def _flex_score_mod(metadata: AttentionMetadata, score_mod: ScoreMod) -> Callabl
     return modify
 
 
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., object]:
+@lru_cache(maxsize=2)
+def _compiled_flex(device: str) -> Callable[..., object]:
+    """Compiled anew for a second length: on CUDA for all lengths at once; for CPUs torch 2.15 then writes C++ that does not
+    compile, so each length (in whole blocks) is compiled for itself."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=False if device == "cpu" else None)
 
 
 def choose_backend(
