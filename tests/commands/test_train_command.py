@@ -23,6 +23,9 @@ def test_quickstart_reports_what_it_must(quickstart: str) -> None:
     assert report["text_to_image_agreement_count"] == 20 and report["image_to_text_accuracy_count"] == 10
     assert report["classifier_accuracy"] >= 0.97 and report["classifier_accuracy_count"] == 360
     assert {"text_loss", "media_loss", "seconds", "parameters", "seed"} <= report.keys()
+    # after 4 steps: noise, and the report says so
+    assert "is no better than chance: guessing among 10 classes gives 0.100" in " ".join(quickstart.split())
+    assert any(remark.startswith("image to text accuracy") for remark in report["no_better_than_chance"])
     with Image.open("quickstart/samples.png") as grid:
         assert grid.size[0] > 700
     assert "transfusion generate quickstart" in quickstart
@@ -109,3 +112,11 @@ def test_scenes_report_each_kind(monkeypatch: pytest.MonkeyPatch, capfd) -> None
         with Image.open(file) as grid:
             assert grid.size[0] > 700
     assert "position held out" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("4000", "1200"), ("50", "50")])
+def test_a_warm_up_that_does_not_end_within_the_run_is_refused_before_work(warmup: str, steps: str, capfd) -> None:
+    assert command(f"train digits --out run --optimizer.warmup {warmup} --trainer.steps {steps}") == 2
+    said = " ".join("".join(capfd.readouterr()).split())
+    assert f"the warm-up of {warmup} steps does not end within the run of {steps}" in said
+    assert f"set --optimizer.warmup to {int(steps) * 16 // 1000} " in said and not Path("run").exists()

@@ -11,8 +11,10 @@ from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDPM
 from transfusion.model.network import Network
 from transfusion.recipes import RECIPES, find
+from transfusion.run.command_line import parse_run
 from transfusion.run.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, preset
 from transfusion.run.record import Run
+from transfusion.train.optimizer import AdamWConfig
 
 RUNS = [find(name).run() for name in RECIPES]
 RUNS += [preset(name, run) for name in PRESETS for run in RUNS] + [replace(RUNS[0], model=paper_model(s)) for s in PAPER_SIZES]
@@ -32,14 +34,41 @@ def test_the_papers_sizes() -> None:
         assert count / 1e9 == pytest.approx(float(name[:-1]), rel=0.04), name
 
 
+def paper_numbers(words: str, recipe: str = "fashion") -> tuple[float, float, int]:
+    """(lr, min_lr, warm-up) of a recipe under the paper's preset and more settings."""
+    found = parse_run(find(recipe).run(), ["--preset", "paper", *words.split()], "test").optimizer
+    return found.lr, found.min_lr, found.warmup
+
+
 def test_the_paper_preset_is_the_papers() -> None:
     run = preset("paper", find("fashion").run())
     assert run.model.diffusion == PAPER and run.model.media_weight == 5 and run.sampler == DDPM(250, clip=1.0)
-    assert (run.optimizer.lr, run.optimizer.min_lr, run.optimizer.warmup, run.optimizer.weight_decay, run.optimizer.eps) == (
-        3e-4,
-        1.5e-5,
-        4000,
-        0.1,
-        1e-8,
-    )
     assert (run.transform.image_first, run.transform.condition_noise_max) == (0.2, 0.5)
+    assert run.trainer.ema_decay == 0.0 and run.trainer.steps == find("fashion").run().trainer.steps
+
+
+@pytest.mark.parametrize("size", PAPER_SIZES)
+def test_at_the_papers_sizes_and_steps_its_literal_optimiser_comes_out(size: str) -> None:
+    """In any order of the words; by hand: lr 3e-4, 4,000 steps of warm-up, cosine to 1.5e-5, betas 0.9 and 0.95, clip 1."""
+    for words in (
+        f"--preset paper --size {size} --trainer.steps 250000",
+        f"--trainer.steps 250000 --size {size} --preset paper",
+    ):
+        found = parse_run(find("pictures").run(), words.split(), "test")
+        literal = AdamWConfig(3e-4, 1.5e-5, 4000, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, max_grad_norm=1.0)
+        assert found.optimizer == literal and found.model.transformer == PAPER_SIZES[size] and found.trainer.steps == 250_000
+
+
+def test_a_small_run_gets_the_papers_share_of_warm_up_and_a_rate_by_width() -> None:
+    shape = "--model.transformer.width {} --model.transformer.num-heads 2 --trainer.steps {}"
+    rates = [paper_numbers(shape.format(width, 1000)) for width in (16, 64, 128, 256, 512, 768, 1024)]
+    assert [warmup for _, _, warmup in rates] == [16] * 7
+    lrs = [lr for lr, _, _ in rates]
+    assert lrs[0] == lrs[1] > lrs[2] > lrs[3] > lrs[4] > lrs[5] == lrs[6] == 3e-4 and lrs[0] < 0.02
+    assert all(floor == pytest.approx(lr / 20) for lr, floor, _ in rates)
+    digits = find("digits").run()
+    assert paper_numbers("", "digits")[2] == digits.trainer.steps * 16 // 1000
+    assert paper_numbers(shape.format(128, 50))[2] == 0
+    assert paper_numbers("--optimizer.lr 1e-3 --optimizer.warmup 7 --trainer.steps 90")[::2] == (1e-3, 7)
+    assert paper_numbers("--init runs/other")[:2] == (3e-4, 1.5e-5)  # trained weights take the paper's own rate
+    assert parse_run(digits, ["--preset", "paper", "--trainer.ema-decay", "0.9"], "test").trainer.ema_decay == 0.9

@@ -1,5 +1,7 @@
 """Weight decay pulls at matrices, and at nothing else; the learning rate rises to its peak and falls from it."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -45,5 +47,5 @@ def test_the_rate_never_rises_after_the_warm_up(lr: float) -> None:
     for config in (AdamWConfig(lr=lr, min_lr=1e-5, warmup=10), MuonConfig(lr=lr, min_lr=1e-5, warmup=10)):
         rates = [config.rate(step, 100) for step in range(120)]
         assert max(rates) == rates[9] == lr and rates[:9] == sorted(rates[:9])
-        assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+        assert all(a >= b for a, b in pairwise(rates[9:]))
         assert rates[-1] == pytest.approx(min(lr, 1e-5))

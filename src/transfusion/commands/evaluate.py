@@ -23,6 +23,7 @@ from transfusion.data.sources.scenes import held_out_scenes
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
+from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.preference import advice
@@ -116,6 +117,8 @@ def run(arguments: list[str], log: LogFn) -> int:
             path = result.record.save(Path(folder) / RECORDS)
             _write_grid(result, Path(folder) / GRIDS, log)
             print_table(result.record.suite, result.record.metrics)
+            for remark in no_better_than_chance(result.record.metrics, len(prepared.class_names)):
+                log(remark)
             for reason, names in result.record.missing_by_reason().items():
                 log(f"{names}: not measured ({reason})")
             for kind, judge in result.record.classifiers.items():

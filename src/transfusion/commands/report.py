@@ -10,6 +10,7 @@ from typing import Any
 from transfusion.api import Transfusion
 from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
 from transfusion.evaluation import draw, read, scenes
+from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import MANIFEST, Classifier, ConvolutionalClassifier, accuracy
 from transfusion.evaluation.estimate import Estimate, short
 from transfusion.evaluation.image_grid import image_grid
@@ -55,11 +56,15 @@ def report(run: Run, recipe: Recipe, model: Transfusion, log: LogFn, *, training
     numbers |= last_losses(run.folder)
     for name, metric in metrics.items():
         numbers |= metric.to_report(name)
+    remarks = no_better_than_chance(metrics, len(recipe.task.names) if isinstance(recipe.task, ClassTask) else 0)
+    numbers["no_better_than_chance"] = remarks
     # the time of the steps themselves: a repeated command, which trains nothing, reports the same
     numbers["seconds"] = max(training, training_seconds(run.folder)) + time.monotonic() - began
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     rows = {CLASS_ROWS.get(name, name.replace("_", " ")): metric for name, metric in metrics.items()}
     print_table(f"{run.recipe}, seed {run.seed}", rows)
+    for remark in remarks:
+        log(remark)
     images = f"images: {run.folder / 'samples.png'}; " if run.report.images else ""
     log(f"{numbers['seconds']:.0f} seconds; {images}numbers: {run.folder / 'report.json'}")
 

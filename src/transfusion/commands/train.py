@@ -253,7 +253,11 @@ def _prepare(run: Run, log: LogFn) -> None:
     pick_device(run.device)
     warmup, steps = run.optimizer.warmup, run.trainer.steps
     if warmup >= steps:
-        log(f"note: the warm-up ({warmup} steps) is longer than the run ({steps}): see --optimizer.warmup")
+        raise ConfigError(
+            f"the warm-up of {warmup} steps does not end within the run of {steps}, so the learning rate would never come to "
+            f"its peak: set --optimizer.warmup to {steps * 16 // 1000} (the paper's share, 1.6 %), or --trainer.steps to more "
+            f"than {warmup}"
+        )
     run.folder.mkdir(parents=True, exist_ok=True)
     recorded = run.folder / "run.yaml"
     if recorded.exists() and (run.folder / "checkpoints").exists():

@@ -37,9 +37,9 @@ class Diffusion:
         prediction: the kind that the network outputs.
         loss: the kind whose squared error is the loss.
         times: distribution of the training times; in Python also any object with a `quantile(u)`.
-        min_divisor: |d| of the prediction is clamped to this in `loss_weight`, and no weight exceeds 1 / min_divisor^2, whatever
-            the schedule and the kinds: 400 by default. JiT (Li and He 2025, arXiv 2511.13720) takes 0.05 for x0 under a velocity
-            loss.
+        min_divisor: |d| of the prediction is clamped to this in `loss_weight`, and no weight exceeds 1 / min_divisor^2,
+            whatever the schedule and the kinds: 400 by default. JiT (Li and He 2025, arXiv 2511.13720) takes 0.05 for x0 under
+            a velocity loss.
 
     Raises:
         ValueError: `min_divisor` not above 0, or noise prediction on a schedule with alpha(1) = 0.
@@ -107,8 +107,8 @@ class Diffusion:
         return self.target(kind, x0, eps, t)
 
     def loss_weight(self, t: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
-        """min(|d_loss| / max(|d_prediction|, min_divisor), 1 / min_divisor)^2: turns a squared error of `prediction` into one of
-        `loss`, at most 1 / min_divisor^2 times as large. 1 where both are of one kind."""
+        """min(|d_loss| / max(|d_prediction|, min_divisor), 1 / min_divisor)^2: turns a squared error of `prediction` into one
+        of `loss`, at most 1 / min_divisor^2 times as large. 1 where both are of one kind."""
         if self.loss == self.prediction:
             return torch.ones_like(t)
         d = self.determinant(self.prediction, t).abs().clamp_min(self.min_divisor)

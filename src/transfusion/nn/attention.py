@@ -271,7 +271,7 @@ def _padded(metadata: AttentionMetadata, count: int) -> AttentionMetadata:
 
 
 def _block_mask(metadata: AttentionMetadata) -> Any:
-    """Flex attention's `BlockMask` of the rule, for rows of whole blocks: which blocks hold a visible pair, and which only such.
+    """Flex attention's `BlockMask` of the rule, for rows of whole blocks: which blocks hold a visible pair, which only such.
 
     `create_block_mask` would hold every pair of a row at once, 12 to 19 bytes each; here strips of queries follow each other.
     """

@@ -52,7 +52,9 @@ class HyperConnections(nn.Module):
         index: number of the sublayer. Initially it reads stream index mod n and writes into all: the plain residual.
     """
 
-    undecayed = ("mix",)  # starts at the identity: weight decay would fade the streams (the paper decays the dynamic part alone)
+    undecayed = (
+        "mix",
+    )  # starts at the identity: weight decay would fade the streams (the paper decays the dynamic part alone)
 
     def __init__(self, width: int, streams: int, index: int, eps: float) -> None:
         super().__init__()

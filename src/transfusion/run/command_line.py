@@ -28,12 +28,17 @@ def parse_run(default: Run, arguments: Sequence[str], program: str) -> Run:
     """
     run, rest = default, list(arguments)
     name, rest = _take("preset", rest)
-    if name is not None:
-        run = preset(name, run)
     size, rest = _take("size", rest)
     if size is not None:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, transformer=transformer(size)))
-    return parse(run, rest, program, notes=[f"  --preset {{{','.join(PRESETS)}}}", f"  --size {{{','.join(PAPER_SIZES)}}}"])
+    notes = [f"  --preset {{{','.join(PRESETS)}}}", f"  --size {{{','.join(PAPER_SIZES)}}}"]
+    if name is None:
+        return parse(run, rest, program, notes)
+    # a preset depends on the run's steps, network and start, which the settings after it may change; they win over the preset
+    found = parse(preset(name, run), rest, program, notes)
+    model = dataclasses.replace(run.model, transformer=found.model.transformer)
+    run = dataclasses.replace(run, trainer=found.trainer, model=model, init=found.init)
+    return parse(preset(name, run), rest, program, notes)
 
 
 def command_line(run: Run, default: Run) -> str:
