@@ -49,7 +49,7 @@ def run(out: Path, steps: int = 8, **overrides) -> Run:
         ),
         packing=replace(base.packing, row_length=48, rows=4, window=16),
         trainer=TrainerConfig(steps=steps, ema_decay=0.9, log_every=1000),
-        optimizer=replace(base.optimizer, lr=3e-3, warmup=3),
+        optimizer=replace(base.optimizer, lr=3e-3, warmup=min(3, steps - 1)),
         checkpoint=replace(base.checkpoint, every=3, keep=2),
     )
     return replace(tiny, **overrides)
@@ -204,7 +204,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
 def test_another_run_in_the_folder_is_refused_and_named(tmp_path: Path) -> None:
     train(run(tmp_path, 3), corpus(), [], quiet)
     with pytest.raises(ConfigError, match=r"optimizer\.lr: was 0\.003, now 0\.01"):
-        train(run(tmp_path, 3, optimizer=AdamWConfig(lr=0.01)), corpus(), [], quiet)
+        train(run(tmp_path, 3, optimizer=AdamWConfig(lr=0.01, warmup=2)), corpus(), [], quiet)
 
 
 def test_the_same_line_after_the_end_changes_nothing(tmp_path: Path) -> None:
