@@ -90,7 +90,7 @@ def lora(folder: Path) -> object:
 def hub(folder: Path) -> object:
     from transfusion.api import Transfusion
 
-    return Transfusion.from_language_model("owner/model")
+    return Transfusion.from_language_model("hf://owner/model")
 
 
 @pytest.mark.parametrize(

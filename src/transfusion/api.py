@@ -28,7 +28,17 @@ from transfusion.model.losses import Losses
 from transfusion.model.network import Network
 from transfusion.model.pretrained import LanguageModel, ModalityWeights
 from transfusion.model.transfer import LoadReport, init_from
-from transfusion.model_folder import TransfusionConfig, find, fit, read_settings, read_weights, write
+from transfusion.model_folder import (
+    TOKENIZER,
+    TransfusionConfig,
+    find,
+    fit,
+    read_settings,
+    read_weights,
+    verify,
+    within_weights,
+    write,
+)
 from transfusion.nn.ema import Averaged, eval_mode
 
 Model = TypeVar("Model", bound="Transfusion")
@@ -239,11 +249,14 @@ class Transfusion(nn.Module):
             modules: patchers of your own, where the model was made with some; their weights are read from the folder.
 
         Raises:
-            ValueError: no model, another format, missing modules, or weights that do not fit; the message names what differs.
+            ValueError: no model, another format, files that are not as they were written, missing modules, or weights that do
+                not fit; the message names what differs.
         """
         folder, config = find(folder), read_settings(folder)
-        vocabulary = Vocabulary.load(folder / "tokenizer.json", config.model.modalities, config.language)
-        model = cls(config, vocabulary, modules=modules)
+        verify(folder)
+        with within_weights(folder, config):
+            vocabulary = Vocabulary.load(folder / TOKENIZER, config.model.modalities, config.language)
+            model = cls(config, vocabulary, modules=modules)
         fit(model.network, read_weights(folder, tie_embeddings=config.model.tie_embeddings))
         return model.to(device)
 
@@ -266,7 +279,7 @@ class Transfusion(nn.Module):
         control tokens behind its ids. On text it computes the language model's logits.
 
         Args:
-            name: a folder as Hugging Face's libraries write it, or OWNER/MODEL on their hub (extra `hf`).
+            name: a folder as Hugging Face's libraries write it, or hf://OWNER/MODEL on their hub (extra `hf`).
             modalities: the media to learn (None: those of `config`).
             modality_weights: "none": media use the language model's weights; "mlp", "all": media get weights of their own, see
                 `TransformerConfig.modality_weights` (LMFusion, arXiv 2412.15188, is "all" with the language model frozen).
@@ -283,6 +296,7 @@ class Transfusion(nn.Module):
         network = config.model if modalities is None else replace(config.model, modalities=modalities)
         network = source.model(network, modality_weights=modality_weights, context_length=context_length)
         vocabulary = source.vocabulary(network.modalities)
+        source.check()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key(seed, "weights"))
             model = cls(replace(config, model=network, language=vocabulary.ids), vocabulary, modules=modules)

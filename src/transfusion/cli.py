@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from transfusion.commands import COMMANDS, find
 from transfusion.config import ConfigError
 from transfusion.recipes import RECIPES, check_recipe
+from transfusion.train.log import printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = _run(arguments)
     except ConfigError as error:
-        print(f"transfusion: {error}", file=sys.stderr)
+        print(f"transfusion: {printable(str(error))}", file=sys.stderr)
         code = 2
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"transfusion: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, MemoryError, OverflowError) as error:
+        print(f"transfusion: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("transfusion: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
@@ -45,7 +46,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _log(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def _help() -> str:

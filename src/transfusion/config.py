@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import reprlib
 import types
 import typing
 from collections.abc import Iterable
@@ -27,8 +28,17 @@ class ConfigError(ValueError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A suggestion to end an error with: '; did you mean X?', or all the known names."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:80], known, n=1, cutoff=0.5)  # quadratic in its length
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def short(plain: Any) -> str:
+    """A value for a message, cut off where it is long or deep."""
+    return _SHORT.repr(plain)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @cache
@@ -73,14 +83,14 @@ def from_plain(kind: type[T], plain: Any, where: str = "") -> T:
 def _read(kind: Any, plain: Any, where: str) -> Any:
     if tagged := choices(kind):
         if not isinstance(plain, dict):
-            raise ConfigError(f"{where}: must be a mapping with a kind, not {plain!r}")
+            raise ConfigError(f"{where}: must be a mapping with a kind, not {short(plain)}")
         tag = plain.get("kind", next(iter(tagged)))
-        if tag not in tagged:
-            raise ConfigError(f"{where}.kind: no {tag!r}{nearest(str(tag), tagged)}")
+        if not isinstance(tag, str) or tag not in tagged:
+            raise ConfigError(f"{where}.kind: no {short(tag)}{nearest(tag if isinstance(tag, str) else '', tagged)}")
         return _dataclass(tagged[tag], {k: v for k, v in plain.items() if k != "kind"}, where)
     if dataclasses.is_dataclass(kind):
         if not isinstance(plain, dict):
-            raise ConfigError(f"{where or 'configuration'}: must be a mapping, not {plain!r}")
+            raise ConfigError(f"{where or 'configuration'}: must be a mapping, not {short(plain)}")
         return _dataclass(typing.cast(type, kind), plain, where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -89,28 +99,31 @@ def _read(kind: Any, plain: Any, where: str) -> Any:
                 return _read(member, plain, where)
             except ConfigError:
                 continue
-        raise ConfigError(f"{where}: {plain!r} is none of {', '.join(_name(a) for a in args)}")
+        raise ConfigError(f"{where}: {short(plain)} is none of {', '.join(_name(a) for a in args)}")
     if origin is typing.Literal:
         if plain not in args:
-            raise ConfigError(f"{where}: no {plain!r}{nearest(str(plain), map(str, args))}")
+            raise ConfigError(f"{where}: no {short(plain)}{nearest(plain if isinstance(plain, str) else '', map(str, args))}")
         return plain
     if origin is tuple:
         if not isinstance(plain, list | tuple):
-            raise ConfigError(f"{where}: must be a list, not {plain!r}")
+            raise ConfigError(f"{where}: must be a list, not {short(plain)}")
         types_ = args[:1] * len(plain) if args[-1:] == (Ellipsis,) else args
         if len(types_) != len(plain):
             raise ConfigError(f"{where}: needs {len(types_)} values, has {len(plain)}")
         return tuple(_read(t, p, f"{where}[{i}]") for i, (t, p) in enumerate(zip(types_, plain, strict=True)))
     if kind is types.NoneType:
         if plain is not None:
-            raise ConfigError(f"{where}: must be null, not {plain!r}")
+            raise ConfigError(f"{where}: must be null, not {short(plain)}")
         return None
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
+        try:
+            return float(plain)
+        except OverflowError:
+            raise ConfigError(f"{where}: {short(plain)} is too large") from None
     if kind is Path and isinstance(plain, str):
         return Path(plain)
     if not isinstance(plain, kind) or (kind is int and isinstance(plain, bool)):
-        raise ConfigError(f"{where}: must be {_name(kind)}, not {plain!r}")
+        raise ConfigError(f"{where}: must be {_name(kind)}, not {short(plain)}")
     return plain
 
 
@@ -123,12 +136,12 @@ def _dataclass(cls: type, plain: dict[str, Any], where: str) -> Any:
     prefix = f"{where}." if where else ""
     for name in plain:
         if name not in known:
-            raise ConfigError(f"{prefix}{name}: no such setting{nearest(str(name), known)}")
+            raise ConfigError(f"{prefix}{str(name)[:80]}: no such setting{nearest(str(name), known)}")
     try:
         return cls(**{name: _read(known[name], value, prefix + name) for name, value in plain.items()})
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{where or cls.__name__}: {error}") from error
 
 
@@ -137,11 +150,22 @@ def to_yaml(value: Any) -> str:
     return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=100)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data without aliases: a few lines of aliases of aliases stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name); write its value out")
+        return super().compose_node(parent, index)
+
+
 def from_yaml(kind: type[T], text: str) -> T:
     """The configuration of a YAML text. Raises ConfigError."""
     try:
-        plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        plain = yaml.load(text, _Loader)
+    except RecursionError:
+        raise ConfigError("not YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: numbers and dates that are none
         raise ConfigError(f"not YAML: {error}") from error
     return from_plain(kind, plain or {})
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,14 +87,14 @@ def inside(path: Path, folder: Path) -> Path:
 # ---- manifests ------------------------------------------------------------------------------------------------------
 
 
-def manifest(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+def manifest(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Name -> size and SHA-256 of each file."""
-    return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(files)}
+    return {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in sorted(files.items())}
 
 
 def mismatch(folder: Path, files: Mapping[str, Any]) -> str | None:
-    """The first file of a folder that differs from its entry in a manifest; None if all are as they were. Raises KeyError or
-    TypeError for entries of another form, OSError for a file that cannot be read."""
+    """The first file of a folder that differs from its entry in a manifest; None if all are as they were. Raises OSError for a
+    file that cannot be read, KeyError, TypeError or AttributeError for entries of another form."""
     for name, entry in files.items():
         file = folder / name
         if file.name != name or not file.is_file():
@@ -140,10 +140,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write tensors by name as a safetensors file, replacing it whole. Raises OSError if it can't be written."""
+    with replacing(path) as temporary:
+        save_tensors(temporary, tensors)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a safetensors file, inside `replacing`."""
     from safetensors.torch import save_file  # here: the command line writes files before it needs torch
 
-    with replacing(path) as temporary:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata={"format": "pt"})
+    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,9 @@ IMAGE = "image"
 IMAGE_CHANNELS = (1, 3)
 """Channels of an item that is written and shown as an image: grey or RGB."""
 
+MAX_CHANNELS, MAX_PATCH, MAX_EXTENT = 2**16, 2**20, 2**14
+"""Channels, values of a patch, and slots along an axis where sizes vary, each a token: limits before memory is taken."""
+
 
 def is_image(shape: Sequence[int]) -> bool:
     """Whether an item of this shape, (channels, *size), can be written and shown as an image."""
@@ -46,14 +49,21 @@ class Modality:
             raise ValueError(
                 f"a modality's name must be a plain word other than text, not {self.name!r}: use letters, digits, _"
             )
-        if self.channels < 1:
-            raise ValueError(f"modality {self.name!r}: channels must be at least 1, not {self.channels}")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ValueError(
+                f"modality {self.name!r}: channels must be at least 1, not {self.channels}, and at most {MAX_CHANNELS:,}"
+            )
         if len(self.patch) != len(self.shape) or any(size < 1 for size in self.patch):
             raise ValueError(f"modality {self.name!r}: patch {self.patch} must have one positive size per axis of {self.shape}")
         for label, shape in (("shape", self.shape), ("largest", self.largest)):
             if shape is not None:
                 self._check(label, shape)
         self.slots(self.shape)
+        if self.patch_width > MAX_PATCH or (self.varies and max(self.extents, default=0) > MAX_EXTENT):
+            raise ValueError(
+                f"modality {self.name!r}: a patch has {self.patch_width:,} values, and an axis of the largest size "
+                f"{max(self.extents, default=1):,} slots: take at most {MAX_PATCH:,} and {MAX_EXTENT:,}"
+            )
 
     def _check(self, label: str, shape: tuple[int, ...]) -> None:
         if len(shape) != len(self.patch):

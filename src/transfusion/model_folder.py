@@ -1,25 +1,39 @@
-"""A model folder: `config.json`, `tokenizer.json`, `model.safetensors`. No pickle."""
+"""A model folder: `config.json`, `tokenizer.json`, `model.safetensors`, and `MANIFEST.json` with their digests. No pickle.
+
+What is read may come from anywhere: every file must be as the manifest says, weights must have exactly the names, shapes and
+kinds that the settings ask for, and settings may not ask for more memory than the weights take.
+"""
 
 import json
+import math
+import reprlib
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from transfusion import config
+from transfusion.config import ConfigError
 from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import PretrainedVocabulary, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.files import replacing, write_tensors, write_text
+from transfusion.files import MANIFEST, manifest, mismatch, read_json, replacing, save_tensors
 from transfusion.model.network import ModelConfig, Network
 
 FORMAT = 2
 """Rises when the names or the meaning of a field in `config.json` or of a weight change."""
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -67,25 +81,85 @@ class TransfusionConfig:
 
 
 def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network) -> None:
-    """Write a model folder, each file whole, the weights first. Raises OSError if it can't be written."""
+    """Write a model folder; an old model is replaced once all files of the new one are written, the manifest last. Raises
+    OSError if it can't be written."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    weights = network.state_dict()
     if settings.model.tie_embeddings:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     uses = Counter(tensor.data_ptr() for tensor in weights.values())  # custom patchers may share weights
     weights = {name: w.clone() if uses[w.data_ptr()] > 1 else w for name, w in weights.items()}
-    write_tensors(folder / "model.safetensors", weights)
-    with replacing(folder / "tokenizer.json") as temporary:
-        vocabulary.save(temporary)
-    write_text(folder / "config.json", json.dumps(config.to_plain(settings), indent=2) + "\n")
+    with ExitStack() as stack:  # the last one entered is replaced first
+        partial = {name: stack.enter_context(replacing(folder / name)) for name in (MANIFEST, CONFIG, TOKENIZER, WEIGHTS)}
+        save_tensors(partial[WEIGHTS], weights)
+        vocabulary.save(partial[TOKENIZER])
+        partial[CONFIG].write_text(json.dumps(config.to_plain(settings), indent=2) + "\n", encoding="utf-8")
+        files = manifest({name: file for name, file in partial.items() if name != MANIFEST})
+        partial[MANIFEST].write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def verify(folder: Path) -> None:
+    """Check that the files of a model folder are as they were written; warns where it has no manifest. Raises ValueError,
+    naming the first that differs."""
+    remedy = "copy or save the model anew; if you changed it on purpose, delete MANIFEST.json"
+    try:
+        files = read_json(folder / MANIFEST)["files"]
+        damage = next((f"{name} is not in it" for name in (CONFIG, TOKENIZER, WEIGHTS) if name not in files), None)
+        damage = damage or mismatch(folder, files)
+    except FileNotFoundError:
+        unchecked = "its files are taken as they are; save the model again to have damage noticed"
+        warnings.warn(f"{folder} has no {MANIFEST}, as of an earlier version: {unchecked}", stacklevel=3)
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot read {folder / MANIFEST}: {error!r}; {remedy}") from error
+    if damage is not None:
+        raise ValueError(f"{folder} is not as its {MANIFEST} says: {damage}; {remedy}")
+
+
+@contextmanager
+def within_weights(folder: Path, settings: TransfusionConfig) -> Iterator[None]:
+    """Make a vocabulary and a network of the settings of a folder inside this: it raises ValueError, naming the folder, as soon
+    as they take more memory than the weights beside them explain."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, it is no dict
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {folder / WEIGHTS}: {error}; the file is damaged or missing") from error
+    rows = sum(shape[0] for name, shape in shapes.items() if name in ("embed.weight", "embed.new") and shape)
+    tokens = sum(sum(modality.extents) for modality in settings.model.modalities if modality.varies)
+    if tokens > rows:
+        raise ValueError(f"{folder}: {CONFIG} asks for {tokens:,} size tokens, {WEIGHTS} has {rows:,} rows of tokens")
+    allowed = 2 * sum(math.prod(shape) + PER_TENSOR for shape in shapes.values()) + SLACK
+    with Budget(allowed, f"{folder}: {CONFIG} asks for a far larger network than {WEIGHTS} holds"):
+        yield
+
+
+SLACK, PER_TENSOR = 2**24, 2**14
+"""Elements that making a network may take beside its weights, and as how many a tensor counts at least, for its time."""
+
+
+class Budget(TorchFunctionMode):
+    """Inside it, new tensors that together have more than a number of elements raise ValueError, before they are made."""
+
+    def __init__(self, elements: int, fault: str) -> None:
+        super().__init__()
+        self.left, self.fault = elements, fault
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
+            size = (kwargs or {}).get("size", args[0] if args and not isinstance(args[0], int) else args)
+            self.left -= max(math.prod(size), PER_TENSOR)
+            if self.left < 0:
+                raise ValueError(self.fault)
+        return func(*args, **(kwargs or {}))
 
 
 def read_weights(folder: Path, *, tie_embeddings: bool) -> dict[str, Tensor]:
     """The weights of a model folder; `tie_embeddings` where the head is the embedding. Raises ValueError if unreadable."""
     try:
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read {folder / 'model.safetensors'}: {error}; the file is damaged or missing") from error
+        raise ValueError(f"cannot read {folder / WEIGHTS}: {error}; the file is damaged or missing") from error
     if tie_embeddings:
         weights |= {name.replace("embed", "head"): w for name, w in weights.items() if name.startswith("embed.")}
     return weights
@@ -95,28 +169,41 @@ def find(folder: str | Path) -> Path:
     """The model folder that a path means: itself, or `model` in a run folder. Raises ValueError if there is none."""
     folder = Path(folder)
     for place in (folder, folder / "model"):
-        if (place / "config.json").is_file():
+        if (place / CONFIG).is_file():
             return place
     raise ValueError(f"no model in {folder}: give a folder with config.json, or a run folder whose training has finished")
 
 
 def read_settings(folder: str | Path) -> TransfusionConfig:
     """The settings of a model folder, or of a run's model. Raises ValueError if there are none, or of another format."""
-    file = find(folder) / "config.json"
+    file = find(folder) / CONFIG
     try:
-        plain = json.loads(file.read_text())
+        plain = read_json(file, 64 * 2**20)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
     version = plain.get("format") if isinstance(plain, dict) else None
-    if version != FORMAT:
+    if version != FORMAT or isinstance(version, bool):
         remedy = "train the model anew, or use the version of transfusion that wrote it"
-        raise ValueError(f"{file} has format {version}, this version reads format {FORMAT}: {remedy}")
-    return config.from_plain(TransfusionConfig, plain)
+        raise ValueError(f"{file} has format {reprlib.repr(version)}, this version reads format {FORMAT}: {remedy}")
+    try:
+        return config.from_plain(TransfusionConfig, plain)
+    except ConfigError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def fit(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load weights that must fit exactly. Raises ValueError naming the first that do not."""
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"these weights are of another architecture: {' '.join(str(error).split())[:800]}") from error
+    """Load weights that must fit exactly: names, shapes, and floating point where the network has it. Raises ValueError naming
+    the first that do not."""
+    wanted = network.state_dict()
+    wrong = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
+    wrong += [f"{name} is unknown" for name in weights.keys() - wanted.keys()]
+    for name in wanted.keys() & weights.keys():
+        there, here = weights[name], wanted[name]
+        if there.shape != here.shape:
+            wrong.append(f"{name} has shape {list(there.shape)}, not {list(here.shape)}")
+        elif there.dtype != here.dtype and not (there.dtype in FLOATS and here.dtype in FLOATS):
+            wrong.append(f"{name} is {there.dtype}, not {here.dtype}")
+    if wrong:
+        more = f", and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise ValueError(f"these weights are of another architecture: {', '.join(sorted(wrong)[:4])}{more}")
+    network.load_state_dict(weights)

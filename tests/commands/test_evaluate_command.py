@@ -82,7 +82,7 @@ def test_data_that_was_trained_on_is_refused(capfd) -> None:
     assert found["draw"].metrics["nearest_training"].count == 6 and found["draw"].settings["trained_on"] == 0
     assert "train classifier" in found["draw"].missing["agreement"] and "cider" in found["read"].metrics
     assert command(f"evaluate run --suite draw --data new --classifier nowhere {short}") == 1
-    assert "no classifier in nowhere" in capfd.readouterr().out
+    assert "no classifier in nowhere" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -124,8 +124,13 @@ def test_merged_adapters_give_equal_losses_and_a_plain_model_folder(weights: str
 def test_adapters_are_saved_without_the_base_and_loaded(tmp_path: Path) -> None:
     m = adapted(LoRAConfig(4, patchers=False, embeddings=False))
     lora.save(m.network, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["lora.json", "lora.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["MANIFEST.json", "lora.json", "lora.safetensors"]
     assert (tmp_path / "lora.safetensors").stat().st_size < 0.5 * 4 * m.network.num_parameters
+    data = (tmp_path / "lora.safetensors").read_bytes()
+    (tmp_path / "lora.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match="its digest differs"):
+        lora.load(model(IMAGE).network, tmp_path)
+    (tmp_path / "lora.safetensors").write_bytes(data)
     other = model(IMAGE)
     assert lora.load(other.network, tmp_path) == LoRAConfig(4, patchers=False, embeddings=False)
     assert torch.equal(losses(other), losses(m)) and not torch.equal(losses(other), losses(model(IMAGE)))

@@ -2,12 +2,15 @@
 """Pretrained language models: logits equal to those of `transformers`, from the folders that it writes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from llm import SIZES, change, write
 from small import IMAGE, SOUND, picture
@@ -17,11 +20,13 @@ from transfusion.data.tokenize import tokenize_document
 from transfusion.generate.engine import Engine
 from transfusion.generate.state import Event, Token
 from transfusion.model.network import ModelConfig
-from transfusion.model.pretrained import LanguageModel, fetch
+from transfusion.model.pretrained import LanguageModel, fetch, is_language_model
 from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.positions import Llama3Scaling, angles
+from transfusion.recipes import digits
+from transfusion.run.adopt import adopt_init
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -241,8 +246,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "scaled logits": ("llama", {"logit_scale": 0.5}, "logit_scale 0.5"),
     "quantised": ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
     "no size": ("llama", {"hidden_size": None}, "hidden_size must be a whole number"),
-    "more heads": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, "have 64 rows, 128 are needed"),
-    "a wider inside": ("llama", {"intermediate_size": 64}, "gate_proj.*shape|rows"),
+    "more heads": ("llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, "contradicts the shape of .*q_proj"),
+    "a wider inside": ("llama", {"intermediate_size": 64}, "contradicts the shape of .*gate_proj"),
     "a layer less": ("llama", {"num_hidden_layers": 1}, "weights that this type of model does not"),
     "a layer more": ("llama", {"num_hidden_layers": 3}, "no weights model.layers.2"),
     "fewer ids than its tokenizer": ("llama", {"vocab_size": 258}, "own tokenizer"),
@@ -355,20 +360,142 @@ def test_missing_and_damaged_files_raise(tmp_path: Path) -> None:
         Transfusion.from_language_model(tmp_path)
 
 
-def test_unknown_names_raise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("./nowhere", "nowhere", "a/b/c", tmp_path / "nowhere"):
+def test_a_name_is_looked_up_on_the_hub_only_with_its_prefix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def snapshot(name: str, **kwargs: object) -> str:
+        asked.append(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    for name in (
+        "./nowhere",
+        "nowhere",
+        "runs/mine",
+        "owner/model",
+        "a/b/c",
+        "HF://a/b",
+        tmp_path / "nowhere",
+        Path("hf://a/b"),
+    ):
         with pytest.raises(ValueError, match="no folder"):
             fetch(name)
-    import huggingface_hub
+        assert not is_language_model(str(name)) or isinstance(name, Path)
+    for name in ("hf://model", "hf://../x", "hf://a/b/c", "hf:///b", "hf://a/..", "hf://a b/c"):
+        with pytest.raises(ValueError, match="no name on the Hugging Face hub"):
+            fetch(name)
+    assert not asked and fetch("hf://owner/model", "main") == tmp_path / "owner" / "model" and asked == ["owner/model"]
+    with pytest.raises(ValueError, match=r"no model in runs/mine: .*hf://OWNER/MODEL"):
+        adopt_init(replace(digits.run(), init="runs/mine"), ModelConfig())
 
     def offline(*args: object, **kwargs: object) -> str:
         raise ConnectionError("the network is unreachable\nand more lines")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ValueError, match=r"owner/model.*network is unreachable\).*give the folder"):
-        fetch("owner/model")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kwargs: str(tmp_path / name))
-    assert fetch("owner/model", "main") == tmp_path / "owner" / "model"
+        fetch("hf://owner/model")
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install 'transfusion-kit\[hf\]'"):
-        fetch("owner/model")
+        fetch("hf://owner/model")
+
+
+WRONG_SETTINGS: list[dict[str, Any]] = [
+    {"model_type": ["llama"]},
+    {"model_type": {}},
+    {"vocab_size": 10**9},
+    {"vocab_size": "259"},
+    {"hidden_size": 10**9},
+    {"hidden_size": [32]},
+    {"num_hidden_layers": 10**9},
+    {"num_hidden_layers": 900},
+    {"num_hidden_layers": 2.0},
+    {"num_attention_heads": 10**6},
+    {"num_key_value_heads": True},
+    {"intermediate_size": 10**6},
+    {"head_dim": 10**6},
+    {"rms_norm_eps": 10**400},
+    {"rms_norm_eps": "1e-6"},
+    {"rms_norm_eps": float("nan")},
+    {"tie_word_embeddings": "false"},
+    {"rope_parameters": ["linear"]},
+    {"rope_parameters": {"rope_type": ["linear"]}},
+    {"rope_parameters": {"rope_type": {"a": 1}}},
+    {"rope_parameters": {"rope_type": 7}},
+    {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
+    {"rope_parameters": {"rope_type": "linear", "factor": 10**400}},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": [1]}},
+    {"layer_types": 7},
+    {"layer_types": {"sliding_attention": 1}},
+    {"layer_types": [1, 2]},
+    {"use_sliding_window": "no"},
+    {"hidden_act": ["silu"]},
+    {"attention_bias": {"a": 1}},
+    {"eos_token_id": "2"},
+    {"eos_token_id": [[2]]},
+    {"bos_token_id": 10**9},
+    {"max_position_embeddings": 10**30},
+    {"max_position_embeddings": None, "quantization_config": {"bits": 4}},
+]
+
+
+@pytest.fixture(scope="module")
+def plain_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    write(folder, "llama")
+    return folder
+
+
+@pytest.mark.parametrize("settings", WRONG_SETTINGS, ids=str)
+def test_settings_of_wrong_types_and_sizes_are_named(plain_llama: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    shutil.copytree(plain_llama, tmp_path / "copy")
+    change(tmp_path / "copy", **settings)
+    with pytest.raises(ValueError, match=r"copy|the transformer|must be"):
+        Transfusion.from_language_model(tmp_path / "copy", modalities=(IMAGE,))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        {},
+        {"weight_map": []},
+        {"weight_map": {}},
+        {"weight_map": None},
+        {"weight_map": {"a": 1}},
+        {"weight_map": {"a": ["model.safetensors"]}},
+        {"weight_map": {"a": "../model.safetensors"}},
+        {"weight_map": {"a": "gone.safetensors", "b": "model.safetensors"}},
+        {"weight_map": {"a": "model.safetensors", "b": "again.safetensors"}},
+    ],
+    ids=str,
+)
+def test_an_index_of_another_form_is_named(plain_llama: Path, tmp_path: Path, index: Any) -> None:
+    shutil.copytree(plain_llama, tmp_path / "copy")
+    shutil.copy(plain_llama / "model.safetensors", tmp_path / "copy" / "again.safetensors")
+    (tmp_path / "copy" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="copy"):
+        Transfusion.from_language_model(tmp_path / "copy", modalities=())
+
+
+@pytest.mark.parametrize("wrong", ["int8", "float8", "nan", "renamed", "transposed", "one row", "extra"])
+def test_weights_that_are_not_these(plain_llama: Path, tmp_path: Path, wrong: str) -> None:
+    shutil.copytree(plain_llama, tmp_path / "copy")
+    file, name = tmp_path / "copy" / "model.safetensors", "model.layers.0.self_attn.o_proj.weight"
+    weights = load_file(file)
+    if wrong in ("int8", "float8"):
+        weights[name] = weights[name].to(torch.int8 if wrong == "int8" else torch.float8_e4m3fn)
+    elif wrong == "nan":
+        weights[name][0, 0] = float("nan")
+    elif wrong == "renamed":
+        weights["model.layers.0.self_attn.o.weight"] = weights.pop(name)
+    elif wrong == "transposed":
+        weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].T.contiguous()
+    elif wrong == "one row":
+        weights[name] = weights[name][:1].clone()
+    else:
+        weights["model.layers.9.self_attn.o_proj.weight"] = weights[name].clone()
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r"o_proj|embed_tokens"):
+        Transfusion.from_language_model(tmp_path / "copy", modalities=())

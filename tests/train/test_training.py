@@ -285,15 +285,15 @@ def test_when_all_are_damaged_nothing_starts_anew_silently(tmp_path: Path) -> No
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, monkeypatch) -> None:
     options = run(tmp_path, 7)
-    real = checkpoint.save_file
+    real = checkpoint.save_tensors
 
-    def full(tensors, path, *args, **kw):
+    def full(path, tensors):
         if "00000006" in str(path) and "optimizer" in str(path):
             Path(path).write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        real(tensors, path, *args, **kw)
+        real(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         train(options, corpus(), [], quiet)
     assert [f.name for f in checkpoint.folders(tmp_path / "checkpoints")] == ["step-00000003"]

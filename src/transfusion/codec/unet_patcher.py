@@ -18,6 +18,8 @@ from transfusion.codec.patcher import Latents, Patcher, Slots, TimeEmbedding, Ti
 from transfusion.modality import Modality
 from transfusion.nn import unet
 
+MAX_BLOCKS = 100
+
 
 @dataclass(frozen=True)
 class UNetPatcherConfig:
@@ -44,9 +46,10 @@ class UNetPatcherConfig:
 
     def __post_init__(self) -> None:
         check_time_features(self.time_features)
-        if (self.channels is not None and self.channels < 1) or self.blocks < 1 or self.attention < 0:
+        if (self.channels is not None and self.channels < 1) or not 1 <= self.blocks <= MAX_BLOCKS or self.attention < 0:
             numbers = f"{self.channels}, {self.blocks} and {self.attention}"
-            raise ValueError(f"a U-Net needs channels and blocks of at least 1 and 0 or more attention heads, not {numbers}")
+            sizes = f"channels and blocks of at least 1 (blocks: at most {MAX_BLOCKS}) and 0 or more attention heads"
+            raise ValueError(f"a U-Net needs {sizes}, not {numbers}")
 
     def build(self, modality: Modality, width: int, eps: float) -> "UNetPatcher":
         """The module for one modality. Raises ValueError for more axes than the U-Net takes."""

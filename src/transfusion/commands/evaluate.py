@@ -25,16 +25,18 @@ from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
 from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import ConvolutionalClassifier
+from transfusion.evaluation.features import ClipScore, InceptionFeatures
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.preference import advice
 from transfusion.evaluation.questions import read_questions
 from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_images
+from transfusion.files import read_text
 from transfusion.modality import is_image
 from transfusion.model_folder import read_settings
 from transfusion.recipes import RECIPES, find
 from transfusion.run.command_line import parse, split_positional
 from transfusion.run.recipe import ClassTask
-from transfusion.run.record import Run
+from transfusion.run.record import MAX_SAMPLES, Run
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 from transfusion.train.log import LogFn, progress
 
@@ -80,13 +82,17 @@ class EvaluateOptions:
     sampler: Sampler = field(default_factory=Euler)
     guidance: Guidance = Guidance()
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.samples <= MAX_SAMPLES:
+            raise ValueError(f"samples must be 0 (the default number) to {MAX_SAMPLES:,}, not {self.samples}")
+
 
 def run(arguments: list[str], log: LogFn) -> int:
     """The command; 1 if a suite failed.
 
     Raises:
         ConfigError: no suite is named.
-        ValueError: the run can't be read.
+        ValueError: the run, or a classifier, feature extractor or file of questions that is named, can't be read.
     """
     missing = "evaluate needs a run or model folder: transfusion evaluate RUN --suite draw read"
     folders, rest = split_positional(arguments, missing, __doc__, most=1)
@@ -98,6 +104,7 @@ def run(arguments: list[str], log: LogFn) -> int:
     if not options.suite:
         raise ConfigError("name one suite or more: --suite draw read")
     (folder,) = folders
+    _check_files(options)
     device = pick_device(options.device)
     model = Transfusion.from_pretrained(folder, device=device).eval()
     model.config = replace(model.config, sampler=options.sampler, guidance=options.guidance)
@@ -111,7 +118,7 @@ def run(arguments: list[str], log: LogFn) -> int:
     )
     for name in dict.fromkeys(options.suite):
         try:
-            documents, prepared = _prepare(name, folder, options, model, context)
+            documents, prepared = _prepare(name, folder, options, model, context, log)
             with progress(name) as each:
                 result = SUITES[name].score(model, documents, replace(prepared, progress=each))
             path = result.record.save(Path(folder) / RECORDS)
@@ -133,8 +140,20 @@ def run(arguments: list[str], log: LogFn) -> int:
     return 1 if failed else 0
 
 
+def _check_files(options: EvaluateOptions) -> None:
+    """Read what the options name, before any work. Raises ValueError."""
+    if options.classifier:
+        ConvolutionalClassifier.load(options.classifier)
+    if options.inception:
+        InceptionFeatures(options.inception)
+    if options.clip:
+        ClipScore(options.clip)
+    if options.questions:
+        read_questions(options.questions)
+
+
 def _prepare(
-    name: Suite, folder: str, options: EvaluateOptions, model: Transfusion, context: EvalContext
+    name: Suite, folder: str, options: EvaluateOptions, model: Transfusion, context: EvalContext, log: LogFn
 ) -> tuple[list[Document], EvalContext]:
     """A suite's documents, and the context with all that the suite needs."""
     classifier = ConvolutionalClassifier.load(options.classifier) if options.classifier else None
@@ -149,9 +168,9 @@ def _prepare(
         samples = len(documents)
     elif name == "text":
         context = replace(context, questions=read_questions(options.questions) if options.questions else ())
-        documents = [] if context.questions and not options.data else _texts(folder, options, model)
+        documents = [] if context.questions and not options.data else _texts(folder, options, model, log)
     else:
-        documents, context = _held_out(folder, options, context, model, drawing=name == "draw")
+        documents, context = _held_out(folder, options, context, model, log, drawing=name == "draw")
         if not documents:
             raise ValueError("the held-out split is empty: give data with --data")
         samples = samples or (NUM_DRAWN if name == "draw" else 0)
@@ -162,8 +181,8 @@ def _run(folder: str) -> Run | None:
     """The run that a folder holds; None for a model alone."""
     for kept in (Path(folder) / "run.yaml", Path(folder).parent / "run.yaml"):
         if kept.exists():
-            with suppress(ConfigError):
-                return config.from_yaml(Run, kept.read_text(encoding="utf-8"))
+            with suppress(OSError, ValueError):
+                return config.from_yaml(Run, read_text(kept))
     return None
 
 
@@ -173,22 +192,22 @@ def _task(run: Run | None) -> ClassTask | None:
     return task if isinstance(task, ClassTask) else None
 
 
-def _texts(folder: str, options: EvaluateOptions, model: Transfusion) -> list[Document]:
+def _texts(folder: str, options: EvaluateOptions, model: Transfusion, log: LogFn) -> list[Document]:
     """Held-out text."""
     if Path(options.data).suffix == ".txt":
         try:
-            content = Path(options.data).read_text(encoding="utf-8")
+            content = read_text(Path(options.data))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read {options.data}: {error}") from error
         return [Document((Text(paragraph),)) for paragraph in content.split("\n\n") if paragraph.strip()]
     run = _run(folder)
     if not options.data and run is not None and _task(run):
         raise ValueError(f"all captions of {run.recipe} are trained on: give held-out text with --data (.txt, .jsonl)")
-    return _read(run, options, model)[0]
+    return _read(run, options, model, log)[0]
 
 
 def _held_out(
-    folder: str, options: EvaluateOptions, context: EvalContext, model: Transfusion, *, drawing: bool
+    folder: str, options: EvaluateOptions, context: EvalContext, model: Transfusion, log: LogFn, *, drawing: bool
 ) -> tuple[list[Document], EvalContext]:
     """Documents that the run was not trained on, in an order drawn by the seed, and what is known of them."""
     run = _run(folder)
@@ -210,7 +229,7 @@ def _held_out(
             images, labels = task.images(run, True)
             context = replace(context, real=images, real_classes=labels)
     else:
-        documents, trained = _read(run, options, model)
+        documents, trained = _read(run, options, model, log)
         notes: dict[str, str | int] = {
             "data": f"{rng.key('data', *(' '.join(digest.of_content(document)) for document in documents)):x}"[:12]
         }
@@ -232,7 +251,7 @@ def _held_out(
     return [documents[i] for i in order], context
 
 
-def _read(run: Run | None, options: EvaluateOptions, model: Transfusion) -> tuple[list[Document], list[Document]]:
+def _read(run: Run | None, options: EvaluateOptions, model: Transfusion, log: LogFn) -> tuple[list[Document], list[Document]]:
     """Documents to measure on, and those that the run was trained on, as far as they can still be read."""
     data = options.data or (run.data if run else "")
     if not data:
@@ -242,7 +261,7 @@ def _read(run: Run | None, options: EvaluateOptions, model: Transfusion) -> tupl
     if run is not None and run.data and _task(run) is None:
         with suppress(ValueError):  # they may have been moved since
             trained = list(read_data(run.data, fit))
-    return list(read_data(data, fit, train=False)), trained
+    return list(read_data(data, fit, train=False).report(log)), trained
 
 
 def _coco(model: Transfusion, options: EvaluateOptions) -> list[Document]:

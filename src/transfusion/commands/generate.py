@@ -32,6 +32,8 @@ from transfusion.train.log import LogFn, progress
 
 AUTO, TEXT, ANY = "auto", "text", "any"
 """Modes beside the names of the model's modalities."""
+MAX_DOCUMENTS = 100_000
+"""Documents of a run at most; they are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,17 @@ def run(arguments: list[str], log: LogFn) -> int:
     options = parse(default, rest, "transfusion generate RUN")
     if (options.prompt is None) == (options.prompts is None):
         raise ConfigError("give --prompt TEXT, or --prompts FILE.jsonl")
-    if options.count < 1:
-        raise ConfigError(f"count must be at least 1, not {options.count}")
+    if not 1 <= options.count <= MAX_DOCUMENTS:
+        raise ConfigError(f"count must be at least 1 and at most {MAX_DOCUMENTS:,}, not {options.count}; more in several runs")
     device = pick_device(options.device)
     model = Transfusion.from_pretrained(folders[0], device=device).eval()
     modalities = model.config.model.modalities
     if options.mode not in (modes := [AUTO, TEXT, ANY, *(m.name for m in modalities)]):
         raise ConfigError(f"mode: no {options.mode!r}{nearest(options.mode, modes)}")
-    prompts = [prompt for prompt in _prompts(model, options) for _ in range(options.count)]
+    distinct = _prompts(model, options)
+    if len(distinct) * options.count > MAX_DOCUMENTS:
+        raise ConfigError(f"{len(distinct):,} prompts, {options.count:,} times each, are more than {MAX_DOCUMENTS:,} documents")
+    prompts = [prompt for prompt in distinct for _ in range(options.count)]
     seeds = [rng.key(options.seed, i) for i in range(len(prompts))]
     out = Path(options.out)
     documents = write_documents(_generate(model, prompts, seeds, options, pick_dtype(options.dtype, device)), out)

@@ -7,6 +7,7 @@ The same command again resumes the run. `transfusion train RECIPE --help` lists 
 """
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,22 +19,24 @@ from transfusion.api import Transfusion
 from transfusion.commands import classifier
 from transfusion.commands.report import kept_classifier, report
 from transfusion.config import ConfigError
+from transfusion.data.corpus import files_digest, media_digest, media_files, status_digest, text_digest
 from transfusion.data.document import Document, Text
 from transfusion.data.loader import Loader
 from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.preference import advice, caption_preference, other_captions
+from transfusion.files import read_json, read_text, write_text
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
-from transfusion.model_folder import TransfusionConfig
+from transfusion.model_folder import Budget, TransfusionConfig
 from transfusion.recipes import RECIPES, find
 from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.recipe import ClassTask
 from transfusion.run.record import Run, differences
-from transfusion.train.device import pick_device, pick_dtype
-from transfusion.train.log import LogFn, Measured
+from transfusion.train.device import memory, pick_device, pick_dtype
+from transfusion.train.log import LogFn, Measured, printable
 from transfusion.train.trainer import Hook, Trainer
 
 TOKENIZER, CORPUS = "tokenizer.json", "corpus.json"
@@ -71,7 +74,16 @@ def train_recipe(run: Run, log: LogFn) -> int:
         log(f"note: the held-out split cannot be read, so captions are measured on training pictures: {error}")
     model = train(run, documents, prompts, log, held_out=held_out)
     report(run, recipe, model, log, training=time.monotonic() - began)
-    log(f'next: transfusion generate {run.folder} --prompt "{prompts[-1] if prompts else ""}" --out images')
+    words = [
+        "transfusion",
+        "generate",
+        str(run.folder),
+        "--prompt",
+        printable(prompts[-1] if prompts else ""),
+        "--out",
+        "images",
+    ]
+    log(f"next: {shlex.join(words)}")
     return 0
 
 
@@ -225,7 +237,8 @@ def _build_own(run: Run, settings: TransfusionConfig, corpus: Sequence[Document]
         vocabulary = Vocabulary(source.vocabulary.tokenizer, run.model.modalities, language)
     else:
         vocabulary = Vocabulary(run.tokenizer.build(_texts(corpus)), run.model.modalities)
-    with torch.random.fork_rng(devices=[]):
+    sizes = "the settings of --model ask for more weights than this machine's memory holds"
+    with torch.random.fork_rng(devices=[]), Budget(memory() // 4, sizes):
         torch.manual_seed(rng.key(run.seed, "weights"))
         model = Transfusion(settings, vocabulary)
     start = "scratch" if source is None else f"{run.init}: {model.init_from(source)}"
@@ -262,8 +275,8 @@ def _prepare(run: Run, log: LogFn) -> None:
     recorded = run.folder / "run.yaml"
     if recorded.exists() and (run.folder / "checkpoints").exists():
         try:
-            earlier = config.from_yaml(Run, recorded.read_text(encoding="utf-8"))
-        except ConfigError as error:
+            earlier = config.from_yaml(Run, read_text(recorded))
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{recorded} has settings of another version ({error}): resume it with that version, or choose another --out"
             ) from error
@@ -279,23 +292,38 @@ def _check_corpus(run: Run, corpus: Sequence[Document]) -> None:
     """Record which documents a new run is trained on; a resumed run must have the same.
 
     Raises:
-        ConfigError: no documents, or other documents than the run began with.
+        ConfigError: no documents, or other documents than the run began with: their number, texts, or media.
     """
     if not len(corpus):
         raise ConfigError("nothing to train on: the data holds no documents")
-    contents = ((d.name, *(s.content if isinstance(s, Text) else s.modality for s in d.segments)) for d in corpus)
-    now = {"documents": len(corpus), "digest": f"{rng.key(*(repr(content) for content in contents)):x}"}
-    recorded = run.folder / CORPUS
+    files = media_files(corpus)
+    now = {
+        "documents": len(corpus),
+        "digest": text_digest(corpus),
+        "media": media_digest(corpus),
+        "status": status_digest(files),
+    }
+    recorded, then = run.folder / CORPUS, {}
     if recorded.exists() and (run.folder / "checkpoints").exists():
-        then = json.loads(recorded.read_text(encoding="utf-8"))
-        if then != now:
-            raise ConfigError(
-                f"the data has changed since {run.folder} began ({then['documents']:,} documents then, {now['documents']:,} "
-                "now, or other texts): resume with the original data, or start from its weights with --init and another --out"
-            )
+        try:
+            then = dict(read_json(recorded))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"cannot read {recorded} ({error}): restore it, or choose another --out") from error
     else:
         (run.folder / TOKENIZER).unlink(missing_ok=True)
-    recorded.write_text(json.dumps(now) + "\n", encoding="utf-8")
+    # files of another time or place may still hold the same: only then are all read again
+    unchanged = "files" in then and then.get("status") == now["status"]
+    now["files"] = then["files"] if unchanged else files_digest(files)
+    differ = [name for name in ("documents", "digest", "media", "files") if name in then and then[name] != now[name]]
+    if differ:
+        what = f"{then.get('documents', 0):,} documents then, {len(corpus):,} now"
+        what = {"documents": what, "digest": f"{what}, with other names or texts"}.get(differ[0], "the same texts, other media")
+        raise ConfigError(
+            f"the data has changed since {run.folder} began ({what}): resume with the original data, or start from its weights "
+            "with --init and another --out"
+        )
+    if then != now:
+        write_text(recorded, json.dumps(now) + "\n")
 
 
 def _texts(corpus: Sequence[Document]) -> list[str]:

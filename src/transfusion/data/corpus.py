@@ -1,11 +1,20 @@
 """A corpus: the documents that a source holds, and the names of those that cannot be read."""
 
+import hashlib
+import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
+import torch
+from torch import Tensor
+
+from transfusion import rng
 from transfusion.data.document import Document, Media, MediaError, Text
+from transfusion.data.media import ArrayFile, DecodedImage, EncodedImage
+from transfusion.files import sha256
 
 MAX_UNREADABLE = 0.05
 """Share of unreadable documents above which reading fails."""
@@ -93,3 +102,67 @@ class Corpus(Sequence[Document]):
 def captioned(captions: tuple[str, ...], media: Media, name: str) -> Document:
     """The first caption, then the item; the other captions are its paraphrases."""
     return Document((Text(captions[0], paraphrases=captions[1:]), media), name=name)
+
+
+# ---- digests --------------------------------------------------------------------------------------------------------
+
+
+def text_digest(documents: Iterable[Document]) -> str:
+    """Hex digits of the names, texts and kinds of media of documents, in their order."""
+    contents = ((d.name, *(s.content if isinstance(s, Text) else s.modality for s in d.segments)) for d in documents)
+    return f"{rng.key(*(repr(content) for content in contents)):x}"
+
+
+def media_digest(documents: Iterable[Document]) -> str:
+    """16 hex digits of all media that documents hold in memory; of a `LazyMedia` of another kind, its shape alone."""
+
+    def parts() -> Iterator[bytes]:
+        for values in (media.values for document in documents for media in document.media):
+            yield b"" if values is None else repr(tuple(values.shape)).encode()
+            if isinstance(values, Tensor):
+                yield values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            elif isinstance(values, DecodedImage):
+                yield values.pixels.tobytes()
+            elif isinstance(values, EncodedImage) and isinstance(values.source, bytes):
+                yield values.source
+
+    return _digest(parts())
+
+
+def media_files(documents: Iterable[Document]) -> list[Path]:
+    """The files that hold media of documents, in their order."""
+    values = [media.values for document in documents for media in document.media]
+    sources = [v.path if isinstance(v, ArrayFile) else v.source if isinstance(v, EncodedImage) else None for v in values]
+    return [source for source in sources if isinstance(source, Path)]
+
+
+def status_digest(files: Iterable[Path]) -> str:
+    """16 hex digits by which files are taken as unchanged without reading them: sizes, times, places on the disk."""
+
+    def status(file: Path) -> bytes:
+        try:
+            found = os.stat(file)
+        except OSError as error:
+            return str(error.errno).encode()
+        return repr((found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)).encode()
+
+    return _digest(map(status, files))
+
+
+def files_digest(files: Iterable[Path]) -> str:
+    """16 hex digits of the content of files, each read whole; one that cannot be read counts as such."""
+
+    def content(file: Path) -> bytes:
+        try:
+            return sha256(file).encode()
+        except OSError as error:
+            return str(error.errno).encode()
+
+    return _digest(map(content, files))
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]

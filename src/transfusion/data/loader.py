@@ -21,6 +21,8 @@ from transfusion.data.transforms import DocumentTransform
 from transfusion.data.vocabulary import Vocabulary
 
 T = TypeVar("T")
+MAX_TOKENS = 2**28
+"""Tokens of a step at most: a limit before memory is taken."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PackingConfig:
     def __post_init__(self) -> None:
         if min(self.row_length, self.rows, self.window) < 1:
             raise ValueError(f"row-length, rows and window must be at least 1, not {self}")
+        if self.row_length * self.rows > MAX_TOKENS or self.window > MAX_TOKENS:
+            raise ValueError(f"row-length times rows, and window, must be at most {MAX_TOKENS:,}, not as in {self}")
 
 
 def prefetch(stream: Iterator[T]) -> Generator[T, None, None]:

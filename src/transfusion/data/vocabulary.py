@@ -18,8 +18,11 @@ from jaxtyping import Bool
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
+from transfusion.files import read_text
 from transfusion.modality import Modality
 
+MAX_IDS = 2**24
+"""Ids of a tokenizer at most."""
 LONGEST = 1000
 """Characters of a word, or of blanks between words, that a tokenizer is trained on whole."""
 LONG_WORD = re.compile(rf"\S{{{LONGEST}}}|\s{{{LONGEST}}}")
@@ -67,8 +70,8 @@ class BPE:
 
     def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
         """A tokenizer trained on the texts. Raises ValueError for a size below 256."""
-        if self.size < 256:
-            raise ValueError(f"a byte-level tokenizer needs at least 256 ids, not {self.size}")
+        if not 256 <= self.size <= MAX_IDS:
+            raise ValueError(f"a byte-level tokenizer needs at least 256 ids, and at most {MAX_IDS:,}, not {self.size}")
         tokenizer, alphabet = _byte_level(models.BPE()), sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(vocab_size=self.size, initial_alphabet=alphabet, show_progress=False, special_tokens=[])
         tokenizer.train_from_iterator((piece for text in texts for piece in _pieces(text)), trainer)
@@ -98,8 +101,8 @@ class Ids:
     count: int = 256
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise ValueError(f"the count of ids must be 0 or more, not {self.count}")
+        if not 0 <= self.count <= MAX_IDS:
+            raise ValueError(f"the count of ids must be between 0 and {MAX_IDS:,}, not {self.count}")
 
     def build(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
         """A tokenizer of numbers; `texts` are not used."""
@@ -126,6 +129,8 @@ class PretrainedVocabulary:
     eos: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 1 <= self.count <= MAX_IDS:
+            raise ValueError(f"a language model has 1 to {MAX_IDS:,} ids, not {self.count}")
         for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
             if not 0 <= token < self.count:
                 raise ValueError(f"BOS {self.bos} and EOS {self.eos} must be ids of the language model, below {self.count}")
@@ -138,9 +143,21 @@ def _pieces(text: str) -> list[str]:
 
 def _read(path: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library has no exception class of its own
-        raise ValueError(f"cannot read the tokenizer {path}: {error}") from error
+        tokenizer = tokenizers.Tokenizer.from_str(read_text(path))
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    except BaseException as error:
+        raise ValueError(f"cannot read the tokenizer {path}: {_fault(error)}") from error
+    if largest >= MAX_IDS:
+        raise ValueError(f"cannot read the tokenizer {path}: it has an id {largest:,}, above {MAX_IDS:,}")
+    return tokenizer
+
+
+def _fault(error: BaseException) -> BaseException:
+    """What went wrong in the `tokenizers` library, which has no exception class of its own, and panics with one that is no
+    Exception. Raises any other error."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return error
 
 
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
@@ -277,8 +294,8 @@ class Vocabulary:
         if isinstance(text, str):
             try:
                 ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except Exception as error:  # the library has no exception class of its own
-                fault = f"the tokenizer cannot encode {text[:60]!r} ({error})"
+            except BaseException as error:
+                fault = f"the tokenizer cannot encode {text[:60]!r} ({_fault(error)})"
                 raise ValueError(f"{fault}; for a model of ids alone, give a tuple of ids") from error
             if not self._special.isdisjoint(ids):
                 unknown, name = self._unknown

@@ -21,10 +21,13 @@ PredictFn: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 NoiseFn: TypeAlias = Callable[[], Tensor]
 """() -> standard normal noise, shaped like x"""
 
+MAX_STEPS = 100_000
+
 
 @dataclass(frozen=True)
 class _TimeGrid:
-    """The settings that all samplers share. Raises ValueError: fewer than 1 step, a shift or clip not positive and finite.
+    """The settings that all samplers share. Raises ValueError: fewer than 1 step or too many, a shift or clip not positive and
+    finite.
 
     Args:
         num_steps: steps from t = 1 to t = 0.
@@ -37,8 +40,8 @@ class _TimeGrid:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"a sampler needs at least 1 step, not {self.num_steps}")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise ValueError(f"a sampler needs at least 1 step, and at most {MAX_STEPS:,}, not {self.num_steps}")
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift must be positive and finite, not {self.shift}")
         if self.clip is not None and not 0 < self.clip < math.inf:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transfusion import rng
 from transfusion.evaluation import digest
 from transfusion.evaluation.estimate import Estimate
-from transfusion.files import write_tensors, write_text
+from transfusion.files import read_json, write_tensors, write_text
 
 MANIFEST, WEIGHTS = "classifier.json", "classifier.safetensors"
 
@@ -246,7 +246,7 @@ class ConvolutionalClassifier:
         if not (folder / MANIFEST).exists():
             raise ValueError(f"no classifier in {folder}: make one {make} --data PATH --out {folder}")
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST)
             names, accuracy = tuple(manifest["names"]), manifest["accuracy"]
             network = Convolutions(manifest["channels"], manifest["side"], len(names), manifest["width"])
             network.load_state_dict(load_file(folder / WEIGHTS))

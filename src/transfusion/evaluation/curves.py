@@ -3,7 +3,6 @@
 transfusion plot RUN ... [--metric NAME ...] [--out FILE.png]
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from transfusion.config import ConfigError, nearest
+from transfusion.files import parse_json, read_bytes
 
 Curves = dict[str, tuple[list[int], list[float]]]
 """Metric -> its steps and its values."""
+SUFFIXES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Plot:
     def __post_init__(self) -> None:
         if self.smooth < 1 or not self.metric:
             raise ValueError("smooth is 1 step or more, and there is one metric or more")
+        if Path(self.out).is_dir() or Path(self.out).suffix not in SUFFIXES:
+            raise ValueError(f"out is a file for the PNG (or {', '.join(SUFFIXES[1:])}), such as curves.png, not {self.out!r}")
 
     def draw(self, runs: Sequence[str | Path]) -> Path:
         """Draw run folders (or their metrics.jsonl) into `out`, and return its path.
@@ -82,17 +85,21 @@ def read_metrics(run: str | Path) -> Curves:
         beside = sorted({str(f.parent) for base in (Path(run), Path(run).parent) for f in base.glob("*/metrics.jsonl")})
         raise ConfigError(f"no metrics.jsonl in {run}; runs near it: {', '.join(beside) or 'none'}")
     curves: Curves = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = read_bytes(file).splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
+    for line in lines:
         try:
-            record = json.loads(line)
-            step = record.pop("step")
-        except (ValueError, KeyError, TypeError, AttributeError):
+            record = parse_json(line.decode("utf-8"))
+            step = int(record.pop("step"))
+            numbers = {k: float(v) for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
-        for name, value in record.items():
-            if isinstance(value, int | float):
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(step)
-                values.append(float(value))
+        for name, value in numbers.items():
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(step)
+            values.append(value)
     if not curves:
         raise ConfigError(f"{file} holds no metrics yet")
     return curves
@@ -100,7 +107,7 @@ def read_metrics(run: str | Path) -> Curves:
 
 def smoothed(values: Sequence[float], width: int) -> np.ndarray:
     """Trailing mean of the finite among the last `width` values; NaN where none is finite."""
-    raw = np.asarray(values, dtype=float)
+    raw, width = np.asarray(values, dtype=float), max(min(width, len(values)), 1)
     finite = np.isfinite(raw)
     sums, counts = (np.convolve(x, np.ones(width))[: len(raw)] for x in (np.where(finite, raw, 0.0), finite))
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

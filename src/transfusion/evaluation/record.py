@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transfusion.evaluation.estimate import Estimate
-from transfusion.files import write_text
+from transfusion.files import read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Record:
     def load(cls, path: Path) -> "Record":
         """Read a record. Raises ValueError, naming the file, if it is none."""
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            plain = read_json(path)
             return cls(**{**plain, "metrics": {name: Estimate(**fields) for name, fields in plain["metrics"].items()}})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is no record of an evaluation ({error})") from error

@@ -10,6 +10,7 @@ gives a plain network, `remove` discards them. A fused matrix (queries, keys, va
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from transfusion import config, rng
-from transfusion.files import write_tensors
+from transfusion.files import MANIFEST, manifest, mismatch, read_json, replacing, save_tensors
 from transfusion.model.network import Network
 from transfusion.nn.adaln import AdaLN
 from transfusion.nn.layers import SplitEmbedding
@@ -93,7 +94,7 @@ def add(network: Network, lora: LoRAConfig, *, seed: int = 0) -> None:
 
 
 def save(network: Network, folder: str | Path) -> None:
-    """Write `lora.json` and `lora.safetensors`: the adapters and the weights trained with them.
+    """Write `lora.json` and `lora.safetensors`: the adapters and the weights trained with them, and a manifest of both.
 
     Raises:
         ValueError: the network has no adapters.
@@ -101,8 +102,12 @@ def save(network: Network, folder: str | Path) -> None:
     """
     lora, folder = _config(network), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps(config.to_plain(lora), indent=2) + "\n")
-    write_tensors(folder / WEIGHTS, _trained(network, lora))
+    with ExitStack() as stack:  # the last one entered is replaced first
+        partial = {name: stack.enter_context(replacing(folder / name)) for name in (MANIFEST, SETTINGS, WEIGHTS)}
+        save_tensors(partial[WEIGHTS], _trained(network, lora))
+        partial[SETTINGS].write_text(json.dumps(config.to_plain(lora), indent=2) + "\n", encoding="utf-8")
+        files = manifest({name: partial[name] for name in (SETTINGS, WEIGHTS)})
+        partial[MANIFEST].write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def load(network: Network, folder: str | Path) -> LoRAConfig:
@@ -113,13 +118,17 @@ def load(network: Network, folder: str | Path) -> LoRAConfig:
     """
     folder = Path(folder)
     try:
-        lora = config.from_plain(LoRAConfig, json.loads((folder / SETTINGS).read_text()))
+        lora = config.from_plain(LoRAConfig, read_json(folder / SETTINGS))
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        files = read_json(folder / MANIFEST)["files"] if (folder / MANIFEST).exists() else {}  # earlier versions wrote none
+        if damage := mismatch(folder, files):
+            raise ValueError(damage)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"no adapters in {folder} that can be read: {error}") from error
     add(network, lora)
     own = _trained(network, lora)
-    differ = sorted(own.keys() ^ weights.keys()) + [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
+    differ = sorted(own.keys() ^ weights.keys())
+    differ += [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape or not weights[n].is_floating_point()]
     if differ:
         remove(network)
         raise ValueError(f"the adapters in {folder} were made for another network: {', '.join(differ[:4])} do not fit")

@@ -35,6 +35,9 @@ from transfusion.nn.positions import AxialPositions
 from transfusion.nn.routing import UNROUTED, ModalityRouting
 from transfusion.nn.transformer import Transformer, init_weights
 
+MAX_CONTEXT = 2**24
+"""Tokens: a limit before memory is taken."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -75,8 +78,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.media_weight < math.inf:
             raise ValueError(f"media_weight must be a finite number, 0 or more, not {self.media_weight}")
-        if self.context_length < 1:
-            raise ValueError(f"context_length must be at least 1 token, not {self.context_length}")
+        if not 1 <= self.context_length <= MAX_CONTEXT:
+            raise ValueError(f"context_length must be at least 1 token and at most {MAX_CONTEXT:,}, not {self.context_length}")
         axes, size = self.coordinates.axes, self.transformer.sizes.head_dim
         if size // 2 < axes:
             raise ValueError(

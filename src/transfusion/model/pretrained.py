@@ -9,7 +9,8 @@ q, k, v become one matrix, gate and up another. Unsupported settings of a config
 that would be left over. No pickle is read.
 """
 
-import json
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -20,14 +21,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from transfusion.config import short
 from transfusion.data.vocabulary import PretrainedVocabulary, TokenizerFile, Vocabulary
+from transfusion.files import read_json
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig, Network
 from transfusion.nn.config import TransformerConfig
 from transfusion.nn.layers import SplitEmbedding, SplitHead
 from transfusion.nn.positions import LinearScaling, Llama3Scaling, Scaling, Unscaled
 
+HUB = "hf://"
+"""Before a name on the Hugging Face hub. Without it a name is a folder, so that no owner of a mistyped name gives weights."""
 ModalityWeights = Literal["none", "mlp", "all"]
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 CONTEXT = 2048
 """Default context length: the full context of a language model would need a cache of many gigabytes."""
@@ -73,7 +79,7 @@ class LanguageModel:
 
     @classmethod
     def open(cls, name: str | Path, *, revision: str | None = None) -> "LanguageModel":
-        """Read the configuration of a folder, or of a repository of the Hugging Face hub (extra `hf`).
+        """Read the configuration of a folder, or of hf://OWNER/MODEL on the Hugging Face hub (extra `hf`).
 
         Raises:
             ValueError: no language model, or an unsupported type or setting, which the message names.
@@ -82,12 +88,12 @@ class LanguageModel:
         plain = _json(folder / "config.json")
         kind = plain.get("model_type")
         if kind not in TYPES:
-            raise ValueError(f"{folder} holds a model of type {kind!r}; these can be read: {', '.join(TYPES)}")
+            raise ValueError(f"{folder} holds a model of type {short(kind)}; these can be read: {', '.join(TYPES)}")
         rotary = plain.get("rope_parameters")
         settings = (rotary if isinstance(rotary, dict) else {}) | {k: v for k, v in plain.items() if v is not None}
         for name, supported in SUPPORTED_VALUES.items():
-            if (value := settings.get(name)) is not None and value not in supported:
-                raise ValueError(f"{folder}: this {kind} model has {name} {value!r}, which is not supported")
+            if (value := settings.get(name)) is not None and (isinstance(value, list | dict) or value not in supported):
+                raise ValueError(f"{folder}: this {kind} model has {name} {short(value)}, which is not supported")
         heads, width = _whole(plain, "num_attention_heads", folder), _whole(plain, "hidden_size", folder)
         theta, scaling = _rotary(plain, folder)
         transformer = TransformerConfig(
@@ -103,7 +109,7 @@ class LanguageModel:
             rope_scaling=scaling,
             norm_eps=_number(plain, "rms_norm_eps", folder, 1e-6),
         )
-        tied = bool(plain.get("tie_word_embeddings", False))
+        tied = _flag(plain, "tie_word_embeddings", folder, default=False)
         longest = _whole(plain, "max_position_embeddings", folder, CONTEXT)
         return cls(folder, transformer, tied, _ids(plain, folder), longest, _window(plain, kind, folder))
 
@@ -137,6 +143,25 @@ class LanguageModel:
             raise ValueError(f"{self.folder} has no tokenizer.json; write one with transformers: {how}")
         return Vocabulary(TokenizerFile(str(file)).build([]), modalities, self.ids)
 
+    def check(self) -> None:
+        """Raise ValueError unless the weights have the sizes that config.json names: before any of that size are made."""
+        sizes, width = self.transformer.sizes, self.transformer.width
+        rows = {
+            "self_attn.q_proj": self.transformer.num_heads * sizes.head_dim,
+            "self_attn.k_proj": sizes.num_kv_heads * sizes.head_dim,
+            "mlp.gate_proj": sizes.mlp_width,
+        }
+        last = f"model.layers.{self.transformer.depth - 1}"
+        wanted = {f"{last}.{name}.weight": (count, width) for name, count in rows.items()}
+        with ExitStack() as stack:
+            files = _files(self.folder, stack)
+            for name, shape in ({"model.embed_tokens.weight": (self.ids.count, width)} | wanted).items():
+                if name not in files:
+                    raise ValueError(f"{self.folder} has no weights {name}, which its config.json asks for")
+                found = tuple(files[name].get_slice(name).get_shape())
+                if found != shape:
+                    raise ValueError(f"{self.folder}: config.json contradicts the shape of {name}, {found}")
+
     @torch.no_grad()
     def load(self, network: Network, *, copies: bool = True) -> None:
         """Load these weights into a network of `model`, one tensor in memory at a time.
@@ -149,7 +174,7 @@ class LanguageModel:
                 initial values.
 
         Raises:
-            ValueError: weights that are missing, damaged, of another shape, or left over.
+            ValueError: weights that are missing, damaged, no finite floating-point numbers, of another shape, or left over.
         """
         with ExitStack() as stack:
             files = _files(self.folder, stack)
@@ -161,6 +186,12 @@ class LanguageModel:
                     if name not in files:
                         raise ValueError(f"{self.folder} has no weights {name}, which its config.json asks for")
                     tensor = files[name].get_tensor(name)
+                    if tensor.dtype not in FLOATS:
+                        raise ValueError(
+                            f"{self.folder}: {name} is {tensor.dtype}, not floating point; quantized weights are not read"
+                        )
+                    if not torch.isfinite(tensor).all():
+                        raise ValueError(f"{self.folder}: {name} holds NaN or infinity")
                     rows = parameter[first : first + len(tensor)]
                     first += len(tensor)
                     if rows.shape != tensor.shape:
@@ -212,47 +243,49 @@ def _names(network: Network) -> Iterator[tuple[Tensor, list[str]]]:
 
 
 def fetch(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a language model, local or downloaded from the Hugging Face hub.
+    """The folder of a language model: itself, or what hf://OWNER/MODEL names, downloaded from the Hugging Face hub.
 
     Raises:
         ValueError: no such folder or name, the hub cannot be reached, or the extra `hf` is missing.
     """
-    folder = Path(name)
-    if folder.is_dir():
+    if not is_on_hub(name):
+        folder = Path(name)
+        if not folder.is_dir():
+            raise ValueError(f"no folder {name}; a model on the Hugging Face hub is written {HUB}OWNER/MODEL")
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} has no config.json: give the folder of a language model")
         return folder
-    if isinstance(name, Path) or not _on_hub(name):
-        raise ValueError(f"no folder {name}; a name on the Hugging Face hub would be OWNER/MODEL")
+    repository = str(name).removeprefix(HUB)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository, re.ASCII):
+        raise ValueError(f"{name} is no name on the Hugging Face hub; it is written {HUB}OWNER/MODEL")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ValueError(
-            f"no folder {name}; to look for it on the Hugging Face hub, install the extra: pip install 'transfusion-kit[hf]'"
-        ) from error
+        raise ValueError(f"to fetch {name} from the Hugging Face hub, install: pip install 'transfusion-kit[hf]'") from error
     try:
         patterns = ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # of many kinds, down to those of its network library
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"no folder {name}, nor on the Hugging Face hub ({reason}): check the name, or download it and give the folder"
+            f"cannot fetch {name} from the Hugging Face hub ({reason}): check the name, or download it and give the folder"
         ) from error
 
 
 def is_language_model(name: str) -> bool:
     """Whether this names a language model, as a folder or on the hub, and not a model folder of this library."""
     file = Path(name) / "config.json"
-    return (file.is_file() and "model_type" in _json(file)) if Path(name).is_dir() else _on_hub(name)
+    return is_on_hub(name) or (file.is_file() and "model_type" in _json(file))
 
 
-def _on_hub(name: str) -> bool:
-    return not name.startswith(("/", ".", "~")) and name.count("/") == 1 and all(name.split("/"))
+def is_on_hub(name: str | Path) -> bool:
+    """Whether this names something on the Hugging Face hub: nothing without the prefix does."""
+    return isinstance(name, str) and name.startswith(HUB)
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
+        plain = read_json(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
     if not isinstance(plain, dict):
@@ -263,7 +296,12 @@ def _json(file: Path) -> dict[str, Any]:
 def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Name of each tensor -> the open file with it."""
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        places = _json(index).get("weight_map")
+        if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+            raise ValueError(f"cannot read {index}: its weight_map must give a file for each weight")
+        names = sorted(set(places.values()))
     tensors: dict[str, Any] = {}
     for name in names:
         file = folder / name
@@ -274,6 +312,8 @@ def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
             opened = stack.enter_context(safe_open(file, framework="pt"))
         except (OSError, SafetensorError) as error:
             raise ValueError(f"cannot read {file}: {error}; it is damaged or incomplete") from error
+        if twice := tensors.keys() & set(opened.keys()):
+            raise ValueError(f"{folder} has the weights {min(twice)} twice")
         tensors |= dict.fromkeys(opened.keys(), opened)
     return tensors
 
@@ -284,17 +324,25 @@ def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
 def _whole(plain: dict[str, Any], name: str, folder: Path, default: int | None = None) -> int:
     """A positive integer setting; the default if absent or null."""
     value = default if plain.get(name) is None else plain[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number above 0, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**53:
+        raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number above 0, not {short(value)}")
     return value
 
 
 def _number(plain: dict[str, Any], name: str, folder: Path, default: float | None = None) -> float:
     """A positive number setting; the default if absent or null."""
     value = default if plain.get(name) is None else plain[name]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ValueError(f"{folder / 'config.json'}: {name} must be a number above 0, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{folder / 'config.json'}: {name} must be a number above 0, not {short(value)}")
     return float(value)
+
+
+def _flag(plain: dict[str, Any], name: str, folder: Path, *, default: bool) -> bool:
+    """A setting that is true or false; the default if absent or null."""
+    value = default if plain.get(name) is None else plain[name]
+    if not isinstance(value, bool):
+        raise ValueError(f"{folder / 'config.json'}: {name} must be true or false, not {short(value)}")
+    return value
 
 
 def _rotary(plain: dict[str, Any], folder: Path) -> tuple[float, Scaling]:
@@ -304,6 +352,8 @@ def _rotary(plain: dict[str, Any], folder: Path) -> tuple[float, Scaling]:
         raise ValueError(f"{folder}: rotary positions that differ between layers are not supported")
     theta = _number(rotary if rotary.get("rope_theta") is not None else plain, "rope_theta", folder, 10000.0)
     kind = rotary.get("rope_type") or rotary.get("type") or "default"
+    if not isinstance(kind, str):
+        raise ValueError(f"{folder / 'config.json'}: the type of its rotary positions must be a word, not {short(kind)}")
     if kind == "default":
         return theta, Unscaled()
     needed = {"linear": ("factor",), "llama3": ("original_max_position_embeddings", "factor", *BANDS)}.get(kind, ())
@@ -324,8 +374,11 @@ def _rotary(plain: dict[str, Any], folder: Path) -> tuple[float, Scaling]:
 
 def _window(plain: dict[str, Any], kind: str, folder: Path) -> int | None:
     """Length of the sliding attention window in tokens; None: attention to all."""
-    layers = plain.get("layer_types")
-    slides = "sliding_attention" in layers if layers else plain.get("use_sliding_window", kind == "mistral")
+    layers = plain.get("layer_types") or []
+    if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+        raise ValueError(f"{folder / 'config.json'}: layer_types must be a list of words, not {short(layers)}")
+    slides = _flag(plain, "use_sliding_window", folder, default=kind == "mistral")
+    slides = "sliding_attention" in layers if layers else slides
     return _whole(plain, "sliding_window", folder) if slides and plain.get("sliding_window") is not None else None
 
 
@@ -334,9 +387,9 @@ def _ids(plain: dict[str, Any], folder: Path) -> PretrainedVocabulary:
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     for name, ids in (("eos_token_id", ends), ("bos_token_id", [] if begin is None else [begin])):
         if wrong := [token for token in ids if not isinstance(token, int) or isinstance(token, bool)]:
-            raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number, not {wrong[0]!r}")
-    return PretrainedVocabulary(
-        _whole(plain, "vocab_size", folder),
-        begin if begin is not None and begin >= 0 else None,
-        tuple(end for end in ends if end >= 0),
-    )
+            raise ValueError(f"{folder / 'config.json'}: {name} must be a whole number, not {short(wrong[0])}")
+    begin = begin if begin is not None and begin >= 0 else None
+    try:
+        return PretrainedVocabulary(_whole(plain, "vocab_size", folder), begin, tuple(end for end in ends if end >= 0))
+    except ValueError as error:
+        raise ValueError(str(error) if str(folder) in str(error) else f"{folder / 'config.json'}: {error}") from error

@@ -7,6 +7,9 @@ from typing import Literal
 from transfusion.nn.moe import MoEConfig
 from transfusion.nn.positions import Scaling, Unscaled
 
+MAX_DEPTH, MAX_SIZE = 1000, 2**20
+"""Layers, and any other size of the transformer: limits before memory is taken."""
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
@@ -98,10 +101,10 @@ class TransformerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "num_heads", "num_kv_heads", "mlp_width", "mlp_multiple_of"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+        for name in ("width", "depth", "num_heads", "num_kv_heads", "head_dim", "mlp_width", "mlp_multiple_of", "num_streams"):
+            number, most = getattr(self, name), MAX_DEPTH if name == "depth" else MAX_SIZE
+            if number is not None and not 1 <= number <= most:
+                raise ValueError(f"{name} must be at least 1 and at most {most:,}, not {number}")
         for name in ("norm_eps", "rope_theta"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
@@ -114,8 +117,6 @@ class TransformerConfig:
             raise ValueError(f"modality_weights must be none, mlp or all, not {self.modality_weights!r}")
         if self.residual not in ("plain", "hyper", "attention"):
             raise ValueError(f"residual must be plain, hyper or attention, not {self.residual!r}")
-        if self.residual == "hyper" and self.num_streams < 1:
-            raise ValueError(f"hyper-connections need at least 1 stream, not {self.num_streams}")
         if self.attention.alibi_heads > heads:
             raise ValueError(f"attention.alibi_heads is {self.attention.alibi_heads}, more than num_heads {heads}")
         if self.long_skips and self.residual == "attention":

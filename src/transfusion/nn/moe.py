@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from transfusion.nn.layers import MLP
 
+MAX_EXPERTS = 4096
+
 
 @dataclass(frozen=True)
 class MoEConfig:
@@ -35,6 +37,8 @@ class MoEConfig:
     aux_loss_weight: float = 0.01
 
     def __post_init__(self) -> None:
+        if self.num_experts > MAX_EXPERTS:
+            raise ValueError(f"moe.num_experts must be at most {MAX_EXPERTS:,}, not {self.num_experts}")
         if self.num_experts < 0 or (self.num_experts and not 1 <= self.top_k <= self.num_experts):
             raise ValueError(f"moe.top_k must be between 1 and moe.num_experts ({self.num_experts}), not {self.top_k}")
         if not 0 <= self.aux_loss_weight < math.inf:

@@ -2,11 +2,12 @@
 
 import typing
 from dataclasses import fields, replace
+from pathlib import Path
 
 from transfusion import config
 from transfusion.config import ConfigError
 from transfusion.model.network import ModelConfig
-from transfusion.model.pretrained import OVERRIDABLE_FIELDS, SIZE_FIELDS, LanguageModel, ModalityWeights, is_language_model
+from transfusion.model.pretrained import HUB, OVERRIDABLE_FIELDS, SIZE_FIELDS, LanguageModel, ModalityWeights, is_language_model
 from transfusion.model_folder import read_settings
 from transfusion.nn.config import TransformerConfig
 from transfusion.run.record import Run, flat
@@ -32,6 +33,11 @@ def adopt_init(run: Run, default: ModelConfig) -> Run:
         )
         _check(run, default, adopted, SIZE_FIELDS)
         return replace(run, model=adopted)
+    if not Path(run.init).exists():
+        raise ValueError(
+            f"no model in {run.init}: give a run or model folder, the folder of a language model, or {HUB}OWNER/MODEL for one "
+            "on the Hugging Face hub"
+        )
     settings = read_settings(run.init)
     if settings.language is None:
         return run

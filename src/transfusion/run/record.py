@@ -15,6 +15,8 @@ from transfusion.train.device import Device, Dtype
 from transfusion.train.optimizer import AdamWConfig, OptimizerConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
+MAX_SAMPLES = 1_000_000
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -31,6 +33,10 @@ class ReportConfig:
     readings: int = 0
     classifier: str = ""
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.images <= MAX_SAMPLES and 0 <= self.readings <= MAX_SAMPLES):
+            raise ValueError(f"images and readings must be 0 to {MAX_SAMPLES:,}, not {self.images} and {self.readings}")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -41,9 +47,9 @@ class Run:
         data: path of the data, for recipes that need one.
         out: folder of the run (default: runs/RECIPE). The same command resumes the run in it.
         seed: random seed.
-        init: weights to start from: a run or model folder; or a language model, as a folder or OWNER/MODEL on the Hugging Face
-            hub, whose transformer and tokenizer the run adopts. `optimizer.language_lr_scale` 0 freezes a language model,
-            `model.transformer.modality_weights` adds weights for media.
+        init: weights to start from: a run or model folder; or a language model, as a folder or hf://OWNER/MODEL on the Hugging
+            Face hub, whose transformer and tokenizer the run adopts. `optimizer.language_lr_scale` 0 freezes a language
+            model, `model.transformer.modality_weights` adds weights for media.
         device: auto takes cuda, else mps, else cpu.
         dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
         tokenizer: text <-> ids.

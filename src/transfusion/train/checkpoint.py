@@ -9,22 +9,24 @@ renamed to `.bad`, and the one before it is tried. Old folders are deleted only 
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from transfusion.files import replacing
+from transfusion.files import MANIFEST, manifest, mismatch, read_json, replacing, save_tensors
 from transfusion.train.log import LogFn
 
 FORMAT = 1
-MANIFEST = "MANIFEST.json"
+STATE = "state.json"
 
 
 class CheckpointError(ValueError):
-    """Every checkpoint is damaged."""
+    """Every checkpoint is damaged, or the newest is of another run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +51,23 @@ def save(folder: Path, state: State, keep: int) -> Path:
     with replacing(final) as partial:
         partial.mkdir()
         for name, tensors in state.tensors.items():
-            save_file({k: t.detach().contiguous() for k, t in tensors.items()}, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps({"step": state.step, **state.plain}))
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(partial.iterdir())}
-        manifest = {"format": FORMAT, "step": state.step, "files": files, "digest": _digest(files)}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            save_tensors(partial / f"{name}.safetensors", tensors)
+        (partial / STATE).write_text(json.dumps({"step": state.step, **state.plain}))
+        files = manifest({file.name: file for file in partial.iterdir()})
+        contents = {"format": FORMAT, "step": state.step, "files": files, "digest": _digest(files)}
+        (partial / MANIFEST).write_text(json.dumps(contents, indent=1))
     if problem(final) is None:
         for old in folders(folder)[keep:]:
             shutil.rmtree(old)
     return final
+
+
+def check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], group: str) -> None:
+    """Raise CheckpointError, naming the first, unless a group of tensors has exactly these names, shapes and types."""
+    for name in sorted(found.keys() | wanted.keys()):
+        one, other = ("none" if t is None else f"{t.dtype} {list(t.shape)}" for t in (found.get(name), wanted.get(name)))
+        if one != other:
+            raise CheckpointError(f"the checkpoint is of another model: in {group}, {name} is {one}, not {other}")
 
 
 def folders(folder: Path) -> list[Path]:
@@ -69,23 +79,16 @@ def folders(folder: Path) -> list[Path]:
 def problem(folder: Path) -> str | None:
     """The first mismatch between a checkpoint and its manifest; None if it is intact."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            return f"has format {manifest['format']}, this version reads {FORMAT}"
-        entries = manifest["files"].items()
-        if manifest["digest"] != _digest(manifest["files"]):
+        contents = read_json(folder / MANIFEST)
+        if contents["format"] != FORMAT:
+            return f"has format {contents['format']}, this version reads {FORMAT}"
+        if contents["digest"] != _digest(contents["files"]):
             return f"{MANIFEST} is damaged (its digest differs)"
+        if STATE not in contents["files"]:
+            return f"{MANIFEST} lists no {STATE}"
+        return mismatch(folder, contents["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error!r}"
-    for name, entry in entries:
-        file = folder / name
-        if file.name != name or not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
-        if _sha256(file) != entry["sha256"]:
-            return f"{name} is damaged (its digest differs)"
-    return None
 
 
 def latest(folder: Path, log: LogFn) -> State | None:
@@ -101,9 +104,7 @@ def latest(folder: Path, log: LogFn) -> State | None:
     for candidate in candidates:
         damage = problem(candidate)
         if damage is None:
-            plain = json.loads((candidate / "state.json").read_text())
-            tensors = {file.stem: load_file(file) for file in sorted(candidate.glob("*.safetensors"))}
-            return State(plain.pop("step"), tensors, plain)
+            return _read(candidate)
         bad = candidate.with_name(candidate.name + ".bad")
         log(f"checkpoint {candidate}: {damage}; renamed to {bad.name}, trying the one before")
         shutil.rmtree(bad, ignore_errors=True)
@@ -113,10 +114,16 @@ def latest(folder: Path, log: LogFn) -> State | None:
     return None
 
 
+def _read(folder: Path) -> State:
+    """What the manifest of an intact checkpoint lists, and no other file. Raises CheckpointError if it is no state of a run."""
+    try:
+        files = [folder / name for name in read_json(folder / MANIFEST)["files"]]
+        tensors = {file.stem: load_file(file) for file in files if file.suffix == ".safetensors"}
+        plain = read_json(folder / STATE)
+        return State(plain.pop("step"), tensors, plain)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no state of a run ({error!r}): choose another --out to start over") from error
+
+
 def _digest(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

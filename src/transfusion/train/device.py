@@ -41,6 +41,14 @@ def pick_dtype(name: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
+def memory() -> int:
+    """Bytes of this machine's memory; 2 ** 60 where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 2**60
+
+
 def tune_malloc() -> bool:
     """Make malloc keep freed memory instead of returning it to the system; True if it could be set (Linux with glibc).
 

@@ -18,6 +18,12 @@ LogFn = Callable[[str], None]
 METRICS = "metrics.jsonl"
 
 
+def printable(text: str) -> str:
+    """A text as a terminal may show it: what would move the cursor, colour or reorder it, or cannot be encoded, is spelled out
+    (\\x1b, \\udcff). Lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured after a step: numbers for `metrics.jsonl` and TensorBoard, and the same as a line for the user."""
@@ -67,7 +73,8 @@ class TrainingLog:
 
     def line(self, line: str) -> None:
         """Show a line above the progress bar."""
-        (self._progress.console if self._progress else self._console).print(line, markup=False, highlight=False, soft_wrap=True)
+        console = self._progress.console if self._progress else self._console
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step, counted from 1."""

@@ -50,6 +50,10 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulate < 1:
             raise ValueError(f"steps and accumulate must be at least 1, not {self.steps} and {self.accumulate}")
+        if self.log_every < 1 or self.sample_every < 0:
+            raise ValueError(
+                f"log-every must be at least 1 and sample-every 0 or more, not {self.log_every} and {self.sample_every}"
+            )
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class Trainer:
         state = checkpoint.latest(self.folder / "checkpoints", log)
         if state is None:
             return False
-        if state.plain["digest"] != self.digest:
+        if state.plain.get("digest") != self.digest:
             raise ValueError(
                 f"{self.folder} holds a run with other settings (see its run.yaml); repeat its own command to resume it, or "
                 "choose another --out"
@@ -261,14 +265,25 @@ class Trainer:
                 moments[f"{names[id(p)]}/{key}"] = value
         tensors = {"model": dict(self.model.named_parameters()), "ema": self.ema.shadows, "optimizer": moments}
         plain: dict[str, Any] = {"position": asdict(self.position), "skipped": self.skipped, "digest": self.digest}
-        return checkpoint.State(self.step, tensors, plain)
+        return checkpoint.State(self.step, tensors, plain | {"moments": sorted(moments)})
 
     @torch.no_grad()
     def restore(self, state: checkpoint.State) -> None:
-        """Load a state. Raises KeyError or RuntimeError if it does not fit this model."""
-        self.step, self.skipped = state.step, state.plain["skipped"]
-        self.position = Position(**state.plain["position"])
-        named = dict(self.model.named_parameters())
+        """Load a state. Raises CheckpointError, before anything is changed, unless it has exactly the weights of this model and
+        the moments that its optimizer had."""
+        named, moments = dict(self.model.named_parameters()), state.tensors.get("optimizer", {})
+        checkpoint.check(state.tensors.get("model", {}), named, "model")
+        checkpoint.check(state.tensors.get("ema", {}), self.ema.shadows, "ema")
+        one = torch.tensor(0.0)  # of every entry but the count of steps, the optimizer keeps as many numbers as of the weight
+        owners = {
+            k: one if k.endswith("/step") else named.get(k.rpartition("/")[0]) for k in state.plain.get("moments", moments)
+        }
+        checkpoint.check(moments, {key: p for key, p in owners.items() if p is not None}, "optimizer")
+        try:
+            position, step, skipped = Position(**state.plain["position"]), int(state.step), int(state.plain["skipped"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"the checkpoint holds no position in the data ({error!r})") from error
+        self.step, self.skipped, self.position = step, skipped, position
         for name, p in named.items():
             p.copy_(state.tensors["model"][name])
         self.ema.load(state.tensors["ema"])
