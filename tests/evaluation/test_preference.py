@@ -11,7 +11,7 @@ from small import model, picture
 from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
-from transfusion.data.sources.scenes import held_out_scenes, swap
+from transfusion.data.sources.scenes import LazyScene, Scene, held_out_scenes, swap
 from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.preference import (
     CaptionPair,
@@ -134,13 +134,18 @@ def test_what_cannot_be_measured_says_why(trained: Transfusion) -> None:
     assert len(caption_errors(trained, [*long, *other_captions(named())])) == 8, "what does not fit is left out"
 
 
+def scene_of(media: Media) -> Scene:
+    assert isinstance(media.values, LazyScene)
+    return media.values.scene
+
+
 def test_exchanged_things_are_false_of_the_scene() -> None:
     documents = held_out_scenes(6, seed=0)
     pairs = swapped_captions(documents, samples=len(documents))
     assert len(pairs) == 24, "position and attribution, with and without held-out combinations"
     assert all(set(pair.own.split()) | {"a", "an"} == set(pair.other.split()) | {"a", "an"} for pair in pairs)
     for document in documents:
-        scene = document.media[0].values.scene
+        scene = scene_of(document.media[0])
         changed = swap(scene)
         assert (changed is None) == (scene.kind not in ("position", "attribution"))
         if changed is not None:
@@ -151,8 +156,8 @@ def test_exchanged_things_are_false_of_the_scene() -> None:
 def test_scenes_are_compared_with_scenes_of_their_kind() -> None:
     image = Modality("image", channels=3, shape=(16, 16), patch=(8, 8))
     documents = held_out_scenes(2, seed=0)
-    kinds = {document.text: document.media[0].values.scene.kind for document in documents}
+    kinds = {document.text: scene_of(document.media[0]).kind for document in documents}
     for pair in other_captions(documents, samples=len(documents)):
-        assert kinds[pair.own] == pair.picture.values.scene.kind
+        assert kinds[pair.own] == scene_of(pair.picture).kind
     found = caption_preference(model(image), documents, samples=len(documents))
     assert found["caption_preference_swapped"].count == 8 and found["caption_preference"].count == 22
