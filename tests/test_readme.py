@@ -56,7 +56,7 @@ def test_no_block_is_left_out() -> None:
 def test_the_block_of_lists_runs(unchecked) -> None:
     names: dict[str, object] = {}
     exec(PYTHON[2], names)
-    assert names["loss"].requires_grad and names["text"].shape == (2, 12) and len(names["many"]) == 3  # type: ignore[attr-defined, arg-type]
+    assert names["loss"].requires_grad and names["text"].shape == (2, 8) and len(names["many"]) == 3  # type: ignore[attr-defined, arg-type]
 
 
 def test_every_setting_shown_is_one_that_exists() -> None:

@@ -39,7 +39,7 @@ from transfusion.model_folder import (
     within_weights,
     write,
 )
-from transfusion.nn.ema import Averaged, eval_mode
+from transfusion.nn.ema import Averaged, eval_mode, set_mode
 
 Model = TypeVar("Model", bound="Transfusion")
 
@@ -63,7 +63,9 @@ class Transfusion(nn.Module):
         if vocabulary.ids != config.language:
             raise ValueError("vocabulary and config name different language models: config.language must be vocabulary.ids")
         self.vocabulary = vocabulary
-        self.network = Network(config.model, len(vocabulary), modules, num_pretrained_ids=vocabulary.num_language)
+        nats, count = config.model.opening_prior, vocabulary.num_language
+        prior = vocabulary.opening_prior(nats) if nats else None
+        self.network = Network(config.model, len(vocabulary), modules, num_pretrained_ids=count, prior=prior)
         self.config = replace(config, model=self.network.config)
 
     @property
@@ -73,8 +75,17 @@ class Transfusion(nn.Module):
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
+    def train(self: Model, mode: bool = True) -> Model:
+        """Training mode, or evaluation mode. What is set while another thread generates holds when that is done, too."""
+        set_mode(self, mode)
+        return self
+
     def forward(
-        self, batch: Batch, *, teacher: "Transfusion | Averaged | Network | None" = None, decoders: Decoders | None = None
+        self,
+        batch: Batch,
+        *,
+        teacher: "Transfusion | Averaged | Network | None" = None,
+        decoders: Decoders | None = None,
     ) -> Losses:
         """The losses of a batch, each as (sum, count).
 
@@ -90,15 +101,23 @@ class Transfusion(nn.Module):
             raise ValueError(
                 "forward takes a Batch: call model.loss(documents), or use transfusion.compat for lists of tensors"
             )
+        self.check_decoders(decoders)
+        return self.network(batch, teacher=self.teacher_network(teacher), decoders=decoders)
+
+    def teacher_network(self, teacher: "Transfusion | Averaged | Network | None") -> Network | None:
+        """The network of a teacher. Raises ValueError for what is none, or one that no loss needs."""
         network = teacher if isinstance(teacher, Network) else getattr(teacher, "network", None)
         if teacher is not None and not isinstance(network, Network):
             raise ValueError("the EMA model must be a Transfusion, or what its create_ema gives")
         if teacher is not None and not self.config.model.auxiliary.needs_ema_teacher:
             raise ValueError("no auxiliary loss needs an EMA model: set the weight of consistency or representation above 0")
+        return network
+
+    def check_decoders(self, decoders: Decoders | None) -> None:
+        """Raises ValueError for decoders of a modality that there is not."""
         unknown = [name for name in decoders or () if name not in self.network.patchers]
         if unknown:
             raise ValueError(f"decoders: no modality {unknown[0]!r}; this model has {list(self.network.patchers)}")
-        return self.network(batch, teacher=network, decoders=decoders)
 
     def tokenize(self, documents: Sequence[DocumentLike], *, seed: int = 0, add_eos: bool = True) -> list[TokenSequence]:
         """See `tokenize_documents`; `add_eos`: whether each document is complete, so that its end is learned."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn, randn
 
-from transfusion import Document, Media, Text
+from transfusion import Diffusion, Document, Media, Text
 from transfusion.compat import Transfusion, print_modality_sample
 
 WORDS = dict(num_text_tokens=16, dim_latent=8, modality_default_shape=(4,), transformer=dict(dim=32, depth=1, dim_head=16))
@@ -37,7 +37,8 @@ LISTS: dict[str, tuple[object, str]] = {
     "an empty item": ([[ids(1), randn(0, 8)]], "document 0, item 1: an item of shape .0, 8. holds nothing"),
     "the id of BOS": ([[ids(1, 16)]], "document 0, item 0: token id 16 is no text id: they run from 0 to 15"),
     "a large id": ([[ids(1000)]], "document 0, item 0: token id 1000"),
-    "a negative id": ([[randn(4, 8), ids(-1)]], "document 0, item 1: token id -1"),
+    "a negative id": ([[randn(4, 8), ids(-2)]], "document 0, item 1: token id -2"),
+    "padding alone": ([[randn(4, 8), ids(-1, -1)]], "document 0, item 1: text of 2 ids that are all -1, which is padding"),
     "NaN": ([[ids(1), NAN]], "document 0, item 1: the item holds NaN or infinity"),
     "infinity": ([[ids(1), NAN.nan_to_num(float("inf"))]], "document 0, item 1: the item holds NaN or infinity"),
     "channels": ([[ids(1)], [ids(2), randn(4, 7)]], r"document 1, item 1: latents of modality 0 have 8 channels, .*not 7"),
@@ -83,18 +84,54 @@ def test_bad_lists_are_refused(model: Transfusion, name: str) -> None:
         model(batch)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in LISTS if n not in ("an empty document", "a forgotten list", "a forgotten list of pairs", "letters")]
-)
+PROMPTS = {"an empty document", "an empty text", "padding alone", "None", "a forgotten list", "a forgotten list of pairs"}
+"""What is a prompt, and no document."""
+OTHERWISE = {"the id of BOS", "a large id", "one string", "a number", "letters"}
+"""What a prompt is refused for with another message: `test_control_tokens_in_the_wrong_place_are_refused`."""
+
+
+@pytest.mark.parametrize("name", [n for n in LISTS if n not in PROMPTS | OTHERWISE])
 def test_bad_prompts_are_refused(model: Transfusion, name: str) -> None:
     batch, message = LISTS[name]
     with pytest.raises(ValueError, match=message):
-        model.sample_many(batch, max_length=8)  # type: ignore[arg-type]
+        model.sample_many(batch, max_length=8)
+
+
+PROMPTS_REFUSED: dict[str, tuple[object, str]] = {
+    "padding's own id": ([ids(1, 16)], "document 0, item 0: <PAD> is no part of a prompt"),
+    "a BOS later": ([ids(1, 17)], "document 0, item 0: model.sos_id stands at the start"),
+    "an EOS": ([ids(1, 18)], "document 0, item 0: the prompt is complete, it holds model.eos_id: leave that out"),
+    "an END without an item": ([ids(1, 20)], "document 0, item 0: <END modality0> stands behind an item"),
+    "a size without a begin": ([ids(1, 25)], "document 0: the prompt ends in the size of an item: add its begin"),
+    "text in a size": ([ids(25, 1)], "document 0, item 0: text where an item has begun"),
+    "text behind a begin": ([ids(19), ids(1)], "document 0, item 1: text where an item has begun"),
+    "two begins": ([ids(19, 19)], "document 0, item 0: two items begin behind each other"),
+    "a spelled size without its id": ([ids(99999)], "document 0, item 0: token id 99999 is no text id"),
+    "another modality": ([ids(19), (1, randn(4, 8))], "document 0, item 1: no modality 1"),
+    "a number": (7, "document 0 is int"),
+    "a text of texts": (torch.ones(2, 3).long(), r"document 0, item 0: text is .* sample_many\(\[\*ids\]\)"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS_REFUSED)
+def test_control_tokens_in_the_wrong_place_are_refused(model: Transfusion, name: str) -> None:
+    prompt, message = PROMPTS_REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        model.sample(prompt, max_length=8)
 
 
 CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "latents of other channels": (lambda m: m(randn(2, 4, 7)), "document 0, item 0: .*8 channels"),
     "latents without a batch": (lambda m: m(randn(4, 8)), "document 0, item 0: latents of modality 0 have 2 axes"),
+    "two kinds of times": (
+        lambda m: m([[randn(4, 8)]], times=[[0.5]], noise_levels=[[0.5]]),
+        "times and noise_levels, not both",
+    ),
+    "times in steps": (lambda m: m([[randn(4, 8)]], times=[[37]]), "steps of T are given as noise_levels"),
+    "forced modalities for other prompts": (
+        lambda m: m.sample_many([None, None], force_modality_at_start=[0]),
+        "1 entries for 2 prompts",
+    ),
     "no latents": (lambda m: m(randn(0, 4, 8)), "holds nothing"),
     "ids of one axis": (lambda m: m(ids(1, 2)), "ids are .document, length."),
     "ids too large": (lambda m: m(ids(1, 99)[None]), "document 0, item 0: token id 99"),
@@ -117,10 +154,10 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
         "document 0, segment 0: no modality 'sound'",
     ),
     "a text of the wrong ids": (lambda m: m.loss([[Text((1, 99))]]), "document 0, segment 0: token id 99"),
-    "prompts as a string": (lambda m: m.sample_many("abc"), "put it in a list"),
+    "a prompt of words": (lambda m: m.sample_many("abc"), "document 0, item 0: the tokenizer cannot encode 'abc'"),
     "sample of a bad prompt": (lambda m: m.sample([ids(1), randn(4, 7)]), "document 0, item 1: .*8 channels"),
-    "a prompt too long": (lambda m: m.sample(ids(*[1] * 20), max_length=8), "take 21 tokens, the context has 8"),
-    "one prompt too long": (lambda m: m.sample_many([None, ids(*[1] * 20)], max_length=8), "prompt 1: .* shorten the prompt"),
+    "a prompt too long": (lambda m: m.sample(torch.ones(70_000).long()), "take 70001 tokens, the context has 65536"),
+    "one prompt too long": (lambda m: m.sample_many([None, torch.ones(70_000).long()]), "prompt 1: .* shorten the prompt"),
     "max_length": (lambda m: m.sample(max_length=0), "max_length"),
     "force": (lambda m: m.sample(force_modality_at_start=2), "no modality 2"),
     "force -1": (lambda m: m.sample(force_modality_at_start=-1), "no modality -1"),
@@ -130,7 +167,6 @@ CALLS: dict[str, tuple[Callable[[Transfusion], object], str]] = {
     "steps": (lambda m: m.sample(modality_steps=0), "at least 1"),
     "temperature": (lambda m: m.sample(text_temperature=-1.0), "temperature must be a finite number of at least 0"),
     "min_p": (lambda m: m.sample(text_min_p=2.0), "min_p must be a finite number from 0 to 1"),
-    "noise without force": (lambda m: m.sample(init_modality_noise=randn(4, 8)), "give force_modality_at_start"),
     "noise of another size": (
         lambda m: m.sample(force_modality_at_start=0, init_modality_noise=randn(3, 8)),
         "initial noise has shape",
@@ -203,7 +239,12 @@ BUILDS: dict[str, tuple[dict[str, object], str]] = {
         "1 entries for 2 modalities",
     ),
     "axes that contradict": ({"modality_num_dim": 2}, "modality_default_shape .4,. needs modality_num_dim 1, not 2"),
-    "four axes": ({"modality_default_shape": (2, 2, 2, 2)}, "3 at most"),
+    "nine axes": ({"modality_default_shape": (2,) * 9}, "too few for 9 axes of coordinates"),
+    "a processing": ({"modality_processing": "fast"}, "modality_processing 'fast'; "),
+    "a solver": ({"odeint_kwargs": {"method": "dopri5"}}, "method is one of midpoint, heun2, euler"),
+    "a clamp beside a diffusion": ({"eps": 0.01, "diffusion": Diffusion()}, "diffusion=Diffusion.min_divisor"),
+    "encoders without batches": ({"modality_encoder_decoder_requires_batch_dim": False}, "always get batches"),
+    "axial of other modalities": ({"add_pos_emb": (True, False)}, "add_pos_emb has 2 entries for 1 modalities"),
     "a largest below the default": ({"modality_max_shape": (2,)}, "exceeds|largest"),
     "a softcap of 0": ({"transformer": dict(dim=32, depth=1, softcap_value=0.0)}, "soft"),
     "width 0": ({"transformer": dict(dim=0, depth=1)}, "dim must be a whole number of at least 1"),
@@ -244,5 +285,5 @@ def test_unusual_dtypes_and_containers_are_accepted() -> None:
     assert torch.isfinite(model([[ids(1), a.half()]], seed=1)) and torch.isfinite(model([[ids(1), a.bfloat16()]], seed=1))
     assert torch.equal(model([[torch.tensor(1), a]], seed=1), once)
     assert torch.equal(model(((ids(1), a),), seed=1), once)
-    assert model.sample(modality_steps=1, max_length=20, force_modality_at_start=0)[0].tensor.shape == (4, 8)
+    assert model.sample(modality_steps=1, max_length=20, force_modality_at_start=0)[1].tensor.shape == (4, 8)
     assert model.generate_text_only(torch.zeros(2, 0, dtype=torch.long), 3).shape == (2, 3)

@@ -167,8 +167,8 @@ def test_sampling_passes_runtime_type_checks() -> None:
     jaxtyping.config.update("jaxtyping_disable", False)
     m = Transfusion(**WORDS)
     many = m.sample_many([None, ids(1, 2)], force_modality_at_start=0, max_length=20, modality_steps=2)
-    assert [s[-1].tensor.shape if isinstance(s[-1], tuple) else 0 for s in many]
-    assert m.generate_text_only(ids(1)[None], 4).shape == (1, 4)
+    assert [s[1].tensor.shape for s in many] == [(4, 8)] * 2
+    assert m.generate_text_only(ids(1)[None], 5).shape == (1, 4)
     assert m.generate_modality_only(2, modality_steps=2).shape == (2, 4, 8)
 
 

@@ -65,8 +65,8 @@ def test_the_text_loss_does_not_depend_on_the_number_of_slots() -> None:
     losses = [m([[text, randn(n, 8)]], seed=1, return_breakdown=True)[1].text for n in (4, 64, 512)]
     # one target more than the text's: the size, which is what differs
     assert max(losses) - min(losses) < 0.2
-    alone = m(text[None], return_breakdown=True)[1].text
-    assert abs(alone - losses[0]) < 0.5
+    alone = m([[text]], return_breakdown=True)[1].text
+    assert abs(alone - losses[0]) < 0.7
 
 
 def test_lists_and_latents_alone_have_equal_losses() -> None:
@@ -74,8 +74,8 @@ def test_lists_and_latents_alone_have_equal_losses() -> None:
     for clean in (True, False):
         m = Transfusion(**WORDS, model_output_clean=clean).double().eval()
         x = randn(3, 4, 8)
-        alone = m(x, times=[[0.4]] * 3, seed=1, return_breakdown=True)[1].flow[0]
-        lists = m([[item] for item in x], times=[[0.4]] * 3, seed=1, return_breakdown=True)[1].flow[0]
+        alone = m(x, noise_levels=[[0.4]] * 3, seed=1, return_breakdown=True)[1].flow[0]
+        lists = m([[item] for item in x], noise_levels=[[0.4]] * 3, seed=1, return_breakdown=True)[1].flow[0]
         assert torch.equal(alone, lists)
 
 
@@ -87,8 +87,8 @@ def test_slots_have_positions() -> None:
             p.copy_(torch.randn(p.shape) * 0.3 + (p.ndim == 1))
     x = randn(1, 4, 8)
     order = torch.tensor([2, 1, 0, 3])
-    predicted = m(x, times=[[0.5]], noised=True)
-    other = m(x[:, order], times=[[0.5]], noised=True)
+    predicted = m(x, noise_levels=[[0.5]], noised=True)
+    other = m(x[:, order], noise_levels=[[0.5]], noised=True)
     assert (predicted[:, order] - other).abs().max() > 1e-2
 
 
@@ -102,14 +102,19 @@ def test_equal_seeds_give_equal_losses_at_every_call() -> None:
     assert len(losses) == 1
 
 
-def test_max_length_is_never_exceeded() -> None:
+def test_max_length_is_exceeded_only_to_finish_an_item() -> None:
+    """It counts what is written: text, control tokens and slots, and not the prompt."""
     m = Transfusion(**WORDS)
+    m.network.head.prior.zero_()  # so that items are begun often
+    finished = 0
     for length in (1, 2, 7, 20):
         for seed in range(6):
-            sample = m.sample(max_length=length, modality_steps=1, seed=seed, text_temperature=3.0)
-            used = 1 + sum(len(e) if isinstance(e, torch.Tensor) else len(e.tensor) + 3 for e in sample)
-            unwritten = bool(sample) and not isinstance(sample[-1], torch.Tensor)  # the END behind a last item
-            assert used - unwritten <= length
+            sample = m.sample(ids(*[1] * 9), max_length=length, modality_steps=1, seed=seed, text_temperature=3.0)
+            used = sum(len(e) if isinstance(e, torch.Tensor) else len(e.tensor) for e in sample) - 10
+            last = len(sample[-2].tensor) + 1 + 2 if len(sample) > 1 and len(sample[-1]) == 1 else 0  # slots, END, size, BEGIN
+            assert used - last <= length
+            finished += used > length
+    assert finished
 
 
 def test_a_deleted_model_is_freed() -> None:
@@ -135,7 +140,7 @@ def test_bf16_weights_train_and_sample() -> None:
     loss = m([[ids(1), randn(4, 8)]])
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(m.sample(force_modality_at_start=0, max_length=12, modality_steps=2)[0].tensor).all()
+    assert torch.isfinite(m.sample(force_modality_at_start=0, max_length=12, modality_steps=2)[1].tensor).all()
 
 
 def test_a_batch_takes_one_forward_of_each_layer() -> None:
@@ -163,12 +168,13 @@ def test_prompts_of_unequal_length_generate_as_they_do_alone() -> None:
 
 @pytest.mark.parametrize(("temperature", "min_p"), [(0.0, 0.1), (1.0, 0.0), (5.0, 0.0), (1.0, 1.0)])
 def test_generated_text_has_text_ids_only(temperature: float, min_p: float) -> None:
-    """Untrained, with 16 ids of text among 1045: no special id in what is written, and as many ids as were asked for."""
+    """Untrained, with 16 ids of text among 2069: no special id in what is written, and as many ids as were asked for."""
     m = Transfusion(**WORDS)
-    written = m.generate_text_only(torch.randint(0, 16, (4, 3)), 50, temperature, min_p, seed=1)
+    written = m.generate_text_only(torch.randint(0, 16, (4, 3)), 53, temperature, min_p, seed=1)
     assert written.shape == (4, 50) and written.min() >= 0 and written.max() < 16
     for sample in m.sample_many([None, ids(1)], 40, temperature, min_p, modality_steps=1, seed=1):
-        assert all(e.min() >= 0 and e.max() < 16 for e in sample if isinstance(e, torch.Tensor))
+        text = torch.cat([e for e in sample if isinstance(e, torch.Tensor)])
+        assert set((text[text >= 16]).tolist()) <= {m.sos_id, m.eos_id, *m.som_ids, *m.eom_ids, *range(m.eom_ids[0] + 1, 2069)}
 
 
 @pytest.mark.parametrize("schedule", [LinearInterpolant(), Cosine()], ids=lambda s: s.kind)
@@ -218,7 +224,7 @@ def test_clean_data_is_predicted_in_latent_space(alone: bool) -> None:
     m = spread(Transfusion(**WORDS, model_output_clean=True)).double().eval()
     x, t = randn(3, 4, 8).double(), 0.4
     batch = x if alone else [[item] for item in x]
-    _, parts, predicted = m(batch, times=[[t]] * 3, seed=2, return_breakdown=True, return_predictions=True)
+    _, parts, predicted = m(batch, noise_levels=[[t]] * 3, seed=2, return_breakdown=True, return_predictions=True)
     predicted = predicted if alone else torch.stack([item[0] for item in predicted])
     assert torch.allclose(parts.flow[0], ((predicted - x) / t).square().mean())
 
@@ -243,7 +249,7 @@ def test_items_before_text_get_at_most_half_the_noise() -> None:
     """An item that text follows gets at most half the noise, at changing times; the last item any."""
     m = Transfusion(**WORDS, prob_uncond=0.0).train()
     batch = [[randn(4, 8), ids(1, 2), randn(4, 8)]]
-    drawn = torch.tensor([m(batch, return_times=True, seed=s)[1][0] for s in range(60)])
+    drawn = torch.tensor([m(batch, return_noise_levels=True, seed=s)[1][0] for s in range(60)])
     assert drawn[:, 0].max() <= 0.5 and drawn[:, 0].std() > 0.05
     assert drawn[:, 1].max() > 0.85 and (drawn[:, 0] != drawn[:, 1]).all()
 

@@ -84,7 +84,7 @@ def test_training_on_text_alone_memorises_and_continues_it() -> None:
     model, text = fresh(), torch.arange(16).repeat(2, 3)[:, :40]
     before, after = trained(model, text, 80)
     assert after < 0.2 * before
-    out = model.generate_text_only(text[:, :4], 12, temperature=0)
+    out = model.generate_text_only(text[:, :4], 16, temperature=0)
     assert torch.equal(out, text[:, 4:16])
 
 
@@ -97,7 +97,7 @@ def test_training_on_latents_alone_samples_both_modes() -> None:
     def halfway() -> float:
         model.eval()
         with torch.no_grad():
-            return float(torch.stack([model(kinds, times=[[0.5]] * 2, seed=s) for s in range(8)]).mean())
+            return float(torch.stack([model(kinds, noise_levels=[[0.5]] * 2, seed=s) for s in range(8)]).mean())
 
     before = halfway()
     trained(model, kinds, 250)
@@ -107,7 +107,7 @@ def test_training_on_latents_alone_samples_both_modes() -> None:
     off = (drawn[:, None] - kinds[None]).abs().mean((2, 3)).min(1).values
     assert off.mean() < 0.3 and {int(d.mean() > 0) for d in drawn} == {0, 1}
     sample = model.sample(seed=1)
-    assert len(sample) == 1 and sample[0].tensor.shape == (4, 6)
+    assert isinstance(sample, Tensor) and sample.shape == (1, 4, 6)
 
 
 @pytest.mark.slow
@@ -166,14 +166,16 @@ def test_lists_and_documents_have_equal_losses() -> None:
         )
         for d in documents
     ]
-    assert torch.equal(model(lists, times=times, noise=noise, seed=4), model.loss(explicit, seed=9))
-    assert model(lists, times=times, noise=noise, seed=4) != model(lists, times=[[0.3], [0.7, 0.3]], noise=noise, seed=4)
+    assert torch.equal(model(lists, noise_levels=times, noise=noise, seed=4), model.loss(explicit, seed=9))
+    assert model(lists, noise_levels=times, noise=noise, seed=4) != model(
+        lists, noise_levels=[[0.3], [0.7, 0.3]], noise=noise, seed=4
+    )
 
 
 def test_the_breakdown_has_an_entry_per_modality() -> None:
     model = small(dim_latent=(6, 3), modality_default_shape=((4,), (2,)), flow_loss_weight=2.0, text_loss_weight=0.5).eval()
     batch = [[ids(1, 2), randn(4, 6), ids(3), (1, randn(5, 3))], [(1, randn(2, 3)), ids(4)]]
-    loss, parts, times = model(batch, return_breakdown=True, return_times=True, seed=1)
+    loss, parts, times = model(batch, return_breakdown=True, return_noise_levels=True, seed=1)
     assert loss.shape == () and len(parts.flow) == 2 and [len(t) for t in times] == [2, 1]
     only = model([[ids(1), (1, randn(2, 3))]], return_breakdown=True, seed=1)[1]
     assert only.flow[0] == 0 and only.flow[1] > 0  # an index means its modality, also where another is absent
@@ -186,7 +188,9 @@ def test_loss_weights_of_texts_and_items() -> None:
     a, b = randn(4, 6), randn(3, 6)
 
     def parts(batch):
-        return model(batch, return_breakdown=True, seed=2, times=[[0.5, 0.6][: sum(1 for e in batch[0] if not _is_text(e))]])[1]
+        return model(
+            batch, return_breakdown=True, seed=2, noise_levels=[[0.5, 0.6][: sum(1 for e in batch[0] if not _is_text(e))]]
+        )[1]
 
     def _is_text(entry) -> bool:
         tensor = entry[0] if isinstance(entry, tuple) else entry
@@ -195,7 +199,7 @@ def test_loss_weights_of_texts_and_items() -> None:
     plain = parts([[ids(1, 2, 3), a, b]])
     context = parts([[(ids(1, 2, 3), 0), (a, 0), b]])
     assert context.text != plain.text
-    alone = model([[ids(1, 2, 3), a, b]], seed=2, times=[[0.5, 0.6]], return_breakdown=True)[1]
+    alone = model([[ids(1, 2, 3), a, b]], seed=2, noise_levels=[[0.5, 0.6]], return_breakdown=True)[1]
     assert torch.equal(alone.text, plain.text)
     half = parts([[ids(1, 2, 3), (a, 0.5), b]])
     assert torch.allclose(
@@ -209,7 +213,7 @@ def test_loss_weights_of_texts_and_items() -> None:
     # private items are seen by nobody: what follows does not depend on them
     name = model.vocabulary.modalities[0].name
     seen = [
-        model([[Media(x.T, name, private=True), ids(4, 5, 6)]], times=[[0.5]], seed=1, return_breakdown=True)[1].text
+        model([[Media(x.T, name, private=True), ids(4, 5, 6)]], noise_levels=[[0.5]], seed=1, return_breakdown=True)[1].text
         for x in (a, randn(4, 6))
     ]
     assert torch.equal(*seen)
@@ -219,16 +223,16 @@ def test_predictions_from_noised_latents_and_whole_timesteps() -> None:
     """(noised patches, whole step of T) in, logits and predicted noise out: what Transfusion.torch's model(...) gives."""
     model = small(diffusion=Diffusion(Cosine(), "eps", "eps", Uniform(num_steps=400))).eval()
     noised, step = randn(4, 6), torch.tensor([[37]])
-    predicted = model([[ids(1, 2, 3), noised, ids(4)]], times=step, noised=True)
+    predicted = model([[ids(1, 2, 3), noised, ids(4)]], noise_levels=step, noised=True)
     assert [tuple(p.shape) for p in predicted[0]] == [(3, len(model.vocabulary)), (4, 6), (1, len(model.vocabulary))]
-    again = model([[ids(1, 2, 3), noised, ids(4)]], times=[[37 / 400]], noised=True)
+    again = model([[ids(1, 2, 3), noised, ids(4)]], noise_levels=[[37 / 400]], noised=True)
     assert torch.equal(predicted[0][1], again[0][1])
-    other = model([[ids(1, 2, 3), noised, ids(4)]], times=[[36]], noised=True)
+    other = model([[ids(1, 2, 3), noised, ids(4)]], noise_levels=[[36]], noised=True)
     assert not torch.equal(predicted[0][1], other[0][1])
     # the loss is the mean square of what it predicts, from the same noise
     clean, noise = randn(4, 6), randn(4, 6)
     _loss, parts, predictions = model(
-        [[ids(1), clean]], times=[[37]], noise=[[noise]], return_breakdown=True, return_predictions=True, seed=0
+        [[ids(1), clean]], noise_levels=[[37]], noise=[[noise]], return_breakdown=True, return_predictions=True, seed=0
     )
     assert torch.allclose(parts.flow[0], (predictions[0][1] - noise).square().mean(), rtol=1e-5)
     text = torch.randint(0, 20, (2, 7))
@@ -244,10 +248,10 @@ def test_times_may_be_a_function() -> None:
     model = small().eval()
     batch = [[ids(1), randn(4, 6), randn(2, 6)], [ids(2), randn(3, 6)]]
     times = model(
-        batch, num_modalities_to_times_fn=lambda n: torch.full((len(n), int(n.max())), 0.25), return_times=True, seed=0
+        batch, num_modalities_to_times_fn=lambda n: torch.full((len(n), int(n.max())), 0.25), return_noise_levels=True, seed=0
     )[1]
-    assert times == [[0.25, 0.25], [0.25]]
-    times = model(batch, times=lambda count: [0.1 * (i + 1) for i in range(count)], return_times=True, seed=0)[1]
+    assert times == [[0.75, 0.75], [0.75]]
+    times = model(batch, noise_levels=lambda count: [0.1 * (i + 1) for i in range(count)], return_noise_levels=True, seed=0)[1]
     assert torch.allclose(torch.tensor(times[0]), torch.tensor([0.1, 0.2]))
 
 
@@ -260,12 +264,16 @@ def test_prompts_of_every_form_sample_as_they_do_alone() -> None:
     alone = model.sample_many(prompts[:1], **options)[0]
     for a, b in zip(many[0], alone, strict=True):
         assert torch.equal(a, b) if isinstance(a, Tensor) else torch.allclose(a.tensor, b.tensor, atol=1e-9)
-    assert torch.equal(many[1][0][:3], prompts[1]) and torch.equal(many[2][0].tensor, prompts[2].float())
-    for sample in many:
-        total = sum(len(e) if isinstance(e, Tensor) else len(e.tensor) + 2 + 1 for e in sample) + 1
-        assert total <= 61
-    shorter = model.sample_many(prompts, return_without_prompt=True, **options)
-    assert sum(len(s) for s in shorter) < sum(len(s) for s in many)
+    assert torch.equal(many[1][0][1:4], prompts[1]) and torch.equal(many[2][1].tensor, prompts[2].float())
+    given = sum(1 for prompt in prompts for entry in (prompt if isinstance(prompt, list) else [prompt]) if _is_media(entry))
+    items = [[e for e in sample if isinstance(e, Item)] for sample in many]
+    only = model.sample_many(prompts, return_without_prompt=True, **options)
+    assert sum(map(len, only)) == sum(map(len, items)) - given
+    assert all(isinstance(e, Item) for sample in only for e in sample)
+
+
+def _is_media(entry: object) -> bool:
+    return isinstance(entry, tuple) or (isinstance(entry, Tensor) and entry.is_floating_point())
 
 
 @pytest.mark.slow
@@ -274,7 +282,7 @@ def test_forced_modality_fixed_shape_and_initial_noise() -> None:
     options = {"modality_steps": 2, "max_length": 60, "seed": 3}
     first = model.sample(ids(1), force_modality_at_start=1, **options)
     assert isinstance(first[1], Item) and first[1].modality_type == 1 and first[1].tensor.shape == (2, 3)
-    assert model.sample(None, force_modality_at_start=(1, (32,)), **options)[0].tensor.shape == (32, 3)
+    assert model.sample(None, force_modality_at_start=(1, (32,)), **options)[1].tensor.shape == (32, 3)
     for entry in model.sample(None, fixed_modality_shape=(3,), text_temperature=2.0, **options):
         assert not isinstance(entry, Item) or entry.tensor.shape[0] == 3
     noise = randn(4, 6)
@@ -298,12 +306,14 @@ def test_raw_items_are_encoded_and_decoded() -> None:
     sample = model.sample([ids(1), randn(3, 2, 2)], force_modality_at_start=0, max_length=40, modality_steps=2)
     assert [tuple(e.tensor.shape) for e in sample if isinstance(e, Item)][:2] == [(3, 2, 2), (3, 2, 2)]
     raw = model.sample(None, force_modality_at_start=0, max_length=20, modality_steps=2, return_unprocessed_modalities=True)
-    assert raw[0].tensor.shape == (6, 2, 2)
+    assert raw[1].tensor.shape == (6, 2, 2)
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 2, 3)], ids=["vector", "sequence", "picture", "video"])
+@pytest.mark.parametrize(
+    "shape", [(), (5,), (2, 3), (2, 2, 3), (2, 1, 2, 2)], ids=["vector", "sequence", "picture", "video", "four"]
+)
 @pytest.mark.parametrize("first", [False, True], ids=["channels last", "channels first"])
-def test_latents_of_no_to_three_axes(shape: tuple[int, ...], first: bool) -> None:
+def test_latents_of_no_to_four_axes(shape: tuple[int, ...], first: bool) -> None:
     model = small(modality_default_shape=shape, channel_first_latent=first)
     form = (6, *shape) if first else (*shape, 6)
     batch = [[ids(1, 2), randn(form), ids(3)], [randn(form)]]
@@ -425,7 +435,7 @@ def test_consistency_needs_an_ema_and_reconstruction_a_decoder() -> None:
     assert all(p.grad is None for p in decoder.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.network.parameters())
     with pytest.raises(ValueError, match="no auxiliary loss needs an EMA model: set the weight of consistency"):
-        small()([[ids(1)]], teacher=small())
+        small(velocity_consistency_loss_weight=0.0)([[ids(1)]], teacher=small())
 
 
 def test_pre_post_transformer_enc_dec_replaces_the_patcher() -> None:

@@ -75,7 +75,7 @@ def test_min_divisor_bounds_the_weight_of_nearly_clean_items() -> None:
         with torch.no_grad():
             for p in m.network.parameters():
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
-        losses.append(m(batch, times=[[0.1]], seed=1, return_breakdown=True)[1].flow[0])
+        losses.append(m(batch, noise_levels=[[0.1]], seed=1, return_breakdown=True)[1].flow[0])
     assert torch.allclose(losses[0] / losses[1], torch.tensor(25.0), rtol=1e-3)
 
 
@@ -105,7 +105,8 @@ def test_return_without_prompt() -> None:
     options = dict(force_modality_at_start=0, max_length=18, modality_steps=1, seed=2)
     prompt = [ids(1, 2), randn(4, 8)]
     whole, rest = (m.sample(prompt, return_without_prompt=r, **options) for r in (False, True))
-    assert len(whole) == len(rest) + 2 and torch.equal(whole[2].tensor, rest[0].tensor)
+    items = [entry for entry in whole if not isinstance(entry, Tensor)]
+    assert len(items) == len(rest) + 1 and torch.equal(items[1].tensor, rest[0].tensor)
 
 
 def test_latents_alone_of_several_modalities_need_modality_type() -> None:
@@ -122,20 +123,20 @@ def test_modality_patch_sets_the_patch_of_a_slot() -> None:
     m = Transfusion(**(WORDS | {"modality_default_shape": (4, 4), "modality_patch": (2, 2)}))
     assert m.vocabulary.modalities[0].slots((4, 4)) == (2, 2)
     m([[torch.tensor([1]), torch.randn(4, 6, 8)]]).backward()
-    assert m.sample(force_modality_at_start=0, max_length=12, modality_steps=1)[0].tensor.shape == (4, 4, 8)
+    assert m.sample(force_modality_at_start=0, max_length=12, modality_steps=1)[1].tensor.shape == (4, 4, 8)
 
 
 def test_text_is_not_dropped_where_times_noise_or_predictions_are_returned() -> None:
     """Text is dropped for the loss alone: not where times, noise, or predictions are asked for."""
     m = Transfusion(**(WORDS | {"prob_uncond": 1.0})).train()
     x, batch = torch.randn(4, 8), [[torch.tensor([1, 2]), torch.randn(4, 8), torch.tensor([3]), torch.randn(3, 8)]]
-    assert [len(m(batch, seed=s, return_loss=False)[0]) for s in range(4)] == [4] * 4
-    assert [len(m(batch, seed=s, return_times=True)[1][0]) for s in range(4)] == [2] * 4
-    fixed = {float(m(batch, times=[[0.5, 0.7]], noise=[[x, x[:3]]], seed=s).detach()) for s in range(4)}
+    assert [len(m(batch, seed=s, return_loss=False, return_predictions=True)[0]) for s in range(4)] == [4] * 4
+    assert [len(m(batch, seed=s, return_noise_levels=True)[1][0]) for s in range(4)] == [2] * 4
+    fixed = {float(m(batch, noise_levels=[[0.5, 0.7]], noise=[[x, x[:3]]], seed=s).detach()) for s in range(4)}
     assert len(fixed) == 1
     name = m.vocabulary.modalities[0].name
     own = Document((Text((1, 2)), Media(x.T, name, times=(0.8, 0.8)), Text((3,))))
-    assert m([own], seed=2, return_times=True)[1] == [[pytest.approx(0.8)]]
+    assert m([own], seed=2, return_noise_levels=True)[1] == [[pytest.approx(0.8)]]
 
 
 def test_text_loss_weight_applies_to_documents() -> None:
@@ -178,7 +179,9 @@ def test_encoder_errors_name_the_items_and_arguments_are_checked_first() -> None
     with pytest.raises(ValueError, match="no modality 9"):
         m.sample(torch.randn(3, 4, 4), force_modality_at_start=9)
     assert not calls
-    predictions = m([[torch.randn(8, 4, 4)]], times=[[0.5]], noised=True)  # latents that are noised already need no encoder
+    predictions = m(
+        [[torch.randn(8, 4, 4)]], noise_levels=[[0.5]], noised=True
+    )  # latents that are noised already need no encoder
     assert not calls and predictions[0][0].shape == (8, 4, 4)
 
 

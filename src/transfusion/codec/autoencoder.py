@@ -1,4 +1,4 @@
-"""Autoencoders: raw items (pixels, samples) <-> latents, by two frozen modules."""
+"""Autoencoders: raw items (pixels, samples) <-> latents, by two modules that are used and never trained."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,8 @@ from transfusion.nn.ema import eval_mode
 
 
 class Autoencoder(nn.Module):
-    """An encoder and a decoder, frozen: no gradient for their parameters, and always in eval mode.
+    """An encoder and a decoder that are used, not trained: no gradient for their parameters, and eval mode while they run.
+    Afterwards they are as they were: their `requires_grad` and their mode are not changed.
 
     Args:
         encoder: [item, *raw] -> [item, *latents]; None: items are latents already.
@@ -23,11 +24,9 @@ class Autoencoder(nn.Module):
             if module is not None and not isinstance(module, nn.Module):
                 raise ValueError(f"an encoder or decoder is a torch.nn.Module, not {module!r}")
         self.encoder, self.decoder = encoder, decoder
-        self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Autoencoder":
-        """Keeps both modules in eval mode, so that no running statistics change."""
-        super().train(False)
+        """No effect: the two modules keep their own mode."""
         return self
 
     @torch.no_grad()
@@ -44,7 +43,7 @@ class Autoencoder(nn.Module):
         return self.reconstruct(latents)
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """As `decode`, with a gradient for the latents (for the reconstruction loss)."""
+        """As `decode`, with a gradient (the reconstruction loss takes that of the latents alone)."""
         if self.decoder is None:
             return latents
         with eval_mode(self.decoder):

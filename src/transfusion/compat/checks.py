@@ -4,6 +4,10 @@ import math
 from typing import Any
 
 
+class ArgumentError(ValueError, AssertionError):
+    """A wrong value of an argument that transfusion-pytorch checks by assertion: code that expects either error gets it."""
+
+
 def check_number(name: str, value: Any, low: float = 0, high: float = math.inf, *, whole: bool = False) -> None:
     """Raises ValueError unless `value` is a finite number (a whole one) from `low` to `high`."""
     kinds = int if whole else int | float

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from transfusion.codec.autoencoder import Autoencoder
-from transfusion.compat.checks import check_number, size
+from transfusion.compat.checks import ArgumentError, check_number, size
 from transfusion.compat.lists import CompatConfig
 from transfusion.config import nearest
 from transfusion.data.tokenize import Coordinates
@@ -17,7 +17,7 @@ from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import Ids, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import Diffusion
-from transfusion.diffusion.sampler import DDPM, Heun, Sampler
+from transfusion.diffusion.sampler import DDPM, Euler, Heun, Sampler
 from transfusion.diffusion.schedule import LinearInterpolant
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import AuxiliaryLossConfig
@@ -25,10 +25,13 @@ from transfusion.model.network import ModelConfig
 from transfusion.model_folder import TransfusionConfig
 from transfusion.nn.config import AttentionConfig, TransformerConfig
 
-LARGEST = {1: 1024, 2: 64, 3: 32}
-"""Default of `modality_max_shape` on each axis, by the number of axes. The vocabulary gets a size token for each size."""
-CONTEXT = 1 << 16
-"""Tokens of context: lists of any length are taken, and positions are rotary."""
+LARGEST = {0: (), 1: (2048,), 2: (128, 128), 3: (128, 64, 64)}
+"""Default of `modality_max_shape`, by the number of axes (more: 16 on each): 20 s of sound at 100 steps a second, images of
+1024 pixels behind an autoencoder of factor 8, 128 frames. The vocabulary gets a size token for each size."""
+OPENING_PRIOR = 3.0
+"""`ModelConfig.opening_prior`: as rare as among transfusion-pytorch's ids, of which one of about 150 opens an item."""
+PROCESSING = ("auto", "naive", "grouped", "flat", "hybrid")
+"""Values of `modality_processing`; each gives the same numbers."""
 
 
 class Configured(NamedTuple):
@@ -56,14 +59,21 @@ def configure(
     modality_encoder: Any = None,
     modality_decoder: Any = None,
     pre_post_transformer_enc_dec: Any = None,
-    add_pos_emb: bool = False,
+    add_pos_emb: bool | Sequence[bool] = False,
     model_output_clean: bool | None = None,
     flow_loss_weight: float = 5.0,
     text_loss_weight: float = 1.0,
-    velocity_consistency_loss_weight: float = 0.0,
+    velocity_consistency_loss_weight: float = 0.1,
     velocity_consistency_delta_time: float = 0.01,
     reconstruction_loss_weight: float = 0.0,
     prob_uncond: float = 0.1,
+    odeint_kwargs: dict[str, Any] | None = None,
+    eps: float | None = None,
+    ignore_index: int = -1,
+    fallback_to_default_shape_if_invalid: bool = False,
+    modality_processing: str = "auto",
+    modality_encoder_decoder_requires_batch_dim: bool = True,
+    context_length: int = 1 << 16,
     diffusion: Diffusion | None = None,
     patcher: Any = None,
     auxiliary: AuxiliaryLossConfig | None = None,
@@ -73,24 +83,33 @@ def configure(
     Args:
         num_text_tokens: number of text ids; 0: a model without text.
         transformer: `dim`, `depth` and other options (see `transformer_config`); or a `TransformerConfig`.
-        dim_latent: channels of the latents, one number a modality (None: the width of the transformer).
+        dim_latent: channels of the latents, one number a modality (None: the width of the transformer; where nothing else is
+            said of media either, a model of text alone).
         modality_default_shape: size of an item without its channels, (4,), or one a modality: used where the model
             writes no valid size. () is a single vector.
-        modality_max_shape: the largest size that an item may have (None: at least 1024, 64 x 64, 32 x 32 x 32).
+        modality_max_shape: the largest size that an item may have (None: at least 2048, 128 x 128, 128 x 64 x 64).
         modality_patch: elements that one slot covers on each axis, (2, 2), or one a modality (None: 1 each).
-        modality_num_dim: number of axes, where there is no default shape.
+        modality_num_dim: number of axes, where there is no default shape (neither: one axis, and items of more are taken as
+            one long one, in raster order).
         modality_fixed_shape: every item has the default shape, and no size tokens.
         modality_names: names of the modalities in documents (None: modality0, modality1 ...).
         channel_first_latent: latents are [channels, *size].
-        modality_encoder, modality_decoder: modules between raw items and latents, which are not trained.
+        modality_encoder, modality_decoder: modules between raw items and latents, which are used and left as they are.
         pre_post_transformer_enc_dec: a pair of modules a modality, instead of the linear patcher.
-        add_pos_emb: add axial embeddings of the position within an item.
+        add_pos_emb: add axial embeddings of the position within an item, to all modalities or said for each.
         model_output_clean: True: predict clean data, False: the velocity (None: this project's default).
         flow_loss_weight, text_loss_weight: weights of the media and the text loss.
-        velocity_consistency_loss_weight, velocity_consistency_delta_time: weight and time step of the consistency loss. With
-            it, training needs an EMA model, `model(lists, teacher=model.create_ema())`.
+        velocity_consistency_loss_weight, velocity_consistency_delta_time: weight and time step of the consistency loss, which
+            is there where a call is given an EMA model, `model(lists, velocity_consistency_ema_model=model.create_ema())`.
         reconstruction_loss_weight: weight of the reconstruction loss.
         prob_uncond: share of items that lose the text before them in training, for guidance.
+        odeint_kwargs: its "method" chooses the sampler: "midpoint" or "heun2" `Heun`, "euler" `Euler`. Tolerances have no
+            effect on these, here as there.
+        eps: bound on the divisor near clean data, `Diffusion.min_divisor` (None: this project's default).
+        ignore_index, fallback_to_default_shape_if_invalid, modality_processing, modality_encoder_decoder_requires_batch_dim:
+            taken, and without effect: padding is -1, an invalid size falls back to the default, items of one size are always
+            batched, and encoders and decoders always get batches.
+        context_length: tokens of context.
         diffusion, patcher, auxiliary: this project's options, instead of what the arguments above configure.
 
     Raises:
@@ -103,28 +122,42 @@ def configure(
     check_number("text_loss_weight", text_loss_weight)
     if text_loss_weight == 0:
         raise ValueError("text_loss_weight 0: give the texts the weight 0 instead, (tensor, 0), and keep the text weight 1")
+    _check_without_effect(ignore_index, modality_processing, modality_encoder_decoder_requires_batch_dim)
+    of_media = (dim_latent, modality_default_shape, modality_max_shape, modality_patch, modality_num_dim, modality_names)
+    modules = (modality_encoder, modality_decoder, pre_post_transformer_enc_dec)
     width = config.width if dim_latent is None else dim_latent
     channels = width if isinstance(width, list | tuple) else (width,)
+    if num_text_tokens and all(word is None for word in (*of_media, *modules)):
+        channels = ()
     for number in channels:
         check_number("dim_latent", number, 1, whole=True)
     count = len(channels)
     names = _each("modality_names", modality_names or [f"modality{i}" for i in range(count)], count)
     pairs = _pairs(pre_post_transformer_enc_dec, count)
+    defaults, num_axes = (
+        _shapes("modality_default_shape", modality_default_shape, count),
+        _each("modality_num_dim", modality_num_dim, count),
+    )
     by_modality = zip(
         range(count),
         names,
         channels,
-        _shapes("modality_default_shape", modality_default_shape, count),
+        defaults,
         _shapes("modality_max_shape", modality_max_shape, count),
         _shapes("modality_patch", modality_patch, count),
-        _each("modality_num_dim", modality_num_dim, count),
+        num_axes,
         _each("modality_fixed_shape", modality_fixed_shape, count),
         pairs,
         strict=True,
     )
     modalities = tuple(_modality(*arguments, width=config.width) for arguments in by_modality)
+    axial = tuple(bool(wanted) for wanted in _each("add_pos_emb", add_pos_emb, count))
     if diffusion is None:
-        diffusion = Diffusion() if model_output_clean in (None, True) else Diffusion(prediction="velocity", loss="velocity")
+        bound = {} if eps is None else {"min_divisor": eps}
+        velocity = {} if model_output_clean in (None, True) else {"prediction": "velocity", "loss": "velocity"}
+        diffusion = Diffusion(**bound, **velocity)  # pyright: ignore[reportArgumentType]
+    elif eps is not None:
+        raise ValueError("eps is part of the diffusion: write diffusion=Diffusion(min_divisor=...)")
     if not isinstance(diffusion, Diffusion):
         raise ValueError(f"diffusion is a Diffusion(...), see transfusion.Diffusion, not {diffusion!r}")
     auxiliary = auxiliary or AuxiliaryLossConfig(
@@ -139,11 +172,12 @@ def configure(
     model = ModelConfig(
         modalities=modalities,
         transformer=config,
-        axial=add_pos_emb,
+        axial=axial if len(set(axial)) > 1 else any(axial),
         diffusion=diffusion,
         coordinates=Coordinates("grid", axes=max([1, *(len(m.shape) for m in modalities)])),
         media_weight=flow_loss_weight / text_loss_weight,
-        context_length=CONTEXT,
+        opening_prior=OPENING_PRIOR,
+        context_length=context_length,
         auxiliary=auxiliary,
         **extra,
     )
@@ -156,11 +190,17 @@ def configure(
         config=TransfusionConfig(
             model,
             condition_dropout=ConditionDropout(text=prob_uncond),
-            sampler=_sampler(diffusion),
+            sampler=_sampler(diffusion, odeint_kwargs),
             guidance=Guidance(text=3.0 if prob_uncond > 0 else 1.0),
         ),
         vocabulary=Vocabulary(Ids(num_text_tokens).build([]), model.modalities),
-        compat=CompatConfig(channel_first, tuple(autoencoders), text_loss_weight),
+        compat=CompatConfig(
+            channel_first,
+            tuple(autoencoders),
+            text_loss_weight,
+            any_axes=tuple(a is None and b is None for a, b in zip(defaults, num_axes, strict=True)),
+            modality_processing=modality_processing,
+        ),
         autoencoders=autoencoders,
         modules={name: pair for name, pair in zip(names, pairs, strict=True) if pair is not None},
     )
@@ -184,15 +224,13 @@ def _modality(
         raise ValueError(
             f"modality {index}: modality_default_shape {shape} needs modality_num_dim {len(shape)}, not {num_axes}"
         )
-    if len(shape) > 3:
-        raise ValueError(f"modality {index}: items of {len(shape)} axes; there may be 3 at most (time, height, width)")
     patch = patch or (1,) * len(shape)
     if default is None and len(patch) == len(shape):
         shape = patch
     if pair is not None:
         patch = _patch(index, pair, channels, shape, width)
-    bound = LARGEST.get(len(shape), 1)
-    most = largest or tuple(max(s, bound // p * p) for s, p in zip(shape, patch, strict=True))
+    bounds = LARGEST.get(len(shape), (16,) * len(shape))
+    most = largest or tuple(max(s, bound // p * p) for s, p, bound in zip(shape, patch, bounds, strict=True))
     return Modality(name, channels, shape, patch, None if fixed or not shape else most)
 
 
@@ -212,10 +250,25 @@ def _modules(name: str, value: Any, count: int) -> list[nn.Module | None]:
     return modules
 
 
-def _sampler(diffusion: Diffusion) -> Sampler:
+def _sampler(diffusion: Diffusion, odeint: dict[str, Any] | None) -> Sampler:
     """On the straight path Heun, 31 evaluations. x0 = (x - sigma eps) / alpha diverges as alpha -> 0, so on other schedules
     ancestral steps with x0 clipped to (-4, 4), which covers latents of unit scale."""
-    return Heun(num_steps=16) if isinstance(diffusion.schedule, LinearInterpolant) else DDPM(num_steps=250, clip=4.0)
+    methods: dict[Any, Sampler] = {"midpoint": Heun(num_steps=16), "heun2": Heun(num_steps=16), "euler": Euler(num_steps=16)}
+    if odeint is not None:
+        if not isinstance(odeint, dict) or odeint.get("method", "midpoint") not in methods:
+            raise ValueError(f"odeint_kwargs is a dict whose method is one of {', '.join(methods)}, not {odeint!r}")
+        return methods[odeint.get("method", "midpoint")]
+    return methods["midpoint"] if isinstance(diffusion.schedule, LinearInterpolant) else DDPM(num_steps=250, clip=4.0)
+
+
+def _check_without_effect(ignore_index: int, processing: str, batch_dim: bool) -> None:
+    """Raises ValueError for values of arguments without effect that ask for something else than what always holds."""
+    if ignore_index != -1:
+        raise ValueError(f"ignore_index {ignore_index}: padding is -1; a weight of 0 turns the loss off, (tensor, 0)")
+    if processing not in PROCESSING:
+        raise ArgumentError(f"modality_processing {processing!r}{nearest(str(processing), PROCESSING)}")
+    if batch_dim is not True:
+        raise ValueError("modality_encoder_decoder_requires_batch_dim False: encoders and decoders always get batches")
 
 
 def check_words(words: dict[str, Any]) -> None:
@@ -232,13 +285,7 @@ def check_words(words: dict[str, Any]) -> None:
 
 
 LEFT_OUT = {
-    "ignore_index": "a weight of 0 turns the loss off, (tensor, 0)",
-    "odeint_kwargs": "`sample(sampler=Heun(num_steps=...))` chooses the solver",
-    "eps": "`diffusion=Diffusion(min_divisor=...)` bounds the weight of nearly clean items",
     "to_modality_shape_fn": "sizes are special tokens, which need no parsing",
-    "fallback_to_default_shape_if_invalid": "an invalid size always falls back to the default, and is counted",
-    "modality_processing": "items are always grouped by size",
-    "modality_encoder_decoder_requires_batch_dim": "encoders and decoders take batches",
 }
 """Arguments of transfusion-pytorch that are not supported, and what to do instead."""
 

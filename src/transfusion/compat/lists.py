@@ -1,6 +1,7 @@
 """Nested lists of tensors <-> documents. An error names the document and the item, before anything is computed."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from transfusion.codec.autoencoder import Autoencoder
+from transfusion.compat.prompts import Opening, PromptReader
 from transfusion.config import digest, from_plain, to_plain
 from transfusion.data.document import Document, Media, Segment, Text
 from transfusion.data.vocabulary import Vocabulary
@@ -18,6 +20,10 @@ from transfusion.files import write_text
 FILE = "compat.json"
 """Beside `config.json` in the model folder: the `CompatConfig`."""
 TEXT_DTYPES = (torch.int64, torch.int32)
+
+
+PADDING = -1
+"""An id that is no token: it fills up rows of ids of various lengths, and is left out."""
 
 
 class Item(NamedTuple):
@@ -35,12 +41,16 @@ class CompatConfig:
         channel_first: by modality, whether latents are [channels, *size] instead of [*size, channels].
         autoencoded: names of the modalities that had an encoder or a decoder, which are not saved with the model.
         text_loss_weight: factor on the whole loss (`ModelConfig.media_weight` is divided by it).
+        modality_processing: as the constructor was told; without effect.
+        any_axes: by modality, whether items of any number of axes are taken in lists, see `fold`.
         config_digest: digest of the `config.json` that it belongs to; set when it is saved.
     """
 
     channel_first: tuple[bool, ...] = ()
     autoencoded: tuple[str, ...] = ()
     text_loss_weight: float = 1.0
+    any_axes: tuple[bool, ...] = ()
+    modality_processing: str = "auto"
     config_digest: str = ""
 
     def save(self, folder: Path) -> None:
@@ -68,6 +78,21 @@ def _config_digest(folder: Path) -> str:
     return digest(json.loads((folder / "config.json").read_text()))
 
 
+@dataclass(frozen=True, eq=False)
+class FoldedMedia(Media):
+    """An item of other axes than its modality's: `values` have the modality's (see `fold`), `form` is the size as given."""
+
+    form: tuple[int, ...] = ()
+
+
+def fold(latents: Tensor, axes: int) -> Tensor:
+    """Latents [channels, *size] with a size of `axes` axes (1 or more): the first ones are joined, or axes of 1 put before
+    them. Elements keep their order."""
+    size = tuple(latents.shape[1:])
+    joined = max(0, len(size) - axes + 1)
+    return latents.reshape(len(latents), *(1,) * (axes - len(size)), *[math.prod(size[:joined])] * (joined > 0), *size[joined:])
+
+
 @dataclass(eq=False)
 class _RawItem:
     """An item for an encoder; `media` gets its values and their mask once it is encoded."""
@@ -76,6 +101,7 @@ class _RawItem:
     modality: int
     tensor: Tensor
     mask: Tensor | None
+    any_axes: bool = False
     where: str = ""
 
 
@@ -97,15 +123,29 @@ class Lists:
 
     # ---- lists -> documents -----------------------------------------------------------------------------------------
 
+    def prompts(self, samples: Sequence[Any]) -> tuple[list[Document], list[Opening | None]]:
+        """Documents of prompts, and what each begins at its end (`prompts.py`). An entry may also be None (nothing) or one item
+        alone, may be empty, and may hold control tokens. Raises ValueError as `documents`."""
+        openings: list[Opening | None] = []
+        return self.documents(samples, openings=openings), openings
+
     def documents(
-        self, samples: Sequence[Any], *, prompts: bool = False, encode: bool = True, all_errors: bool = False
+        self,
+        samples: Sequence[Any],
+        *,
+        openings: list[Opening | None] | None = None,
+        encode: bool = True,
+        any_axes: bool = False,
+        all_errors: bool = False,
     ) -> list[Document]:
         """Documents of lists of tensors.
 
         Args:
             samples: a list with one entry a document: a list (or tuple) of items, or a Document.
-            prompts: whether an entry may also be None (nothing), or one item alone; and may be empty.
+            openings: of `prompts`, which they are appended to; None for whole documents.
             encode: whether raw items go through their encoder; False: items are latents.
+            any_axes: whether items may have other axes than their modality (see `fold`); always so where it has no default
+                size.
             all_errors: report the errors of all items at once, not only the first.
 
         Raises:
@@ -118,7 +158,7 @@ class Lists:
         contents: list[list[Segment | _RawItem]] = []
         errors: list[str] = []
         for index, sample in enumerate(samples):
-            contents.append(self._read(index, sample, prompts, encode, errors))
+            contents.append(self._read(index, sample, openings, encode, any_axes, errors))
             if errors and not all_errors:
                 raise ValueError(errors[0])
         if errors:
@@ -130,8 +170,17 @@ class Lists:
             documents.append(sample if isinstance(sample, Document) else Document(segments, name=str(index)))
         return documents
 
-    def _read(self, index: int, sample: Any, prompt: bool, encode: bool, errors: list[str]) -> list[Segment | _RawItem]:
+    def _read(
+        self,
+        index: int,
+        sample: Any,
+        openings: list[Opening | None] | None,
+        encode: bool,
+        any_axes: bool,
+        errors: list[str],
+    ) -> list[Segment | _RawItem]:
         """The segments and raw items of a document; what is wrong with it is appended to `errors`."""
+        prompt, reader = openings is not None, PromptReader(self.vocabulary)
         if isinstance(sample, Document):
             sample = list(sample.segments)
         if prompt and (sample is None or isinstance(sample, Tensor | str | Text | Media) or _is_item(sample)):
@@ -145,7 +194,8 @@ class Lists:
         for at, value in enumerate(sample):
             where = f"document {index}, item {at}"
             try:
-                item = self._item(value, encode)
+                entry = reader.entry(value) if prompt else value
+                item = None if prompt and entry is None else self._item(entry, encode, any_axes)
             except ValueError as error:
                 errors.append(f"{where}: {error}")
                 continue
@@ -153,9 +203,14 @@ class Lists:
                 item.where = where
             if item is not None:
                 content.append(item)
+        if openings is not None:
+            try:
+                openings.append(reader.opening())
+            except ValueError as error:
+                errors.append(f"document {index}: {error}")
         return content
 
-    def _item(self, value: Any, encode: bool) -> Segment | _RawItem | None:
+    def _item(self, value: Any, encode: bool, any_axes: bool) -> Segment | _RawItem | None:
         """An entry of a list, checked; None: it is left out."""
         if isinstance(value, Media):
             if isinstance(value.values, Tensor):
@@ -188,23 +243,30 @@ class Lists:
             raise ValueError(
                 f"a tensor of {tensor.dtype} is neither text (int64, int32) nor an item (floating point): {remedy}"
             )
-        return self._media(tensor, modality or 0, weight, encode)
+        return self._media(tensor, modality or 0, weight, encode, any_axes)
 
     def _text(self, tensor: Tensor, weight: Any) -> Text | None:
         if tensor.ndim > 1 or not tensor.numel():
             raise ValueError(f"text is a tensor of ids of one axis, at least 1 long, not of shape {tuple(tensor.shape)}")
-        ids = tuple(tensor.reshape(-1).tolist())
+        padded = tensor.reshape(-1).tolist()
+        ids = tuple(token for token in padded if token != PADDING)
+        if not ids:
+            raise ValueError(f"text of {len(padded)} ids that are all {PADDING}, which is padding: leave it out")
         self.vocabulary.encode(ids)
         if isinstance(weight, Tensor):
             weight = weight.tolist()
         if isinstance(weight, list | tuple):
+            if len(weight) == len(padded):
+                weight = [w for w, token in zip(weight, padded, strict=True) if token != PADDING]
             weight = tuple(float(w) if isinstance(w, bool) else w for w in weight)
         return None if weight is False else Text(ids, weight=weight)
 
-    def _media(self, tensor: Tensor, index: int, weight: Any, encode: bool) -> Media | _RawItem | None:
+    def _media(self, tensor: Tensor, index: int, weight: Any, encode: bool, any_axes: bool) -> Media | _RawItem | None:
         count = len(self.vocabulary.modalities)
         if not 0 <= index < count:
-            indices = f"they run from 0 to {count - 1}" if count else "this model has text alone"
+            indices = f"they run from 0 to {count - 1}"
+            if not count:
+                indices = "this model has text alone; for items give it dim_latent, and modality_default_shape"
             raise ValueError(f"no modality {index}: {indices}")
         if weight is False:
             return None
@@ -216,9 +278,21 @@ class Lists:
         if isinstance(weight, list | tuple | Tensor):
             mask, weight = torch.as_tensor(weight, dtype=torch.float32), 1.0
         media = Media(None, self.vocabulary.modalities[index].name, weight=weight)
+        any_axes = any_axes or (index < len(self.config.any_axes) and self.config.any_axes[index])
         if encode and self.autoencoders[index].encoder is not None:
-            return _RawItem(media, index, tensor, mask)
-        return replace(media, values=self.latents(tensor, index), mask=mask)
+            return _RawItem(media, index, tensor, mask, any_axes)
+        return self._filled(media, tensor, index, mask, any_axes)
+
+    def _filled(self, media: Media, tensor: Tensor, index: int, mask: Tensor | None, any_axes: bool) -> Media:
+        """The item with its latents and their mask; folded, where it has other axes than its modality and may."""
+        patch = self.vocabulary.modalities[index].patch
+        if not any_axes or not patch or set(patch) != {1} or tensor.ndim in (0, 1, len(patch) + 1):
+            return replace(media, values=self.latents(tensor, index), mask=mask)
+        channel_first = tensor if self._channel_first(index) else tensor.movedim(-1, 0)
+        latents = self.latents(fold(channel_first, len(patch)), index, channel_first=True)
+        mask = None if mask is None else fold(mask[None], len(patch))[0]
+        form = tuple(channel_first.shape[1:])
+        return FoldedMedia(latents, media.modality, weight=media.weight, mask=mask, form=form)
 
     def _encode(self, items: Sequence[_RawItem]) -> None:
         """Raw items -> latents, those of one modality and shape together."""
@@ -233,7 +307,7 @@ class Lists:
                     raise ValueError(f"{len(latents)} latents for {len(members)} items")
                 for item, latent in zip(members, latents, strict=True):
                     where = item.where
-                    item.media = replace(item.media, values=self.latents(latent, index), mask=item.mask)
+                    item.media = self._filled(item.media, latent, index, item.mask, item.any_axes)
                     item.media.tensor()  # raises where latents are not finite
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 where = f"{where}: the encoder of modality {index} fails on items of shape {shape}"
@@ -258,35 +332,56 @@ class Lists:
             expected = f"{modality.channels} channels, ({form})"
             raise ValueError(f"latents of modality {index} have {expected}, not {channels} as in {shape}{hint}")
         latents = tensor if first else tensor.movedim(-1, 0)
-        modality.slots(tuple(latents.shape[1:]))
+        size = tuple(latents.shape[1:])
+        try:
+            modality.slots(size)
+        except ValueError as error:
+            if modality.largest is not None and any(s > most for s, most in zip(size, modality.largest, strict=True)):
+                raise ValueError(f"{error}, or give the model a larger modality_max_shape") from error
+            raise
         return latents
+
+    def like(self, tensor: Tensor, media: Media, index: int) -> Tensor:
+        """A tensor shaped as an item was given -> one shaped as its latents are kept. Raises ValueError for another shape."""
+        if not isinstance(media, FoldedMedia):
+            return self.latents(tensor, index)
+        channel_first = tensor if self._channel_first(index) or not tensor.ndim else tensor.movedim(-1, 0)
+        if tuple(channel_first.shape[1:]) != media.form:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} for an item of size {media.form}")
+        return self.latents(fold(channel_first, len(self.vocabulary.modalities[index].patch)), index, channel_first=True)
 
     # ---- documents -> lists -----------------------------------------------------------------------------------------
 
-    def oriented(self, latents: Tensor, index: int) -> Tensor:
-        """Latents [channels, *size] (or with items before that) in the user's orientation."""
+    def oriented(self, latents: Tensor, index: int, media: Media | None = None) -> Tensor:
+        """Latents [channels, *size] (or with items before that) in the user's orientation, and with the axes that `media` had
+        when it was given."""
         axes = len(self.vocabulary.modalities[index].patch)
+        if isinstance(media, FoldedMedia):
+            latents, axes = latents.reshape(*latents.shape[: latents.ndim - axes], *media.form), len(media.form)
         return latents if self._channel_first(index) else latents.movedim(-1 - axes, -1)
 
-    def decoded(self, latents: Tensor, index: int) -> Tensor:
-        """Items of latents [item, channels, *size]: through the decoder, where there is one, else in the user's orientation."""
-        return self.autoencoders[index].decode(self.oriented(latents, index))
+    def decoded(self, latents: Tensor, index: int, media: Media | None = None) -> Tensor:
+        """Items of latents [item, channels, *size]: through the decoder, where there is one, else `oriented`."""
+        return self.autoencoders[index].decode(self.oriented(latents, index, media))
 
-    def sample(self, document: Document, *, decode: bool = True) -> list[Tensor | Item]:
-        """A document as a list of items, and of text ids, joined to one tensor between items."""
+    def sample(self, document: Document, *, decode: bool = True, complete: bool = False) -> list[Tensor | Item]:
+        """A document as a list of text ids, item, text ids, item ..., text ids. The ids have the control tokens between them,
+        as
+        in the sequence that the model sees: BOS, the sizes and BEGIN of the item that comes next, END of the last one, and EOS
+        if it is `complete`. So entries of even index are text, and the list may be given back as a prompt."""
         sample: list[Tensor | Item] = []
+        ids = [self.vocabulary.bos]
         for segment in document.segments:
             if isinstance(segment, Text):
-                ids = torch.tensor(self.vocabulary.encode(segment.content), dtype=torch.int64)
-                last = sample[-1] if sample else None
-                if isinstance(last, Tensor):
-                    sample[-1] = torch.cat([last, ids])
-                elif len(ids):
-                    sample.append(ids)
+                ids += self.vocabulary.encode(segment.content)
                 continue
-            index, latents = self.index(segment.modality), segment.tensor()
-            sample.append(Item(index, self.decoded(latents[None], index)[0] if decode else self.oriented(latents, index)))
-        return sample
+            latents, modality = segment.tensor(), self.vocabulary.modality(segment.modality)
+            index = self.vocabulary.modalities.index(modality)
+            ids += self.vocabulary.frame(modality, modality.slots(tuple(latents.shape[1:])))
+            shown = self.decoded(latents[None], index, segment)[0] if decode else self.oriented(latents, index, segment)
+            sample += [torch.tensor(ids), Item(index, shown)]
+            ids = [self.vocabulary.end(modality.name)]
+        return [*sample, torch.tensor(ids + [self.vocabulary.eos] * complete)]
 
 
 def _is_item(value: Any) -> bool:

@@ -1,10 +1,8 @@
-"""Arguments and results of `model(lists, ...)`: documents with times and noise; breakdown of the loss, times, predictions."""
+"""Arguments of `model(lists, ...)`, as documents with times and noise; and the breakdown of the loss."""
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -13,24 +11,29 @@ from torch.utils.data import DataLoader
 
 from transfusion import api
 from transfusion.compat.checks import check_number
-from transfusion.compat.lists import TEXT_DTYPES, Lists
+from transfusion.compat.lists import PADDING, TEXT_DTYPES, Lists
 from transfusion.compat.sampling import only_modality
-from transfusion.data.batch import Batch
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.tokenize import TokenSequence
-from transfusion.diffusion import times as time_distributions
 from transfusion.diffusion.times import Uniform
-from transfusion.model.denoising import NoisedGroup
-from transfusion.model.losses import Losses
-from transfusion.nn.attention import AttentionMetadata
+from transfusion.model.losses import Losses, MediaMean
 
 
-class Breakdown(NamedTuple):
-    """The terms of a loss, each its own mean and not yet weighted; `flow` has one entry a modality, by its index."""
+class Terms(NamedTuple):
+    """The terms of a loss, each its own mean and not yet weighted, with an entry a modality in the lists. A list is None where
+    that loss is off, or has no EMA model to compare with."""
 
     total: Tensor
     text: Tensor
-    flow: tuple[Tensor, ...]
+    flow: list[Tensor]
+    velocity: list[Tensor] | None
+    recon: list[Tensor] | None
+
+
+class Breakdown(Terms):
+    """`Terms`, and beside their fields the means over all modalities of the auxiliary losses: `consistency` (of `velocity`),
+    `reconstruction` (of `recon`) and `representation`; 0 where they are off."""
+
     consistency: Tensor
     reconstruction: Tensor
     representation: Tensor
@@ -52,7 +55,10 @@ def read(lists: Lists, batch: Any, modality_type: int | None, *, encode: bool, a
         if not batch.ndim:
             raise ValueError("latents are [item, ...], not a single number")
         index = only_modality(lists.vocabulary, modality_type)
-        documents = lists.documents([[(index, item)] for item in batch], encode=encode, all_errors=all_errors)
+        if not lists.vocabulary.modalities:
+            raise ValueError("this model has text alone; for items give it dim_latent, and modality_default_shape")
+        items = [[(index, item)] for item in batch]
+        documents = lists.documents(items, encode=encode, any_axes=True, all_errors=all_errors)
         return [replace(document, language_loss=False) for document in documents], True
     if batch.dtype not in TEXT_DTYPES:
         raise ValueError(f"ids are int64 or int32, latents floating point, not {batch.dtype}: convert with .long() or .float()")
@@ -61,32 +67,48 @@ def read(lists: Lists, batch: Any, modality_type: int | None, *, encode: bool, a
     return lists.documents([[ids] for ids in batch], all_errors=all_errors), False
 
 
-def with_times(model: api.Transfusion, documents: list[Document], times: Any, function: Any) -> list[Document]:
-    """The documents, with the arguments `times` or `num_modalities_to_times_fn` as the times of their items. Raises
-    ValueError for both at once, other counts than items, or a time outside [0, 1]."""
-    if times is None and function is None:
+def with_times(
+    model: api.Transfusion, documents: list[Document], times: Any = None, function: Any = None, noise_levels: Any = None
+) -> list[Document]:
+    """The documents, with one of three arguments as the times of their items: `noise_levels` (0 clean, 1 noise), or `times` or
+    `num_modalities_to_times_fn` (0 noise, 1 clean). Raises ValueError for two at once, other counts than items, or a time
+    outside [0, 1]."""
+    given = [name for name, value in (("times", times), ("num_modalities_to_times_fn", function)) if value is not None]
+    given += ["noise_levels"] if noise_levels is not None else []
+    if not given:
         return documents
+    if len(given) > 1:
+        raise ValueError(f"give one of {' and '.join(given)}, not both")
     counts = [len(document.media) for document in documents]
     if function is not None:
-        if times is not None:
-            raise ValueError("give times or num_modalities_to_times_fn, not both")
         if not callable(function):
             raise ValueError(f"num_modalities_to_times_fn is a function of the numbers of items, not {function!r}")
         times = function(torch.tensor(counts))
-    if callable(times):
-        times = [times(count) for count in counts]
-    if isinstance(times, Tensor) and times.ndim == 1 and len(times) == len(documents):
-        times = times[:, None]
+    values = times if noise_levels is None else noise_levels
+    if callable(values):
+        values = [values(count) for count in counts]
+    if isinstance(values, Tensor) and values.ndim == 1 and len(values) == len(documents):
+        values = values[:, None]
     distribution = model.config.model.diffusion.times
     steps = distribution.num_steps if isinstance(distribution, Uniform) and distribution.num_steps else 1000
 
     def interval(_: Media, t: Any) -> dict[str, Any]:
         t = t.item() if isinstance(t, Tensor) else t
-        t = t / steps if type(t) is int else t
-        check_number(f"a time (a whole number counts steps of {steps})", t, 0, 1)
+        if noise_levels is None:
+            remedy = "; steps of T are given as noise_levels" if type(t) is int and t > 1 else ""
+            check_number(f"a time (0 noise, 1 clean{remedy})", t, 0, 1)
+            t = 1.0 - t
+        else:
+            t = t / steps if type(t) is int else t
+            check_number(f"a noise level (0 clean, 1 noise; a whole number counts steps of {steps})", t, 0, 1)
         return {"times": (t, t)}
 
-    return _with_fields(documents, "times", times, interval)
+    return _with_fields(documents, given[0], values, interval)
+
+
+def random_modality_length_to_time_fn(num_modalities: Tensor) -> Tensor:
+    """Uniform times, for `num_modalities_to_times_fn`: numbers of items, Int[document] -> Float[document, item]."""
+    return torch.rand(len(num_modalities), int(num_modalities.max()), device=num_modalities.device)
 
 
 def with_noise(lists: Lists, documents: list[Document], noise: Any) -> list[Document]:
@@ -95,7 +117,7 @@ def with_noise(lists: Lists, documents: list[Document], noise: Any) -> list[Docu
     def latents(media: Media, tensor: Any) -> dict[str, Any]:
         if not isinstance(tensor, Tensor):
             raise ValueError(f"noise is a tensor shaped like its item, not {tensor!r}")
-        return {"noise": lists.latents(tensor, lists.index(media.modality))}
+        return {"noise": lists.like(tensor, media, lists.index(media.modality))}
 
     return documents if noise is None else _with_fields(documents, "noise", noise, latents)
 
@@ -144,71 +166,33 @@ def print_layout(documents: Sequence[Document], sequences: Sequence[TokenSequenc
 
 def breakdown(total: Tensor, losses: Losses) -> Breakdown:
     """The terms of `losses`, of which `total` is the weighted sum."""
-    extra = {term.name: term.mean.value for term in losses.auxiliary}
-    zero = torch.zeros_like(total)
-    return Breakdown(
-        total,
-        losses.text.value,
-        tuple(mean.value for mean in losses.by_modality),
-        *(extra.get(name, zero) for name in ("consistency", "reconstruction", "representation")),
-    )
+    means = {term.name: term.mean for term in losses.auxiliary}
+    zero, count = torch.zeros_like(total), len(losses.by_modality)
+
+    def each(name: str) -> list[Tensor] | None:
+        mean = means.get(name)
+        values = [part.value for part in mean.by_modality] if isinstance(mean, MediaMean) else []
+        return None if mean is None else values + [zero] * (count - len(values))
+
+    flow = [mean.value for mean in losses.by_modality]
+    terms = Breakdown(total, losses.text.value, flow, each("consistency"), each("reconstruction"))
+    for name in ("consistency", "reconstruction", "representation"):
+        setattr(terms, name, means[name].value if name in means else zero)
+    return terms
 
 
-def item_times(model: api.Transfusion, batch: Batch, sequences: Sequence[TokenSequence]) -> list[list[float]]:
-    """The time of each item, a list for each document."""
-    drawn = _by_slot(batch, [times.tolist() for times in _draw_times(model, batch)])
-    starts = accumulate(map(len, sequences), initial=0)
-    return [[drawn[start + item.start] for item in s.items] for start, s in zip(starts, sequences, strict=False)]
+def as_times(levels: list[list[float]]) -> Tensor:
+    """Noise levels of items -> times (0 noise, 1 clean), Float[document, most items], 1 where a document has fewer."""
+    longest = max(map(len, levels), default=0)
+    return torch.tensor([[1 - level for level in row] + [1.0] * (longest - len(row)) for row in levels]).view(-1, longest)
 
 
-def predictions(
-    model: api.Transfusion,
-    lists: Lists,
-    batch: Batch,
-    documents: Sequence[Document],
-    sequences: Sequence[TokenSequence],
-    *,
-    noised: bool,
-) -> list[list[Tensor]]:
-    """For each document an entry for each segment: logits [length, ids] of the token after each of a text's tokens; the
-    prediction of an item, shaped like its latents. `noised`: the latents of the batch are noised already."""
-    if noised:
-        times = [t.to(g.values.device) for g, t in zip(batch.media, _draw_times(model, batch), strict=True)]
-        media = [NoisedGroup(g.modality, g.grid, g.values, t, g.slots) for g, t in zip(batch.media, times, strict=True)]
-    else:
-        media = model.network.add_noise(batch)
-    metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
-    h, skips = model.network.hidden(batch.tokens, batch.positions, media, metadata=metadata)
-    predicted = _by_slot(batch, [list(p) for p in model.network.predict(h, media, skips)])
-    results, offset = [], 0
-    for document, sequence in zip(documents, sequences, strict=True):
-        outputs, slot, items = [], offset + 1, list(sequence.items)
-        for segment in document.segments:
-            if isinstance(segment, Text):
-                count = len(model.vocabulary.encode(segment.content))
-                outputs.append(model.network.head(h[slot : slot + count]))
-                slot += count
-                continue
-            item = items.pop(0)
-            outputs.append(lists.oriented(predicted[offset + item.start], item.modality))
-            while items and items[0].index == item.index:  # the clean copy of a dual item
-                item = items.pop(0)
-            slot = offset + item.start + math.prod(item.grid) + 1
-        results.append(outputs)
-        offset += len(sequence)
-    return results
-
-
-def _draw_times(model: api.Transfusion, batch: Batch) -> list[Tensor]:
-    """The times of each group's items, drawn by their keys as `Network.add_noise` draws them."""
-    distribution = model.config.model.diffusion.times
-    return [time_distributions.sample_times(distribution, group.keys.tolist(), group.times) for group in batch.media]
-
-
-def _by_slot(batch: Batch, values: Sequence[Sequence[Any]]) -> dict[int, Any]:
-    """First slot of an item -> its value, for the values of each group."""
-    slots = [int(slot) for group in batch.media for slot in group.slots[:, 0]]
-    return dict(zip(slots, chain.from_iterable(values), strict=True))
+def after_each(logits: Tensor, ids: Tensor) -> Tensor:
+    """Logits [document, longest, id] of sequences that begin with BOS -> those after each of the ids Int[document, length] that
+    the sequences were made of; zeros at padding."""
+    kept = (ids != PADDING).to(logits.device)
+    after = torch.cat([source[1 : 1 + count] for source, count in zip(logits, kept.sum(1).tolist(), strict=True)])
+    return logits.new_zeros(*ids.shape, logits.shape[-1]).index_put((kept,), after)
 
 
 def create_dataloader(dataset: Any, **options: Any) -> DataLoader[Any]:

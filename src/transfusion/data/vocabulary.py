@@ -5,6 +5,7 @@ plain text.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import tokenizers
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -275,6 +276,16 @@ class Vocabulary:
     def opening(self, modality: str) -> list[int]:
         """Ids that may open an item: BEGIN, and all its sizes where they vary."""
         return [i for special, i in self._ids.items() if special.modality == modality and special.role in ("begin", "size")]
+
+    def opening_prior(self, nats: float) -> Float[Tensor, " id"]:
+        """What is added to each id's logit so that, between equal logits, the begin of an item, and all of its sizes on an axis
+        together, are exp(-nats) as likely as one other id."""
+        prior = torch.zeros(len(self))
+        for token, special in self._by_id.items():
+            if special.role in ("begin", "size"):
+                count = self.modality(special.modality).extents[special.axis] if special.role == "size" else 1
+                prior[token] = -nats - math.log(count)
+        return prior
 
     def modality(self, name: str) -> Modality:
         """A modality by name. Raises ValueError if there is none."""

@@ -121,7 +121,7 @@ class Engine:
             modality = self.vocabulary.modality(request.force)
             grid = request.forced_grid(modality)
             shape = (modality.channels, *modality.shape_of(grid))
-            if request.noise is not None and tuple(request.noise.shape) != shape:
+            if isinstance(request.noise, Tensor) and tuple(request.noise.shape) != shape:
                 raise ValueError(f"the initial noise has shape {tuple(request.noise.shape)}, the item has {shape}")
             length += item_length(modality, grid)
         if length > limit:
@@ -143,7 +143,8 @@ class Engine:
                 break
             del self._queue[id]
             slot, *guidance_slots = [cache.allocate() for _ in range(request.cache_slots)]
-            self._active[id] = ActiveDocument(id, request, slot, guidance_slots, prompt.position, len(prompt.items))
+            counts = len(prompt.items), len(prompt)
+            self._active[id] = ActiveDocument(id, request, slot, guidance_slots, prompt.position, *counts)
             admitted.append(self._active[id])
             chunks.append(Chunk.prefix(slot, prompt, len(prompt)))
         self._extend(admitted, chunks)
@@ -184,7 +185,7 @@ class Engine:
         """Choose the next token of every document at text; finish those that have reached a limit."""
         ready: list[ActiveDocument] = []
         for doc in [doc for doc in self._active.values() if doc.logits is not None]:
-            if doc.size_parser is None and doc.num_tokens >= doc.request.max_tokens:
+            if doc.size_parser is None and (doc.num_tokens >= doc.request.max_tokens or self._has_written_enough(doc)):
                 self._finish(doc, "tokens", events)
             elif self._remaining(doc) < 1:
                 self._finish(doc, "context", events)
@@ -197,6 +198,11 @@ class Engine:
             u = torch.tensor([rng.uniform(doc.request.seed, "token", doc.num_draws) for doc in docs])
             for doc, token in zip(docs, decoding.choose(logits.masked_fill(~allowed, -math.inf), u).tolist(), strict=True):
                 self._accept_token(doc, token, events)
+
+    def _has_written_enough(self, doc: ActiveDocument) -> bool:
+        """Whether `max_new` is reached."""
+        written, limit = self.runner.cache.lengths[doc.cache_slot] - doc.prompt_length, doc.request.max_new
+        return limit is not None and written >= limit
 
     def _remaining(self, doc: ActiveDocument) -> int:
         """Tokens that the document may still take."""
@@ -286,9 +292,13 @@ class Engine:
             prefixes.append(Chunk.prefix(cache_slot, sequence, start))
             item_positions = torch.from_numpy(sequence.positions[start:])
             branches.append(ItemBranch(cache_slot, branch.weight, item_positions, len(sequence.items) - 1))
-        noise = doc.request.noise
-        if noise is None or doc.request.force is None or doc.num_items:  # a request's noise is for its forced item alone
-            noise = rng.normal([doc.item_key("noise")], (modality.channels, *modality.shape_of(grid)))[0]
+        noise, size = doc.request.noise, modality.shape_of(grid)
+        if noise is not None and not isinstance(noise, Tensor):
+            noise = noise(modality.name, size)
+        elif doc.request.force is None or doc.num_items:  # a tensor is the noise of the forced item alone
+            noise = None
+        if noise is None:
+            noise = rng.normal([doc.item_key("noise")], (modality.channels, *size))[0]
         latents = init_noise(self.diffusion.schedule, noise.to(self.runner.latent_dtype))
         index = self.vocabulary.modalities.index(modality)
         doc.item = ActiveItem(doc, index, grid, latents, branches, next_position, pending.fallback)

@@ -1,6 +1,6 @@
 """Requests, events, and the state of one unfinished document between steps of the engine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -17,6 +17,9 @@ from transfusion.generate.logits import Decoding, Greedy
 from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length
 from transfusion.modality import Modality
 
+NoiseOfItem: TypeAlias = Callable[[str, tuple[int, ...]], Tensor | None]
+"""(name of a modality, size of an item) -> its initial noise, Float[channels, *size], or None"""
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -29,7 +32,9 @@ class Request:
         size: the forced item's size in latent elements (None: `sizes`, or the modality's default).
         sizes: modality name -> size of all its items, instead of sizes that the model writes.
         max_length: tokens of the whole sequence at most: prompt, text, slots and control tokens (None: the engine's capacity).
-        noise: initial noise of the forced item, Float[channels, *size] (None: drawn from the seed).
+        max_new: the same of what is written behind the prompt, but an item that has begun is finished (None: no limit).
+        noise: initial noise of the forced item, Float[channels, *size]; or of each item, by a function from its modality's name
+            and its size (None, also from the function: drawn from the seed).
     """
 
     document: Document
@@ -41,7 +46,8 @@ class Request:
     size: tuple[int, ...] | None = None
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     max_length: int | None = None
-    noise: Tensor | None = None
+    max_new: int | None = None
+    noise: Tensor | NoiseOfItem | None = None
     decoding: Decoding = Greedy()
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
@@ -142,6 +148,7 @@ class ActiveDocument:
         cache_slot, guidance_slots: cache slots of its tokens, and those reserved for unconditional branches.
         position: rotary coordinate of the next token.
         num_spans: media spans in the cache; the span index of the next item.
+        prompt_length: tokens of the prompt.
         num_tokens, num_draws: text tokens written; tokens chosen, control tokens too: the count of their random draws.
         segments, text: finished segments after the prompt, and the ids of the text segment being written.
         pending, pending_item: tokens chosen but not yet in the cache, and the item that starts behind them, if any.
@@ -153,6 +160,7 @@ class ActiveDocument:
     guidance_slots: list[int]
     position: float
     num_spans: int
+    prompt_length: int = 0
     num_tokens: int = 0
     num_draws: int = 0
     num_items: int = 0

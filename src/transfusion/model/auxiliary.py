@@ -21,7 +21,7 @@ from transfusion import rng
 from transfusion.data.batch import Batch, MediaGroup
 from transfusion.diffusion.process import Diffusion
 from transfusion.model.denoising import NoisedGroup
-from transfusion.model.losses import Mean, Term, mean_over_items, mean_per_item, upcast
+from transfusion.model.losses import Mean, MediaMean, Term, mean_over_items, mean_per_item, upcast
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.moe import balancing
 
@@ -121,11 +121,14 @@ class ForwardPass:
     media: Sequence[NoisedGroup]
     predictions: Sequence[Tensor]
 
-    def mean(self, errors: Sequence[Float[Tensor, " item"]]) -> Mean:
+    def mean(self, errors: Sequence[Float[Tensor, " item"]]) -> MediaMean:
         """The mean of all groups' errors, times the items' weights."""
         zero = upcast(self.batch.positions.new_zeros(()))
-        weights = [group.loss_weights for group in self.batch.media]
-        return sum((mean_over_items(e * w, w) for e, w in zip(errors, weights, strict=True)), Mean(zero, zero))
+        means = [Mean(zero, zero)] * (1 + max((group.modality for group in self.batch.media), default=-1))
+        for group, error in zip(self.batch.media, errors, strict=True):
+            means[group.modality] += mean_over_items(error * group.loss_weights, group.loss_weights)
+        total = sum(means, Mean(zero, zero))
+        return MediaMean(total.sum, total.count, tuple(means))
 
 
 def auxiliary_losses(

@@ -34,6 +34,13 @@ class Mean:
 
 
 @dataclass(frozen=True, eq=False)
+class MediaMean(Mean):
+    """A mean over media items, and the same for each modality."""
+
+    by_modality: tuple[Mean, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Term:
     """An auxiliary loss and its weight; a mean over the items with a loss, as `Losses.media`."""
 

@@ -30,7 +30,7 @@ from transfusion.nn.adaln import TimeCondition
 from transfusion.nn.attention import AttentionBackend, AttentionMetadata
 from transfusion.nn.cache import CacheView, KVCache
 from transfusion.nn.config import TransformerConfig
-from transfusion.nn.layers import Linear, SplitEmbedding, SplitHead, hidden_matrices
+from transfusion.nn.layers import Linear, PriorHead, SplitEmbedding, SplitHead, hidden_matrices
 from transfusion.nn.positions import AxialPositions
 from transfusion.nn.routing import UNROUTED, ModalityRouting
 from transfusion.nn.transformer import Transformer, init_weights
@@ -50,11 +50,15 @@ class ModelConfig:
         patchers: the same for each modality, in order; modalities beyond these take `patcher`.
         diffusion: noise schedule, prediction, loss and training times.
         coordinates: rotary coordinates of tokens and slots.
-        axial: add a learned embedding of the position inside the item to each slot (`nn/positions.py`).
+        axial: add a learned embedding of the position inside the item to each slot (`nn/positions.py`): to those of all
+            modalities, or said for each.
         media_weight: lambda, the weight of the media loss beside the text loss.
         tie_embeddings: one matrix for token embeddings and head.
         attention_backend: how attention over whole rows is computed; "auto" picks the fastest for the machine. With a
             cache it is sdpa, or dense if that is set or scores have a soft cap.
+        opening_prior: nats by which the tokens that open an item (its sizes together, and BEGIN) are less likely than one other
+            token before training, so that a vocabulary of many sizes does not outweigh the text (see
+            `Vocabulary.opening_prior`). 0: all tokens alike.
         context_length: largest number of tokens and slots in a sequence.
         auxiliary: auxiliary losses; off by default.
 
@@ -68,18 +72,25 @@ class ModelConfig:
     patchers: tuple[PatcherConfig, ...] = ()
     diffusion: Diffusion = Diffusion()
     coordinates: Coordinates = Coordinates()
-    axial: bool = False
+    axial: bool | tuple[bool, ...] = False
     media_weight: float = 5.0
     tie_embeddings: bool = False
     attention_backend: AttentionBackend = "auto"
+    opening_prior: float = 0.0
     context_length: int = 1024
     auxiliary: AuxiliaryLossConfig = AuxiliaryLossConfig()
 
     def __post_init__(self) -> None:
         if not 0 <= self.media_weight < math.inf:
             raise ValueError(f"media_weight must be a finite number, 0 or more, not {self.media_weight}")
+        if not 0 <= self.opening_prior < math.inf:
+            raise ValueError(f"opening_prior is a number of nats, 0 or more, not {self.opening_prior}")
         if not 1 <= self.context_length <= MAX_CONTEXT:
             raise ValueError(f"context_length must be at least 1 token and at most {MAX_CONTEXT:,}, not {self.context_length}")
+        if isinstance(self.axial, tuple) and len(self.axial) != len(self.modalities):
+            raise ValueError(
+                f"axial has {len(self.axial)} entries for {len(self.modalities)} modalities: give one each, or one"
+            )
         axes, size = self.coordinates.axes, self.transformer.sizes.head_dim
         if size // 2 < axes:
             raise ValueError(
@@ -96,6 +107,7 @@ class Network(nn.Module):
         vocabulary_size: number of token ids.
         modules: the user's own patchers, by modality (see `CustomPatcherConfig`); recorded in `Network.config.patchers`.
         num_pretrained_ids: the first ids; their rows of embedding and head are separate parameters. 0: none.
+        prior: what is added to each id's logit, see `ModelConfig.opening_prior`; None: nothing.
 
     Raises:
         ValueError: a patcher whose slots differ from its modality's; a modality without time conditioning; modules that are
@@ -103,7 +115,13 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, vocabulary_size: int, modules: CustomModules | None = None, *, num_pretrained_ids: int = 0
+        self,
+        config: ModelConfig,
+        vocabulary_size: int,
+        modules: CustomModules | None = None,
+        *,
+        num_pretrained_ids: int = 0,
+        prior: Float[Tensor, " id"] | None = None,
     ) -> None:
         super().__init__()
         modules = modules or {}
@@ -115,11 +133,16 @@ class Network(nn.Module):
         ids = num_pretrained_ids, vocabulary_size - num_pretrained_ids
         self.embed = SplitEmbedding(*ids, width) if num_pretrained_ids else nn.Embedding(vocabulary_size, width)
         self.transformer = Transformer(transformer, len(config.modalities))
-        self.head = SplitHead(width, *ids) if num_pretrained_ids else Linear(width, vocabulary_size)
+        if num_pretrained_ids and prior is not None:
+            raise ValueError("opening_prior is for models that begin untrained, not for those of a language model: set it to 0")
+        plain = Linear(width, vocabulary_size) if prior is None else PriorHead(width, prior)
+        self.head = SplitHead(width, *ids) if num_pretrained_ids else plain
         self.time_embedding = TimeEmbedding(256, width) if transformer.adaln else None
         self.axial: nn.ModuleDict | None = None
-        if config.axial:
-            self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, width) for m in config.modalities if m.shape})
+        each = config.axial if isinstance(config.axial, tuple) else (config.axial,) * len(config.modalities)
+        axial = [m for m, has_axial in zip(config.modalities, each, strict=True) if has_axial and m.shape]
+        if config.axial is True or axial:
+            self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, width) for m in axial})
         init_weights(self, transformer.depth)
         self.patchers = nn.ModuleDict()
         for patcher, modality in zip(patchers, config.modalities, strict=True):
@@ -194,8 +217,9 @@ class Network(nn.Module):
             vectors, skip = self.patcher_of(group.modality).encode(group.latents, group.times)
             if group.masked is not None and self.representation is not None:
                 vectors = torch.where(group.masked.unsqueeze(-1), self.representation.mask_vector.to(vectors), vectors)
-            if self.axial is not None and group.grid:
-                vectors = vectors + self.axial[self.config.modalities[group.modality].name](group.grid)
+            name = self.config.modalities[group.modality].name
+            if self.axial is not None and name in self.axial:
+                vectors = vectors + self.axial[name](group.grid)
             x = x.index_copy(0, group.slots.flatten(), vectors.flatten(0, 1).to(x.dtype))
             skips.append(skip)
         attended = metadata if view is None else view
@@ -236,18 +260,28 @@ class Network(nn.Module):
         """The batch's media, noised at times drawn by their keys."""
         return [add_noise(self.config.diffusion, group) for group in batch.media]
 
-    def forward(self, batch: Batch, *, teacher: "Network | None" = None, decoders: Decoders | None = None) -> Losses:
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        teacher: "Network | None" = None,
+        decoders: Decoders | None = None,
+        teacher_is_optional: bool = False,
+        num_ids: int | None = None,
+    ) -> Losses:
         """The losses of a batch: text (`losses.py`), media (`denoising.py`), and the auxiliary ones that are on.
 
         Args:
             teacher: the network with EMA weights, for auxiliary losses that compare with it. It runs without gradient.
             decoders: by modality, for the reconstruction loss.
+            teacher_is_optional: without a teacher, leave out the losses that need one, in training too.
+            num_ids: the targets are among the first so many ids, and no other is counted on (None: all ids).
 
         Raises:
             ValueError: a loss that needs a teacher is on, and training has none.
         """
         auxiliary, diffusion = self.config.auxiliary, self.config.diffusion
-        if auxiliary.needs_ema_teacher and teacher is None and self.training:
+        if auxiliary.needs_ema_teacher and teacher is None and self.training and not teacher_is_optional:
             raise ValueError(
                 "the consistency and representation losses need a teacher, the model under averaged weights: give one "
                 "(teacher=model.create_ema() in a loop of your own), or set their weights in model.auxiliary to 0"
@@ -255,7 +289,8 @@ class Network(nn.Module):
         media = self.add_noise(batch)
         metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
         h, skips = self.hidden(batch.tokens, batch.positions, media, metadata=metadata)
-        text = text_loss(self.head(h[batch.loss_index]), batch.targets.flatten()[batch.loss_index], batch.target_weights)
+        logits = self.head(h[batch.loss_index])[:, :num_ids]
+        text = text_loss(logits, batch.targets.flatten()[batch.loss_index], batch.target_weights)
         predictions = self.predict(h, media, skips)
         zero = Mean(text.sum.new_zeros(()), text.sum.new_zeros(()))
         by_modality = [zero for _ in self.config.modalities]

@@ -6,9 +6,11 @@
 """
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -130,13 +132,47 @@ class Averaged(nn.Module):
         return getattr(self.model, name)
 
 
+class _InEvalMode:
+    """A module inside `eval_mode`: how many blocks it is in, and the submodules that are to train again after the last."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self.training: list[nn.Module] = []
+
+
+_lock = threading.RLock()
+_in_eval_mode: WeakKeyDictionary[nn.Module, _InEvalMode] = WeakKeyDictionary()
+
+
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode; afterwards each submodule is back in the mode that it was in."""
-    training = [submodule for submodule in module.modules() if submodule.training]
-    module.eval()
+    """Put a module in evaluation mode; afterwards each submodule is back in the mode that it was in.
+
+    Blocks may overlap, in any order and in several threads: the last to end restores what the first found. A mode that is set
+    meanwhile by `set_mode` is what is restored.
+    """
+    with _lock:
+        state = _in_eval_mode.setdefault(module, _InEvalMode())
+        if not state.blocks:
+            state.training = [submodule for submodule in module.modules() if submodule.training]
+            for submodule in state.training:
+                submodule.training = False
+        state.blocks += 1
     try:
         yield
     finally:
-        for submodule in training:
-            submodule.training = True
+        with _lock:
+            state.blocks -= 1
+            if not state.blocks:
+                del _in_eval_mode[module]
+                for submodule in state.training:
+                    submodule.training = True
+
+
+def set_mode(module: nn.Module, mode: bool) -> None:
+    """`nn.Module.train(module, mode)`, for the `train` of a class that also generates: inside an `eval_mode` block of another
+    thread it holds at once, and after the block."""
+    with _lock:
+        nn.Module.train(module, mode)
+        if module in _in_eval_mode:
+            _in_eval_mode[module].training = [submodule for submodule in module.modules() if submodule.training]

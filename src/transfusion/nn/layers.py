@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transfusion.nn.pointwise import recomputable, recompute_linear, rms_norm, swiglu
@@ -140,6 +141,19 @@ class SplitHead(Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., width] -> logits [..., id]"""
         return torch.cat([super().forward(input), F.linear(input, self.new)], -1)
+
+
+class PriorHead(Linear):
+    """Logits, each plus a fixed number: what is known of an id's frequency before training. Not saved with the weights."""
+
+    def __init__(self, width: int, prior: Float[Tensor, " id"]) -> None:
+        super().__init__(width, len(prior))
+        self.register_buffer("prior", prior, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., width] -> logits [..., id]"""
+        logits = super().forward(input)
+        return logits + self.prior.to(logits)
 
 
 def whole_weight(module: nn.Embedding | Linear) -> Tensor:

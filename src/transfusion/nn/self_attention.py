@@ -33,7 +33,6 @@ class ForwardContext:
     condition: TimeCondition | None = None  # for adaLN
     is_token: Bool[Tensor, "row length"] | None = None  # False for padding, for the load balance of experts
     first_values: list[Tensor] = field(default_factory=list)  # the first layer's, for the value residual
-    skips: list[Tensor] = field(default_factory=list)  # outputs of the first half's layers, for long skips
 
 
 def attention_fn(

@@ -75,18 +75,16 @@ class BlockWithOptions(Block):
         self.skip = LongSkip(config.width) if layer >= config.depth - skips else None
         self.residuals = nn.ModuleList(residual(config, index) for index in (2 * layer, 2 * layer + 1))
 
-    def forward(self, x: Any, context: ForwardContext) -> Any:
-        """The state of the residual stream -> the same; for the plain stream [row, length, width]."""
+    def forward(self, x: Any, context: ForwardContext, skip: Any = None) -> Any:
+        """The state of the residual stream -> the same; for the plain stream [row, length, width]. `skip`: the state behind the
+        layer of the first half that this one is joined to. It changes nothing of `context`, so it may be recomputed."""
         for_attention, for_mlp = None, None
         if self.adaln is not None and context.condition is not None:
             for_attention, for_mlp = self.adaln(context.condition, context.cos)
         if self.skip is not None:
-            x = self.skip(x, context.skips.pop())
+            x = self.skip(x, skip)
         x = self.residuals[0](x, lambda h: self._attention(h, context, for_attention))
-        x = self.residuals[1](x, lambda h: self._mlp(h, context, for_mlp))
-        if self.saves_skip:
-            context.skips.append(x)
-        return x
+        return self.residuals[1](x, lambda h: self._mlp(h, context, for_mlp))
 
     def _attention(self, x: Tensor, context: ForwardContext, modulation: AdaLNParameters | None) -> Tensor:
         """attention(norm(x)), each modality's tokens by its own weights."""
@@ -179,8 +177,12 @@ class Transformer(nn.Module):
         attention = attention_fn(config, positions, tokens, backend, backward=backward)
         context = ForwardContext(cos, sin, attention, view, routing, condition, is_token)
         state = self.residual.begin(x)
-        for block in self.blocks:
-            state = block(state, context)
+        skips: list[Any] = []  # states behind the first half's layers, for long skips
+        for block in self.blocks:  # which may be wrapped: their attributes are asked for, not their class
+            joined = (skips.pop(),) if getattr(block, "skip", None) is not None else ()
+            state = block(state, context, *joined)
+            if getattr(block, "saves_skip", False):
+                skips.append(state)
             if layers is not None:
                 layers.append(self.residual.end(state))
         x = self.residual.end(state)
@@ -203,7 +205,7 @@ class Transformer(nn.Module):
     def media_parameters(self) -> list[nn.Parameter]:
         """The weights that only media use: modality-specific ones and adaLN."""
         modules: list[nn.Module] = [module for module in self.modules() if isinstance(module, AdaLN)]
-        modules += [self.media_norms, *(block.media for block in self.blocks if isinstance(block, BlockWithOptions))]
+        modules += [self.media_norms, *(block.media for block in self.blocks if hasattr(block, "media"))]  # wrapped ones too
         return [p for module in modules for p in module.parameters()]
 
 
