@@ -2,6 +2,7 @@
 
 from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.estimate import Estimate
+from transfusion.evaluation.preference import advice
 
 
 def test_shares_within_reach_of_guessing_are_said_to_be() -> None:
@@ -14,7 +15,7 @@ def test_shares_within_reach_of_guessing_are_said_to_be() -> None:
     assert no_better_than_chance(metrics, 10) == [
         "agreement 0.104 (0.080 to 0.134), of 500, is no better than chance: guessing among 10 classes gives 0.100",
         "accuracy 0.090 (0.048 to 0.162), of 100, is no better than chance: guessing among 10 classes gives 0.100",
-        "caption preference 0.520 (0.385 to 0.652), of 50, is no better than chance: guessing gives 0.500",
+        advice(metrics["caption_preference"]),
     ]
     assert len(no_better_than_chance(metrics, 0)) == 1
 

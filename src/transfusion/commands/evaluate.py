@@ -27,7 +27,6 @@ from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
 from transfusion.evaluation.image_grid import image_grid
-from transfusion.evaluation.preference import advice
 from transfusion.evaluation.questions import read_questions
 from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_images
 from transfusion.files import read_text
@@ -130,9 +129,6 @@ def run(arguments: list[str], log: LogFn) -> int:
                 log(f"{names}: not measured ({reason})")
             for kind, judge in result.record.classifiers.items():
                 log(f"{kind}: {judge}")
-            preference = result.record.metrics.get("caption_preference")
-            if preference is not None and (words := advice(preference)):
-                log(words)
             log(f"record: {path}")
         except Exception as error:  # the other suites still run
             failed += 1

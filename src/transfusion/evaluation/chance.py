@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from transfusion.evaluation.estimate import Estimate, short
+from transfusion.evaluation.preference import advice
 
 OF_CLASSES = {
     "agreement",
@@ -26,6 +27,9 @@ def no_better_than_chance(metrics: Mapping[str, Estimate], classes: int) -> list
     for name, metric in metrics.items():
         chance = 0.5 if name in OF_PAIRS else 1 / classes if name in OF_CLASSES and classes else None
         if chance is None or metric.low is None or metric.low > chance:
+            continue
+        if name == "caption_preference":
+            sentences.append(advice(metric))
             continue
         by = "" if name in OF_PAIRS else f" among {classes} classes"
         words = f"{name.replace('_', ' ')} {metric}, of {metric.count:,}, is no better than chance: guessing{by} gives"
