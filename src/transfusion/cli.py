@@ -19,10 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = _run(arguments)
     except ConfigError as error:
-        print(f"transfusion: {printable(str(error))}", file=sys.stderr)
+        print(f"transfusion: {_short(error)}", file=sys.stderr)
         code = 2
     except (ValueError, OSError, RuntimeError, MemoryError, OverflowError) as error:
-        print(f"transfusion: {printable(str(error)) or type(error).__name__}", file=sys.stderr)
+        print(f"transfusion: {_short(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("transfusion: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
@@ -43,6 +43,11 @@ def _run(arguments: list[str]) -> int:
         print(version("transfusion-kit"))
         return 0
     return find(command)(rest, _log)
+
+
+def _short(error: BaseException, most: int = 5000) -> str:
+    """The message of an error, as a terminal may show it."""
+    return printable(str(error)[:most]) or type(error).__name__
 
 
 def _log(line: str) -> None:

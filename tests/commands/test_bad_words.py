@@ -33,6 +33,9 @@ HUGE = [
     "model.modalities.0.shape 1000000000 1000000000 --model.modalities.0.patch 1000000000 1000000000",
     "model.modalities.0.largest 10000000 10000000",
     "model.patcher.kind unet --model.patcher.blocks 1000000000",
+    "model.patcher.time-features 1000000000",
+    "lora.rank 1000000000",
+    "trainer.accumulate 1000000000",
     "tokenizer.size 1000000000",
     "tokenizer.kind ids --tokenizer.count 1000000000",
     "sampler.num-steps 1000000000",
@@ -158,7 +161,7 @@ def test_captions_reach_neither_terminal_nor_shell(tmp_path: Path, monkeypatch: 
     (tmp_path / "data" / "39.txt").write_bytes(b"")
     (tmp_path / "data" / "39.png").rename(tmp_path / "data" / "\x1b[2J.png")
     line = (
-        f"train pictures --data data --out run {SHORT} --trainer.steps 1 --model.modalities.0.shape 8 8 --tokenizer.kind bytes "
+        f"train pictures --data data --out run {SHORT} --trainer.steps 2 --model.modalities.0.shape 8 8 --tokenizer.kind bytes "
         "--trainer.sample-every 1"
     )
     assert command(line) == 0

@@ -68,3 +68,29 @@ def test_published_tables_are_those_of_the_records() -> None:
     assert runs and (ROOT / "docs" / "results.md").read_text() == results.tables(runs)
     readme = (ROOT / "README.md").read_text()
     assert readme == results.within(readme, runs) and results.OPEN in readme
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": []},
+        {"metrics": {"a": []}},
+        {"metrics": {"a": {"value": [], "low": None, "high": None, "count": 1}}},
+        {"metrics": {"a": {"value": 1.0, "low": "x", "high": None, "count": 1}}},
+        {"metrics": {"a": {"value": 1.0, "low": None, "high": None, "count": [1]}}},
+        {"missing": 1},
+        {"missing": {"a": []}},
+        {"classifiers": "x"},
+        {"settings": []},
+        {"suite": 1},
+        {"weights": None},
+        {"extra": 1},
+    ],
+    ids=str,
+)
+def test_a_record_of_other_types_is_named(tmp_path: Path, change: dict) -> None:
+    plain = {"suite": "draw", "metrics": {}, "missing": {}, "weights": "a", "classifiers": {}, "seed": 0, "settings": {}}
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "draw.json").write_text(json.dumps(plain | change))
+    with pytest.raises(ValueError, match=r"draw\.json is no record of an evaluation"):
+        results.Results(str(tmp_path / "out.md")).write([tmp_path])

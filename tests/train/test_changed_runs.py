@@ -185,6 +185,17 @@ def test_a_state_of_another_form_is_refused(tmp_path: Path, trained: Path, plain
         train(run(tmp_path / "run", 3), corpus(), [], quiet)
 
 
+@pytest.mark.parametrize("moments", [None, 1, [1], [[]], ["x"], {}, []])
+def test_a_list_of_moments_of_another_form_is_refused(tmp_path: Path, trained: Path, moments: object) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    (folder,) = checkpoint.folders(tmp_path / "run" / "checkpoints")
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"moments": moments}))
+    signed(folder)
+    with pytest.raises(checkpoint.CheckpointError, match=r"in optimizer|holds no position"):
+        train(run(tmp_path / "run", 3), corpus(), [], quiet)
+
+
 def test_files_that_the_manifest_does_not_list_are_not_loaded(tmp_path: Path, trained: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     (folder,) = checkpoint.folders(tmp_path / "run" / "checkpoints")

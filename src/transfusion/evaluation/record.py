@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transfusion.config import from_plain
 from transfusion.evaluation.estimate import Estimate
 from transfusion.files import read_json, write_text
 
@@ -52,7 +53,12 @@ class Record:
         """Read a record. Raises ValueError, naming the file, if it is none."""
         try:
             plain = read_json(path)
-            return cls(**{**plain, "metrics": {name: Estimate(**fields) for name, fields in plain["metrics"].items()}})
+            metrics = {name: from_plain(Estimate, fields, name) for name, fields in plain["metrics"].items()}
+            record = cls(**{**plain, "metrics": metrics})
+            words = (record.suite, record.weights, record.command, *record.missing.values(), *record.classifiers.values())
+            if not all(isinstance(word, str) for word in words) or not isinstance(record.settings, dict):
+                raise TypeError("suite, weights, command, missing and classifiers are text, settings are named")
+            return record
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is no record of an evaluation ({error})") from error
 

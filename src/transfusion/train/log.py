@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from transfusion.files import replacing
+from transfusion.files import parse_json, replacing
 
 LogFn = Callable[[str], None]
 """Takes a line for the user."""
@@ -138,7 +138,7 @@ def _truncate(file: Path, step: int) -> None:
     kept = []
     for line in lines:
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line.decode("utf-8"))["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

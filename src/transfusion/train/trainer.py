@@ -274,15 +274,14 @@ class Trainer:
         named, moments = dict(self.model.named_parameters()), state.tensors.get("optimizer", {})
         checkpoint.check(state.tensors.get("model", {}), named, "model")
         checkpoint.check(state.tensors.get("ema", {}), self.ema.shadows, "ema")
-        one = torch.tensor(0.0)  # of every entry but the count of steps, the optimizer keeps as many numbers as of the weight
-        owners = {
-            k: one if k.endswith("/step") else named.get(k.rpartition("/")[0]) for k in state.plain.get("moments", moments)
-        }
-        checkpoint.check(moments, {key: p for key, p in owners.items() if p is not None}, "optimizer")
         try:
             position, step, skipped = Position(**state.plain["position"]), int(state.step), int(state.plain["skipped"])
-        except (KeyError, TypeError, ValueError) as error:
+            kept = [str(key) for key in state.plain.get("moments", moments)]
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint holds no position in the data ({error!r})") from error
+        one = torch.tensor(0.0)  # of every entry but the count of steps, the optimizer keeps as many numbers as of the weight
+        owners = {key: one if key.endswith("/step") else named.get(key.rpartition("/")[0]) for key in kept}
+        checkpoint.check(moments, {key: p for key, p in owners.items() if p is not None}, "optimizer")
         self.step, self.skipped, self.position = step, skipped, position
         for name, p in named.items():
             p.copy_(state.tensors["model"][name])
