@@ -12,8 +12,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -22,7 +23,7 @@ MAX_BYTES = 256 * 2**20
 """Larger files are not read at once: 256 MiB."""
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file. Raises OSError: it cannot be opened, or is a folder, a pipe, a socket or a device."""
     _check_regular(path, os.stat(path))  # opening a device may do something
     # without O_NONBLOCK, opening a pipe would wait for its other end

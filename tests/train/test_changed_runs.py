@@ -49,6 +49,11 @@ def swap(folder: Path) -> None:
     other.write_bytes(kept)
 
 
+def change_all(folder: Path) -> None:
+    for i in range(40):
+        png(folder / f"{i}.png", 100 + i, (4, 4), "L")
+
+
 def same_size_and_time(folder: Path) -> None:
     times = (folder / "array.npy").stat()
     np.save(folder / "array.npy", np.ones((1, 4, 4), np.float32))
@@ -57,7 +62,7 @@ def same_size_and_time(folder: Path) -> None:
 
 CHANGES: dict[str, Callable[[Path], None]] = {
     "one picture": lambda folder: png(folder / "7.png", 99, (4, 4), "L"),
-    "all pictures": lambda folder: [png(folder / f"{i}.png", 100 + i, (4, 4), "L") for i in range(40)] and None,
+    "all pictures": change_all,
     "two swapped": swap,
     "same size and time": same_size_and_time,
     "one gone": lambda folder: (folder / "7.png").unlink(),
