@@ -275,6 +275,15 @@ def test_weights_are_copied_pickled_and_saved() -> None:
         assert all(torch.equal(a, b) for a, b in zip(twin(*entries)[0][0], expected, strict=True))
 
 
+def test_a_model_made_without_memory_is_the_same_once_its_weights_are_loaded() -> None:
+    model, entries = lively(small()), ([[ids(1, 2), image(), ids(EOI)]], [["text", "image", "text"]])
+    with torch.device("meta"):
+        other = small()
+    other.to_empty(device="cpu").load_state_dict(model.state_dict())
+    for a, b in zip(other.eval()(*entries)[0][0], model(*entries)[0][0], strict=True):
+        assert torch.equal(a, b)
+
+
 def test_its_transfusion_is_a_model_folder(tmp_path: Path) -> None:
     """A class token and BOI there are a text of one id and a forced image in any other use of the model."""
     model = lively(small())

@@ -101,7 +101,7 @@ class Transfussion(nn.Module):
         self.special = special_ids(config)
         for name, value in self.special.items():
             self.register_buffer(name, None if value is None else torch.tensor(value))
-        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+        self.register_buffer("ids", torch.tensor(ids))
 
     @property
     def model(self) -> Transformer:
