@@ -23,8 +23,9 @@ def cosine_diffusion(num_timesteps: int) -> Diffusion:
     Training draws `randint(0, T)`: the network never learns step T. Where its beta is 0.999, as usual, drawing multiplies an
     error of the noise that is predicted there by 32, the reciprocal root of 1 - 0.999; here step T changes nothing.
     """
-    largest = torch.tensor((num_timesteps - 1) / num_timesteps, dtype=torch.float64)
-    return Diffusion(Cosine(min_alpha=Cosine().alpha(largest).item()), "eps", "eps", Uniform(num_timesteps))
+    with torch.device("cpu"):  # numbers, also where a model is made on the meta device
+        largest = torch.tensor((num_timesteps - 1) / num_timesteps, dtype=torch.float64)
+        return Diffusion(Cosine(min_alpha=Cosine().alpha(largest).item()), "eps", "eps", Uniform(num_timesteps))
 
 
 class PatchOps(nn.Module):
