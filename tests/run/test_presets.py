@@ -61,10 +61,10 @@ def test_at_the_papers_sizes_and_steps_its_literal_optimiser_comes_out(size: str
 
 def test_a_small_run_gets_the_papers_share_of_warm_up_and_a_rate_by_width() -> None:
     shape = "--model.transformer.width {} --model.transformer.num-heads 2 --trainer.steps {}"
-    rates = [paper_numbers(shape.format(width, 1000)) for width in (16, 64, 128, 256, 512, 768, 1024)]
-    assert [warmup for _, _, warmup in rates] == [16] * 7
+    rates = [paper_numbers(shape.format(width, 1000)) for width in (16, 128, 256, 512, 768, 1024)]
+    assert [warmup for _, _, warmup in rates] == [16] * 6
     lrs = [lr for lr, _, _ in rates]
-    assert lrs[0] == lrs[1] > lrs[2] > lrs[3] > lrs[4] > lrs[5] == lrs[6] == 3e-4 and lrs[0] < 0.02
+    assert lrs[0] == lrs[1] > lrs[2] > lrs[3] > lrs[4] == lrs[5] == 3e-4 and lrs[0] < 5e-3
     assert all(floor == pytest.approx(lr / 20) for lr, floor, _ in rates)
     digits = find("digits").run()
     assert paper_numbers("", "digits")[2] == digits.trainer.steps * 16 // 1000
