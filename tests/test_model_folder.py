@@ -174,6 +174,7 @@ HUGE: list[tuple[str, object]] = [
     ("sampler.shift", 10**400),
     ("language", {"count": 10**9}),
     ("guidance", None),
+    ("model.opening_prior", 1e308),
     ("format", True),
     ("format", [2]),
 ]

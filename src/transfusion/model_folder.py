@@ -130,8 +130,11 @@ def within_weights(folder: Path, settings: TransfusionConfig) -> Iterator[None]:
     if tokens > rows:
         raise ValueError(f"{folder}: {CONFIG} asks for {tokens:,} size tokens, {WEIGHTS} has {rows:,} rows of tokens")
     allowed = 2 * sum(math.prod(shape) + PER_TENSOR for shape in shapes.values()) + SLACK
-    with Budget(allowed, f"{folder}: {CONFIG} asks for a far larger network than {WEIGHTS} holds"):
-        yield
+    try:
+        with Budget(allowed, f"{folder}: {CONFIG} asks for a far larger network than {WEIGHTS} holds"):
+            yield
+    except (RuntimeError, ArithmeticError, MemoryError) as error:  # of torch, for numbers that are in range but make no network
+        raise ValueError(f"{folder}: {CONFIG} makes no network ({error})") from error
 
 
 SLACK, PER_TENSOR = 2**24, 2**14

@@ -121,7 +121,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_then_guarded(tmp_path: Path,
     record.write_text(json.dumps({name: plain[name] for name in ("documents", "digest")}))
     train(options, read(files), [], quiet)
     assert json.loads(record.read_text()) == plain
-    for content in ("{", "[1]", "\x80"):
+    for content in ("{", "[1]", "\x80", "{}", '{"documents": []}', '{"documents": Infinity}'):
         record.write_text(content)
         with pytest.raises(ConfigError, match=r"cannot read .*corpus\.json"):
             train(options, read(files), [], quiet)

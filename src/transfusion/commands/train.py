@@ -303,11 +303,12 @@ def _check_corpus(run: Run, corpus: Sequence[Document]) -> None:
         "media": media_digest(corpus),
         "status": status_digest(files),
     }
-    recorded, then = run.folder / CORPUS, {}
+    recorded, then, counted = run.folder / CORPUS, {}, 0
     if recorded.exists() and (run.folder / "checkpoints").exists():
         try:
             then = dict(read_json(recorded))
-        except (OSError, ValueError, TypeError) as error:
+            counted = int(then["documents"])
+        except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
             raise ConfigError(f"cannot read {recorded} ({error}): restore it, or choose another --out") from error
     else:
         (run.folder / TOKENIZER).unlink(missing_ok=True)
@@ -316,7 +317,7 @@ def _check_corpus(run: Run, corpus: Sequence[Document]) -> None:
     now["files"] = then["files"] if unchanged else files_digest(files)
     differ = [name for name in ("documents", "digest", "media", "files") if name in then and then[name] != now[name]]
     if differ:
-        what = f"{then.get('documents', 0):,} documents then, {len(corpus):,} now"
+        what = f"{counted:,} documents then, {len(corpus):,} now"
         what = {"documents": what, "digest": f"{what}, with other names or texts"}.get(differ[0], "the same texts, other media")
         raise ConfigError(
             f"the data has changed since {run.folder} began ({what}): resume with the original data, or start from its weights "
