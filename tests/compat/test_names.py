@@ -1,5 +1,6 @@
 # ruff: noqa: C408
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOptionalMemberAccess=false
+# pyright: reportOptionalSubscript=false, reportCallIssue=false
 """transfusion-pytorch's names of a model's parts; words that are taken; what belongs to the user and is left as it is."""
 
 import math

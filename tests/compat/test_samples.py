@@ -1,5 +1,5 @@
 # ruff: noqa: C408
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportIndexIssue=false
 """Samples and prompts with their control tokens: each entry stands where transfusion-pytorch's users look for it."""
 
 import pytest

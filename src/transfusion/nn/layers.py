@@ -146,6 +146,8 @@ class SplitHead(Linear):
 class PriorHead(Linear):
     """Logits, each plus a fixed number: what is known of an id's frequency before training. Not saved with the weights."""
 
+    prior: Tensor
+
     def __init__(self, width: int, prior: Float[Tensor, " id"]) -> None:
         super().__init__(width, len(prior))
         self.register_buffer("prior", prior, persistent=False)
