@@ -248,7 +248,8 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
             runner = ModelRunner(m.network, m.vocabulary, cache_slots=3, capacity=m.network.config.context_length, dtype=dtype)
             runner.cache.allocate()
             row, at, tokenized = runner.cache.allocate(), 0, entry
-            pieces = []
+            pieces: list[torch.Tensor] = []
+            hook = m.network.head.register_forward_pre_hook(lambda _, args, kept=pieces: kept.append(args[0][0]))
             while at < len(tokenized):
                 span = tokenized.spans[at]
                 end = at + 1
@@ -263,8 +264,9 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
                     tokenized.private[at:end],
                     tuple(replace(item, start=item.start - at) for item in whole.items if item.start >= at),
                 )
-                pieces.append(runner.extend([chunk])[0])
+                runner.extend([chunk])  # the hook keeps the last hidden state
                 at = end
+            hook.remove()
         # the cached pass gives each piece's last hidden state
         ends = [
             i

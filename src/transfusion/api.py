@@ -176,6 +176,7 @@ class Transfusion(nn.Module):
         decoding: Decoding = Greedy(),
         dtype: torch.dtype = torch.float32,
         cache_slots: int = 128,
+        exact: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> list[Document]:
         """Continue documents; each is returned whole, prompt included.
@@ -192,10 +193,12 @@ class Transfusion(nn.Module):
             max_items: media items to write at most; None: no limit.
             sampler, guidance: None: those of the model's config.
             cache_slots: sequences in the cache at once: documents, and their unconditional branches.
-            on_event: called with every event (tokens, denoising steps with their estimates, items, documents).
+            exact: in bf16 too no document depends on those beside it, see `Engine`.
+            on_event: called with every event (tokens, denoising steps with their estimates, items, documents, failures).
 
         Raises:
             ValueError: a prompt that does not fit; see `Engine.add`.
+            GenerationError: passes that failed, for want of memory perhaps; it has the documents that are finished.
         """
         if prompts is None:
             prompts = [Document(())]
@@ -223,7 +226,8 @@ class Transfusion(nn.Module):
             for prompt, prompt_seed in zip(prompts, seeds, strict=True)
         ]
         with eval_mode(self):
-            return generate(self.engine(requests, cache_slots=cache_slots, dtype=dtype), requests, on_event=on_event)
+            engine = self.engine(requests, cache_slots=cache_slots, dtype=dtype, exact=exact)
+            return generate(engine, requests, on_event=on_event)
 
     def engine(
         self,
@@ -233,13 +237,13 @@ class Transfusion(nn.Module):
         capacity: int | None = None,
         dtype: torch.dtype = torch.float32,
         decode_text: bool = True,
+        exact: bool = False,
     ) -> Engine:
         """An `Engine` with the cache slots that these requests can use together, at most `cache_slots` but enough for each."""
         held = max((request.cache_slots for request in requests), default=1)
         cache_slots = max(held, min(cache_slots, held * len(requests)))
-        return Engine(
-            self.network, self.vocabulary, cache_slots=cache_slots, capacity=capacity, dtype=dtype, decode_text=decode_text
-        )
+        options = {"capacity": capacity, "dtype": dtype, "decode_text": decode_text, "exact": exact}
+        return Engine(self.network, self.vocabulary, cache_slots=cache_slots, **options)
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 

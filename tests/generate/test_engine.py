@@ -138,8 +138,8 @@ def test_the_noise_of_an_image_does_not_depend_on_the_text_before_it() -> None:
         engine = Engine(m.network, m.vocabulary, cache_slots=2)
         engine.add(Request(Document((Text(prompt),)), seed=seed, force="image", max_tokens=0, noise=noise, sampler=Euler(3)))
         engine._admit()
-        engine._commit_pending()
         (doc,) = engine._active.values()
+        engine._extend([doc])
         assert doc.item is not None
         return doc.item.latents
 
@@ -245,7 +245,7 @@ def test_bf16_matrices_are_what_autocast_would_make_of_them(monkeypatch: pytest.
         return drawn.text, drawn.media[0].tensor()
 
     kept = written()
-    monkeypatch.setattr("transfusion.generate.runner._in_bf16", lambda network: network)
+    monkeypatch.setattr("transfusion.generate.weights.in_bf16", lambda network: network)
     converted = written()
     assert kept[0] == converted[0] and torch.equal(kept[1], converted[1])
     assert all(torch.equal(p, before[name]) and p.dtype == torch.float32 for name, p in m.named_parameters())

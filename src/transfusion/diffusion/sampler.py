@@ -7,8 +7,8 @@ state, so items join and leave between steps.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class _TimeGrid:
     def times(self) -> list[float]:
         """The num_steps + 1 times from 1 to 0."""
         return [shifted(1 - i / self.num_steps, self.shift) for i in range(self.num_steps + 1)]
+
+    def rule(self) -> Self:
+        """The sampler apart from its times: `step` is the same for samplers of equal rules, so their items share passes."""
+        return replace(self, num_steps=1, shift=1.0)
 
     def estimate(self, schedule: Schedule, predict: PredictFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) at x and t: x0 clamped to `clip`, and then eps = (x - alpha x0) / sigma."""

@@ -40,8 +40,8 @@ class Sample:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0, not {self.temperature}; for the most likely token use greedy")
-        if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise ValueError(f"top-k must be 0 or more, top-p in (0, 1], min-p in [0, 1], not {self}")
+        if not isinstance(self.top_k, int) or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise ValueError(f"top-k must be a whole number of 0 or more, top-p in (0, 1], min-p in [0, 1], not {self}")
 
     def choose(self, logits: Float[Tensor, "row id"], u: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
         """By inverse CDF: the first id, in descending order of probability, at which the cumulative sum exceeds u."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -14,6 +15,7 @@ from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.generate.logits import Decoding, Greedy
+from transfusion.generate.runner import Chunk
 from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length
 from transfusion.modality import Modality
 
@@ -105,7 +107,18 @@ class Done:
     reason: Literal["end", "tokens", "context"]
 
 
-Event: TypeAlias = Token | Denoising | ItemDone | Done
+@dataclass(frozen=True, eq=False)
+class Failed:
+    """A document could not go on: a pass that it was in raised `error`, or its numbers are no longer finite. It has left the
+    engine; `document` is as far as it was written."""
+
+    id: int
+    reason: str
+    document: Document
+    error: Exception
+
+
+Event: TypeAlias = Token | Denoising | ItemDone | Done | Failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +128,7 @@ class ItemBranch:
 
     cache_slot: int
     weight: float
-    positions: Tensor
+    positions: np.ndarray
     span: int
 
 
@@ -142,7 +155,7 @@ class ActiveItem:
 
 @dataclass(eq=False)
 class ActiveDocument:
-    """An unfinished document that holds cache slots. Between steps either `logits` (it is at text) or `item` is set.
+    """An unfinished document that holds cache slots. Between steps `pending` is set, or else `item`.
 
     Args:
         cache_slot, guidance_slots: cache slots of its tokens, and those reserved for unconditional branches.
@@ -151,7 +164,8 @@ class ActiveDocument:
         prompt_length: tokens of the prompt.
         num_tokens, num_draws: text tokens written; tokens chosen, control tokens too: the count of their random draws.
         segments, text: finished segments after the prompt, and the ids of the text segment being written.
-        pending, pending_item: tokens chosen but not yet in the cache, and the item that starts behind them, if any.
+        pending, pending_item: what the next pass appends to the cache, and the item that starts behind it, if any.
+        logits: of the next token, between a pass and the choice of it.
     """
 
     id: int
@@ -168,7 +182,7 @@ class ActiveDocument:
     text: list[int] = field(default_factory=list)
     size_parser: SizeParser | None = None
     logits: Float[Tensor, " id"] | None = None
-    pending: list[int] = field(default_factory=list)
+    pending: Chunk | None = None
     pending_item: PendingItem | None = None
     item: ActiveItem | None = None
 

@@ -208,7 +208,7 @@ class Network(nn.Module):
 
         Args:
             metadata: documents and spans of whole rows; or
-            view: of a cache, for rows that continue.
+            view: of a cache, for sequences that continue; their new tokens are flat, in one row.
             layers: a list to which each layer's output [row, length, width] is appended.
         """
         x = self.embed(tokens).flatten(0, 1)

@@ -27,7 +27,7 @@ class ForwardContext:
 
     cos: Float[Tensor, "row length 1 head_dim"]
     sin: Float[Tensor, "row length 1 head_dim"]
-    attention: AttentionFn
+    attentions: tuple[AttentionFn, ...]  # of whole rows, or one for each block of the view
     view: CacheView | None  # where keys and values are cached, if they are
     routing: ModalityRouting
     condition: TimeCondition | None = None  # for adaLN
@@ -35,23 +35,25 @@ class ForwardContext:
     first_values: list[Tensor] = field(default_factory=list)  # the first layer's, for the value residual
 
 
-def attention_fn(
+def attention_fns(
     config: TransformerConfig,
     positions: Float[Tensor, "row length axes"],
     tokens: AttentionMetadata | CacheView,
     backend: AttentionBackend = "auto",
     *,
     backward: bool = False,
-) -> AttentionFn:
-    """The attention function of all layers: ALiBi, soft cap and LASER act inside it, not in `SelfAttention`."""
+) -> tuple[AttentionFn, ...]:
+    """The attention functions of all layers, one for whole rows or one for each block of a view: ALiBi, soft cap and LASER act
+    inside them, not in `SelfAttention`."""
     options = config.attention
     score_mod = ScoreMod(options.soft_cap, options.alibi_heads, config.num_heads)
     if isinstance(tokens, CacheView):
-        query, key, backend = tokens.query, tokens.key, "auto" if backend in ("flex", "document") else backend
+        backend = "auto" if backend in ("flex", "document") else backend
+        parts = [make_attention(backend, block.query, block.key, score_mod=score_mod) for block in tokens.blocks]
     else:
-        query, key = replace(tokens, coordinates=positions) if score_mod.alibi_heads else tokens, None
-    attention = make_attention(backend, query, key, backward=backward, score_mod=score_mod)
-    return laser(attention, options.laser) if options.laser else attention
+        rows = replace(tokens, coordinates=positions) if score_mod.alibi_heads else tokens
+        parts = [make_attention(backend, rows, backward=backward, score_mod=score_mod)]
+    return tuple(laser(attention, options.laser) if options.laser else attention for attention in parts)
 
 
 class AttentionWeights(nn.Module):
@@ -99,10 +101,11 @@ class SelfAttention(AttentionWeights):
         elif self.keeps_values:
             context.first_values.append(v)
         q, k = rotate(qk, context.cos, context.sin).split([self.num_heads, self.num_kv_heads], 2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if context.view is not None:
-            k, v = context.view.update(self.layer, k, v)
-        y = context.attention(q, k, v).transpose(1, 2)
+            y = context.view.attend(self.layer, context.attentions, q, k, v)
+        else:
+            (attention,) = context.attentions
+            y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
         return (y if gate is None else y * gate).flatten(2)
 
 

@@ -23,7 +23,7 @@ from transfusion.nn.pointwise import recomputable
 from transfusion.nn.positions import angles
 from transfusion.nn.residual import LongSkip, residual
 from transfusion.nn.routing import UNROUTED, ModalityRouting
-from transfusion.nn.self_attention import AttentionWeights, ForwardContext, SelfAttention, attention_fn
+from transfusion.nn.self_attention import AttentionWeights, ForwardContext, SelfAttention, attention_fns
 
 
 class BlockWeights(nn.Module):
@@ -162,7 +162,8 @@ class Transformer(nn.Module):
         """Run all layers.
 
         Args:
-            tokens: documents, spans and privacy of whole rows; or a view of a cache, for rows that go on.
+            tokens: documents, spans and privacy of whole rows; or a view of a cache, for sequences that go on: their new
+                tokens are flat, in one row.
             backend: attention backend. With a cache, flex and document fall back to auto.
             layers: receives the output of each layer.
         """
@@ -174,8 +175,8 @@ class Transformer(nn.Module):
         view = tokens if isinstance(tokens, CacheView) else None
         is_token = tokens.documents >= 0 if config.moe.num_experts and not isinstance(tokens, CacheView) else None
         cos, sin = cos.unsqueeze(2).to(dtype), sin.unsqueeze(2).to(dtype)
-        attention = attention_fn(config, positions, tokens, backend, backward=backward)
-        context = ForwardContext(cos, sin, attention, view, routing, condition, is_token)
+        attentions = attention_fns(config, positions, tokens, backend, backward=backward)
+        context = ForwardContext(cos, sin, attentions, view, routing, condition, is_token)
         state = self.residual.begin(x)
         skips: list[Any] = []  # states behind the first half's layers, for long skips
         for block in self.blocks:  # which may be wrapped: their attributes are asked for, not their class
