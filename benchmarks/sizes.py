@@ -60,9 +60,7 @@ def run(out: str, steps: int) -> Run:
             media_weight=3.0,
             context_length=96,
         ),
-        transform=DocumentTransform(
-            image_first=0.0, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)
-        ),
+        transform=DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=4),
         trainer=TrainerConfig(steps=steps, ema_decay=0.99, log_every=100),
         optimizer=AdamWConfig(lr=3e-3, warmup=50, weight_decay=0.05),

@@ -24,13 +24,13 @@ TEXT, MEDIA, PRIVATE, TRUNK = "#4c72b0", "#dd8452", "#b07aa1", "#e8e8ef"
 
 
 def draw_attention(path: Path) -> None:
-    """Rows are queries, columns keys, of: ab, an item that follows as a dual copy (noised, clean), c."""
+    """Rows are queries, columns keys, of: ab, an item that follows as dual copies (noised, clean), c."""
     image = Modality("image", channels=1, shape=(4, 4), patch=(2, 2))
     vocabulary = Vocabulary(Bytes().build([]), (image,))
     picture = torch.zeros(1, 4, 4)
     documents = {
-        "text, an image, text": Document((Text("ab"), Media(picture), Text("c"))),
-        "the same, the image with a dual copy": Document((Text("ab"), Media(picture, dual=True), Text("c"))),
+        "text, an image, text": Document((Text("ab"), Media(picture, use="draw"), Text("c"))),
+        "the same, the image drawn and read: dual copies": Document((Text("ab"), Media(picture, use="both"), Text("c"))),
     }
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 6.4), width_ratios=(11, 15))
     for axis, (title, document) in zip(axes, documents.items(), strict=True):

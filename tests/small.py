@@ -77,14 +77,19 @@ def picture(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape or (1, 4, 4), generator=torch.Generator().manual_seed(seed))
 
 
+def drawn(seed: int, *shape: int, **options: object) -> Media:
+    """A picture that stands once, noised, whatever follows it."""
+    return Media(picture(seed, *shape), use="draw", **options)  # type: ignore[arg-type]
+
+
 def documents() -> list[Document]:
-    """Text and pictures in several orders and lengths."""
+    """Text and pictures in several orders and lengths; every picture stands once."""
     return [
-        Document((Text("a cat"), Media(picture(1)))),
-        Document((Media(picture(2)), Text("what a long caption for one"))),
-        Document((Text("x"), Media(picture(3)), Text(" and "), Media(picture(4), private=True), Text(" end"))),
+        Document((Text("a cat"), drawn(1))),
+        Document((drawn(2), Text("what a long caption for one"))),
+        Document((Text("x"), drawn(3), Text(" and "), drawn(4, private=True), Text(" end"))),
         Document((Text("only text"),)),
-        Document((Media(picture(5)), Media(picture(6)))),
+        Document((drawn(5), drawn(6))),
     ]
 
 

@@ -37,7 +37,13 @@ def test_a_saved_model_is_the_same_model(tmp_path: Path, tie_embeddings: bool) -
     assert torch.equal(found.loss(documents), again.loss(documents))  # type: ignore[arg-type]
     one, other = (m.generate("a", force="image", seed=3)[0].media[0].tensor() for m in (found, again))
     assert torch.equal(one, other)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["MANIFEST.json", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "MANIFEST.json",
+        "config.json",
+        "documents.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
 
 
 def test_weights_of_another_architecture_are_refused_and_named(tmp_path: Path) -> None:
@@ -113,7 +119,7 @@ def test_a_write_that_fails_leaves_the_old_model_whole(tmp_path: Path, monkeypat
     monkeypatch.setattr(Vocabulary, "save", full)
     with pytest.raises(OSError, match="No space left"):
         model(width=64).save_pretrained(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
     assert Transfusion.from_pretrained(tmp_path).config == first.config
 
 

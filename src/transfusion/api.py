@@ -3,6 +3,7 @@
 Training: documents -> `batch` -> `forward` -> Losses. Generation: prompts -> requests -> `Engine` -> documents.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from transfusion import rng
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.data.batch import Batch, collate
 from transfusion.data.document import Document, DocumentLike, document
+from transfusion.data.learned import LearnedDocuments
 from transfusion.data.tokenize import TokenSequence, tokenize_documents
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
@@ -67,6 +69,7 @@ class Transfusion(nn.Module):
         prior = vocabulary.opening_prior(nats) if nats else None
         self.network = Network(config.model, len(vocabulary), modules, num_pretrained_ids=count, prior=prior)
         self.config = replace(config, model=self.network.config)
+        self.learned = LearnedDocuments()
 
     @property
     def device(self) -> torch.device:
@@ -143,10 +146,14 @@ class Transfusion(nn.Module):
     ) -> Tensor:
         """The `total` loss of documents, a scalar to call `backward` on. `teacher`, `decoders` and errors: see `forward`.
 
-        The documents are taken exactly as they are, with the noise of `seed`: `DocumentTransform` (dropped conditions, limited
-        noise) is not applied. Give a new seed at each step of your own loop.
+        The documents are taken as they are, with the noise of `seed`: an item that something later is learned from is drawn and
+        read, and stands twice for it (`Media.use`); `DocumentTransform` (dropped conditions, other orders) is not applied. Give
+        a new seed at each step of your own loop. In training mode the shapes of the documents are noted in `learned`.
         """
-        return self.total(self(self.batch(documents, seed=seed), teacher=teacher, decoders=decoders))
+        batch = self.batch(documents, seed=seed)
+        if self.training:
+            self.learned.note(map(document, documents))
+        return self.total(self(batch, teacher=teacher, decoders=decoders))
 
     def total(self, losses: Losses) -> Tensor:
         """text loss + media_weight * media loss (the paper's eq. 4) + auxiliary losses that are on: a scalar."""
@@ -199,6 +206,8 @@ class Transfusion(nn.Module):
         Raises:
             ValueError: a prompt that does not fit; see `Engine.add`.
             GenerationError: passes that failed, for want of memory perhaps; it has the documents that are finished.
+
+        Warns where the model was trained on no document that begins with a prompt and goes on as is asked.
         """
         if prompts is None:
             prompts = [Document(())]
@@ -225,6 +234,11 @@ class Transfusion(nn.Module):
             )
             for prompt, prompt_seed in zip(prompts, seeds, strict=True)
         ]
+        for request in requests:
+            text = request.max_items == 0 or not self.config.model.modalities
+            if doubt := self.learned.doubt(request.document, force=force, text=text):
+                warnings.warn(doubt, stacklevel=2)
+                break
         with eval_mode(self):
             engine = self.engine(requests, cache_slots=cache_slots, dtype=dtype, exact=exact)
             return generate(engine, requests, on_event=on_event)
@@ -260,7 +274,7 @@ class Transfusion(nn.Module):
         """
         if self.network.lora is not None:
             raise ValueError("the network has adapters: merge them first (lora.merge), or save them alone (lora.save)")
-        write(Path(folder), self.config, self.vocabulary, self.network)
+        write(Path(folder), self.config, self.vocabulary, self.network, self.learned)
 
     @classmethod
     def from_pretrained(
@@ -281,6 +295,7 @@ class Transfusion(nn.Module):
             vocabulary = Vocabulary.load(folder / TOKENIZER, config.model.modalities, config.language)
             model = cls(config, vocabulary, modules=modules)
         fit(model.network, read_weights(folder, tie_embeddings=config.model.tie_embeddings))
+        model.learned = LearnedDocuments.load(folder)
         return model.to(device)
 
     @classmethod

@@ -1,4 +1,5 @@
-"""A model folder: `config.json`, `tokenizer.json`, `model.safetensors`, and `MANIFEST.json` with their digests. No pickle.
+"""A model folder: `config.json`, `tokenizer.json`, `documents.json` (what it learned), `model.safetensors`, and `MANIFEST.json`
+with their digests. No pickle.
 
 What is read may come from anywhere: every file must be as the manifest says, weights must have exactly the names, shapes and
 kinds that the settings ask for, and settings may not ask for more memory than the weights take.
@@ -23,6 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from transfusion import config
 from transfusion.config import ConfigError
+from transfusion.data.learned import FILE as DOCUMENTS
+from transfusion.data.learned import LearnedDocuments
 from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import PretrainedVocabulary, Vocabulary
 from transfusion.diffusion.guidance import Guidance
@@ -80,7 +83,9 @@ class TransfusionConfig:
         return replace(guidance, **{name: 1.0 for name in ("text", "media") if name not in self.guidable})
 
 
-def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network) -> None:
+def write(
+    folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network, learned: LearnedDocuments
+) -> None:
     """Write a model folder; an old model is replaced once all files of the new one are written, the manifest last. Raises
     OSError if it can't be written."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +95,12 @@ def write(folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, net
     uses = Counter(tensor.data_ptr() for tensor in weights.values())  # custom patchers may share weights
     weights = {name: w.clone() if uses[w.data_ptr()] > 1 else w for name, w in weights.items()}
     with ExitStack() as stack:  # the last one entered is replaced first
-        partial = {name: stack.enter_context(replacing(folder / name)) for name in (MANIFEST, CONFIG, TOKENIZER, WEIGHTS)}
+        partial = {
+            name: stack.enter_context(replacing(folder / name)) for name in (MANIFEST, CONFIG, DOCUMENTS, TOKENIZER, WEIGHTS)
+        }
         save_tensors(partial[WEIGHTS], weights)
         vocabulary.save(partial[TOKENIZER])
+        partial[DOCUMENTS].write_text(learned.to_json(), encoding="utf-8")
         partial[CONFIG].write_text(json.dumps(config.to_plain(settings), indent=2) + "\n", encoding="utf-8")
         files = manifest({name: file for name, file in partial.items() if name != MANIFEST})
         partial[MANIFEST].write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, randn
 
 from transfusion.compat import Item, Transfusion
+from transfusion.data.transforms import once, with_uses
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_entries_alternate_and_hold_the_control_tokens() -> None:
     assert sample[2][0] == m.eom_ids[0] and sample[2][-1] == m.som_ids[1] and sample[4][0] == m.eom_ids[1]
     slots = [torch.full((n,), m.vocabulary.pad) for n in (8, 32)]
     tokens = torch.cat([sample[0], slots[0], sample[2], slots[1], sample[4][:1]])
-    (seen,) = m.tokenize(m.lists.documents([[text, (0, video), (1, sample[3][1])]]))
+    (seen,) = m.tokenize([once(with_uses(d)) for d in m.lists.documents([[text, (0, video), (1, sample[3][1])]])])
     assert torch.equal(tokens, torch.from_numpy(seen.tokens)[:-1])  # all but EOS, as the model is trained on it
     alone = m.sample(ids(7), max_length=1, text_temperature=0.0)
     assert alone[0][:2].tolist() == [m.sos_id, 7] and len(alone[0]) == 3

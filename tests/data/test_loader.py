@@ -183,7 +183,7 @@ def test_paraphrases_are_drawn_anew_each_epoch() -> None:
     assert set(drawn) == {"a", "b", "c"} and min(drawn.values()) > 450
 
 
-@pytest.mark.parametrize("bad", [{"image_first": 1.5}, {"condition_noise_min": 0.6}, {"condition_noise_max": 2.0}])
+@pytest.mark.parametrize("bad", [{"image_first": 1.5}, {"image_first_noise": -0.1}, {"dual": 2.0}])
 def test_shares_out_of_range(bad: dict) -> None:
     with pytest.raises(ValueError):
         DocumentTransform(**bad)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from small import FREE, IMAGE, model, picture
+from small import FREE, IMAGE, drawn, model, picture
 from transfusion.api import Transfusion
 from transfusion.data.batch import Batch
 from transfusion.data.document import CLEAN, Document, Media, Text
@@ -112,7 +112,7 @@ def test_given_noise_and_time_are_what_the_item_gets() -> None:
     assert group.noises is not None and group.noises[1] is None
     assert torch.equal(eps[0], noise) and media.times[0] == 0.25
     assert torch.allclose(media.latents[0], 0.75 * picture(1) + 0.25 * noise)
-    plain = m.batch([["a", Media(picture(1)), Media(picture(2))]])
+    plain = m.batch([["a", drawn(1), Media(picture(2))]])
     assert plain.media[0].noises is None
     (other,) = m.network.add_noise(plain)
     assert other.noise is not None and torch.equal(other.noise[1], eps[1])  # the other's is drawn by its key, as ever
@@ -120,7 +120,7 @@ def test_given_noise_and_time_are_what_the_item_gets() -> None:
 
 def test_given_noise_belongs_to_the_noised_copy_and_to_its_grid() -> None:
     m = model(FREE, double=True)
-    item = Media(picture(1, 1, 8, 2), times=(0.5, 0.5), noise=picture(3, 1, 8, 2), dual=True)
+    item = Media(picture(1, 1, 8, 2), times=(0.5, 0.5), noise=picture(3, 1, 8, 2), use="both")
     batch = m.batch([[Media(picture(2)), item, "x"]])
     noised = m.network.add_noise(batch)
     by_grid = {group.grid: (group, n) for group, n in zip(batch.media, noised, strict=True)}

@@ -18,7 +18,7 @@ def documents() -> list[Document]:
     return [
         Document((Text("a cat, “näh”"), Media(grey), Text("why?", loss=False), Media(grey.expand(3, 4, 4).contiguous()))),
         Document((Text((1, 2)), Media(picture(1, 3, 6), SOUND.name), Media(picture(2, 5), VECTOR.name))),
-        Document((Media(picture(3, 8, 4, 4)),)),
+        Document((Media(picture(3, 8, 4, 4), use="context"),)),
     ]
 
 
@@ -30,7 +30,7 @@ def test_written_documents_are_read_back(tmp_path: Path) -> None:
     for wrote, back in zip(written, corpus, strict=True):
         assert [type(s) for s in back.segments] == [type(s) for s in wrote.segments]
         assert [s.loss for s in back.segments if isinstance(s, Text)] == [s.loss for s in wrote.segments if isinstance(s, Text)]
-        assert [m.modality for m in back.media] == [m.modality for m in wrote.media]
+        assert [(m.modality, m.use) for m in back.media] == [(m.modality, m.use) for m in wrote.media]
     assert corpus[0].text == "a cat, “näh”why?" and corpus[1].text == "1 2"
     assert (corpus[0].media[1].tensor() - written[0].media[1].tensor()).abs().max() < 1 / 127  # 8 bits
     for wrote, back in zip(written[1].media + written[2].media, corpus[1].media + corpus[2].media, strict=True):

@@ -208,7 +208,17 @@ def test_a_line_may_not_leave_its_folder(tmp_path: Path, escape: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["not json", "[1]", '{"segments": []}', '{"segments": [{"video": "x"}]}', '{"segments": ["a"]}', "{}", b"\xff\xfe{}"],
+    [
+        "not json",
+        "[1]",
+        '{"segments": []}',
+        '{"segments": [{"video": "x"}]}',
+        '{"segments": ["a"]}',
+        "{}",
+        b"\xff\xfe{}",
+        '{"segments": [{"image": "a.png", "use": "show"}]}',
+        '{"segments": [{"image": "a.png", "use": null}]}',
+    ],
 )
 def test_lines_that_are_no_documents(tmp_path: Path, line: str | bytes) -> None:
     file = tmp_path / "d.jsonl"

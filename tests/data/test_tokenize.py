@@ -169,7 +169,9 @@ def test_training_and_sampling_have_one_unconditional_branch() -> None:
 def test_text_and_earlier_images_are_separately_droppable() -> None:
     one, two, three = Media(picture(1)), Media(picture(2)), Media(picture(3))
     whole = Document((Text("a"), one, Text("b"), two, Text("c"), three))
-    assert unconditional(whole, 3).segments == (one, two)
+    branch = unconditional(whole, 3)
+    assert [type(s) for s in branch.segments] == [Media, Media] and branch.segments[1] is two
+    assert branch.media[0].values is one.values and branch.media[0].use == "context"
     assert unconditional(whole, 3, text=False, media=True).segments == (whole.segments[0], whole.segments[2], two)
     assert unconditional(whole, 3, media=True).segments == (two,)
     with pytest.raises(ValueError, match="is text"):
@@ -193,36 +195,26 @@ def test_drop_rates_are_kept() -> None:
     assert kinds[(False, False)] / 2000 == pytest.approx(0.1 + 0.15 + 0.15, abs=0.03)
 
 
-def test_noise_is_limited_where_later_text_is_learned() -> None:
-    transform = DocumentTransform(image_first=1.0, condition_noise_max=0.5, condition_dropout=ConditionDropout(0.0))
-    first = transform(Document((Text("a"), Media(picture(1)))), 0, 0, 0)
-    assert isinstance(first.segments[0], Media) and first.segments[0].times == (0.0, 0.5)
-    last = DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(0.0))(
-        Document((Text("a"), Media(picture(1)))), 0, 0, 0
-    )
-    assert isinstance(last.segments[1], Media) and last.segments[1].times == (0.0, 1.0)
-    share = (
-        sum(
-            isinstance(DocumentTransform(0.2, condition_dropout=ConditionDropout(0.0))(last, 0, 0, i).segments[0], Media)
-            for i in range(2000)
-        )
-        / 2000
-    )
-    assert share == pytest.approx(0.2, abs=0.02)
+def test_the_papers_share_of_pairs_is_turned_and_limited_in_noise() -> None:
+    pair = Document((Text("a"), Media(picture(1))))
+    transform = DocumentTransform(0.2, 0.5, condition_dropout=ConditionDropout(0.0))
+    composed = [transform(pair, 0, 0, i) for i in range(2000)]
+    turned = [one.segments[0] for one in composed if isinstance(one.segments[0], Media)]
+    assert len(turned) / 2000 == pytest.approx(0.2, abs=0.02) and all(item.times == (0.0, 0.5) for item in turned)
+    assert all(one.media[0].times == (0.0, 1.0) for one in composed if isinstance(one.segments[0], Text))
 
 
-def test_noise_is_limited_for_what_a_later_image_is_drawn_from() -> None:
-    """A source image stands clean before its edit, dropped text or not; the edit itself is free."""
-    transform = DocumentTransform(
-        0.0, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.5)
-    )
-    edit = Document((Media(torch.zeros(1, 4, 4)), Text("make it red", loss=False), Media(torch.ones(1, 4, 4))))
+def test_a_source_image_is_clean_before_its_edit() -> None:
+    """Dropped text or not; the edit itself has any noise."""
+    transform = DocumentTransform(0.0, condition_dropout=ConditionDropout(text=0.5))
+    source = Media(torch.zeros(1, 4, 4), use="context")
+    edit = Document((source, Text("make it red", loss=False), Media(torch.ones(1, 4, 4))))
     lengths = set()
     for epoch in range(40):
         composed = transform(edit, 0, epoch, 0)
         lengths.add(len(composed.segments))
         source, target = composed.media
-        assert source.times == (0.0, 0.0) and target.times == (0.0, 1.0)
+        assert source.is_clean and target.use == "draw" and target.times == (0.0, 1.0)
     assert lengths == {2, 3}
 
 

@@ -141,5 +141,5 @@ def test_no_ids_at_all() -> None:
 
 
 def test_a_count_below_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 or more"):
+    with pytest.raises(ValueError, match="between 0 and"):
         Ids(-1)

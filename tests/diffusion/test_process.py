@@ -189,6 +189,25 @@ def test_drawn_times_follow_their_distribution_and_interval() -> None:
     assert torch.equal(times.sample_times(LogitNormal(), keys[:5], torch.zeros(5, 2)), torch.zeros(5))
 
 
+def test_a_time_within_an_interval_is_one_of_the_distribution_itself() -> None:
+    """The paper's t <= 500 of 1,000 are the schedule's own first 500 steps; a limited logit-normal is the same curve, cut."""
+    keys = [rng.key("t", i) for i in range(4000)]
+
+    def drawn(distribution: times.TimeDistribution, low: float, high: float) -> torch.Tensor:
+        return times.sample_times(distribution, keys, torch.tensor([[low, high]]).expand(4000, 2))
+
+    steps = drawn(Uniform(1000), 0.0, 0.5) * 1000
+    assert set(steps.round().long().tolist()) <= set(range(1, 501)) and (steps - steps.round()).abs().max() < 1e-3
+    assert steps.max() == 500 and steps.min() == 1
+    free = drawn(LogitNormal(0.8, 0.8), 0.0, 1.0)
+    cut = free[(free >= 0.2) & (free <= 0.5)]
+    limited = drawn(LogitNormal(0.8, 0.8), 0.2, 0.5)
+    quantiles = torch.tensor([0.1, 0.5, 0.9])
+    assert torch.allclose(limited.quantile(quantiles), cut.quantile(quantiles), atol=0.015)
+    beyond = drawn(times.Tabulated((0.0, 0.4)), 0.6, 0.8)  # it has no such times: evenly
+    assert beyond.min() >= 0.6 and beyond.max() <= 0.8 and beyond.mean().item() == pytest.approx(0.7, abs=0.01)
+
+
 def test_a_time_belongs_to_its_key() -> None:
     keys = [rng.key("t", i) for i in range(6)]
     free = torch.tensor([[0.0, 1.0]]).expand(6, 2)

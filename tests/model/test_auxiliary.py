@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from small import IMAGE, SOUND, documents, model, picture
+from small import IMAGE, SOUND, documents, drawn, model, picture
 from transfusion import config
 from transfusion.api import Transfusion
 from transfusion.codec.patchers import UNetPatcherConfig
@@ -96,7 +96,7 @@ def test_packing_and_accumulation_leave_auxiliary_losses_unchanged(options: dict
     teacher, decoders = other(m), {"image": Decoder().double()}
     docs = [
         *documents(),
-        Document((Media(picture(11), dual=True), Text("x"), Media(picture(12), weight=0.5))),
+        Document((Media(picture(11), use="both"), Text("x"), Media(picture(12), weight=0.5))),
         Document((Media(picture(13), times=CLEAN), Media(picture(14)))),
     ]
     tokenized = [tokenize_document(one, m.vocabulary, m.config.model.coordinates) for one in docs]
@@ -345,7 +345,7 @@ def test_representation_pass_does_not_balance_experts() -> None:
 
 def test_masked_slots_are_drawn_by_the_items_key() -> None:
     m = seeing()
-    docs = [[Media(picture(i, 1, 4, 4)) for i in range(6)], [Media(picture(9), times=CLEAN), Media(picture(1), weight=0.0)]]
+    docs = [[drawn(i, 1, 4, 4) for i in range(6)], [Media(picture(9), times=CLEAN), Media(picture(1), weight=0.0)]]
     (group,) = m.batch(docs).media
     hidden = draw_mask(group, 0.25)
     assert hidden[:6].sum(1).tolist() == [1] * 6 and not hidden[6:].any() and torch.equal(hidden, draw_mask(group, 0.25))
@@ -402,7 +402,7 @@ def test_masks_weigh_elements_as_in_the_denoising_loss(monkeypatch) -> None:
 def test_slots_of_weight_zero_are_never_masked() -> None:
     mask = torch.zeros(4, 4)
     mask[3, 0] = mask[0, 3] = 0.5  # in the third slot and the second
-    (group,) = model().batch([[Media(picture(i), mask=mask) for i in range(5)]]).media
+    (group,) = model().batch([[drawn(i, mask=mask) for i in range(5)]]).media
     counted, hidden = auxiliary.counted_slots(group), draw_mask(group, 0.5)
     assert counted is not None and counted.tolist() == [[False, True, True, False]] * 5
     assert hidden.sum(1).tolist() == [1] * 5 and not (hidden & ~counted).any()

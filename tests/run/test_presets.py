@@ -43,7 +43,7 @@ def paper_numbers(words: str, recipe: str = "fashion") -> tuple[float, float, in
 def test_the_paper_preset_is_the_papers() -> None:
     run = preset("paper", find("fashion").run())
     assert run.model.diffusion == PAPER and run.model.media_weight == 5 and run.sampler == DDPM(250, clip=1.0)
-    assert (run.transform.image_first, run.transform.condition_noise_max) == (0.2, 0.5)
+    assert (run.transform.image_first, run.transform.image_first_noise) == (0.2, 0.5)
     assert run.trainer.ema_decay == 0.0 and run.trainer.steps == find("fashion").run().trainer.steps
 
 

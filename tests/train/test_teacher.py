@@ -108,7 +108,7 @@ def test_cutting_a_step_changes_nothing(tmp_path: Path, weighted: bool) -> None:
     for parts in (1, 4):
         options = needs_ema_teacher(tmp_path / f"{parts}", 2)
         options = replace(
-            options, trainer=replace(options.trainer, accumulate=parts), transform=replace(options.transform, dual=True)
+            options, trainer=replace(options.trainer, accumulate=parts), transform=replace(options.transform, dual=1.0)
         )
         train(options, documents, [], quiet)
         found.append(weights(options.folder))

@@ -21,6 +21,7 @@ from transfusion.commands.report import kept_classifier, report
 from transfusion.config import ConfigError
 from transfusion.data.corpus import files_digest, media_digest, media_files, status_digest, text_digest
 from transfusion.data.document import Document, Text
+from transfusion.data.learned import LearnedDocuments
 from transfusion.data.loader import Loader
 from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
@@ -124,6 +125,12 @@ def train(
     for line in loader.left_out:
         log(f"left out: {line}")
 
+    if loader.num_single:
+        log(
+            f"note: {loader.num_single:,} documents have items that are drawn and read but no room in a row for two copies of "
+            f"them: they stand once, and what follows is learned from noised items; more room: --packing.row-length"
+        )
+
     def draw(step: int) -> None:
         modality, samples = run.model.modalities[0], run.folder / "samples" / f"step-{step:08d}"
         documents = model.generate(list(prompts), force=modality.name, seed=run.seed, dtype=dtype)
@@ -156,6 +163,7 @@ def train(
     if run.lora.rank:
         lora.save(model.network, run.folder / "adapter")
         lora.merge(model.network)
+    model.learned = LearnedDocuments.of(corpus, run.transform, seed=run.seed, prompts=prompts)
     model.eval().save_pretrained(run.folder / "model")
     return model
 

@@ -20,7 +20,7 @@ from transfusion.compat.outputs import Outputs, item_times
 from transfusion.config import nearest
 from transfusion.data.batch import Batch
 from transfusion.data.document import ANY_TIME, Document
-from transfusion.data.transforms import ConditionDropout, DocumentTransform
+from transfusion.data.transforms import ConditionDropout, DocumentTransform, once, with_uses
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.losses import Losses
@@ -151,8 +151,10 @@ class Transfusion(Generating):
             debug: report all input errors at once, and print the layout of each document (None: if the environment variable
                 TRANSFUSION_DEBUG is 1).
 
-        In training mode an item that a later segment conditions on gets at most half the noise (the paper's Table 8), unless
-        its time is set.
+        An item that something later is learned from is both drawn and read: its loss is that of a noised copy, and what follows
+        sees the clean one (in training mode in a share of the documents, `DocumentTransform.dual`). Where its time or noise is
+        set, it stands once, as it is given; so do all items where predictions, embeddings or hiddens are returned, which have a
+        place for each token of the documents.
 
         Raises:
             ValueError: what is wrong with which item of which document, before anything is computed.
@@ -176,9 +178,13 @@ class Transfusion(Generating):
         documents = training.with_times(self, documents, times, num_modalities_to_times_fn, noise_levels)
         documents = training.with_noise(lists, documents, noise)
         seed = drawn_seed(seed)
-        returns = return_times, return_noise_levels, return_predictions, return_only_pred_flows, return_embed, return_hiddens
+        layout = return_predictions or return_only_pred_flows or return_embed or return_hiddens or not return_loss
         if self.training and not noised:
-            documents = self._transformed(documents, seed, prob_uncond, whole=any(returns) or not return_loss)
+            self.learned.note(documents)
+        if layout:
+            documents = [once(with_uses(document)) for document in documents]
+        elif self.training and not noised:
+            documents = self._transformed(documents, seed, prob_uncond, whole=return_times or return_noise_levels)
         sequences = self.tokenize(documents, seed=seed, add_eos=add_eos)
         if debug:
             training.print_layout(documents, sequences)
@@ -209,7 +215,7 @@ class Transfusion(Generating):
         if return_predictions or noised:
             predictions = outputs().segments()
             results.append(torch.stack([p[0] for p in predictions]) if only_latents else predictions)
-        elif not return_loss and not any(returns):
+        elif not (return_loss or return_hiddens or return_times or return_noise_levels):
             logits = outputs().logits()
             results.append(training.after_each(logits, batch) if isinstance(batch, Tensor) else logits)
         return results[0] if len(results) == 1 else tuple(results)
@@ -257,12 +263,11 @@ class Transfusion(Generating):
         return loss, (sum(terms.flow), terms.consistency, terms.reconstruction)
 
     def _transformed(self, documents: list[Document], seed: int, drop: float | None, *, whole: bool) -> list[Document]:
-        """The documents in the form that training takes: conditions limited in noise, and unless `whole` texts dropped."""
+        """The documents as training takes them: in a share of them items stand twice, and unless `whole` texts are dropped."""
         fixed = any(m.noise is not None or m.times != ANY_TIME for document in documents for m in document.media)
         dropout = self.config.condition_dropout if drop is None else ConditionDropout(text=drop)
         transform = DocumentTransform(
             image_first=0.0,
-            condition_noise_max=1.0 if fixed else 0.5,
             condition_dropout=ConditionDropout(0.0) if fixed or whole else dropout,
         )
         return [transform(document, seed, 0, i) for i, document in enumerate(documents)]

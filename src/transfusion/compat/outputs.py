@@ -58,7 +58,8 @@ class Outputs:
         self.h, self.skips = model.network.hidden(batch.tokens, batch.positions, self.media, metadata=metadata, layers=kept)
         self.starts = list(accumulate(map(len, sequences), initial=0))
         slots = {int(slot): (g, i) for g, group in enumerate(self.media) for i, slot in enumerate(group.slots[:, 0])}
-        self.places = [Place(d, span, *slots[self.starts[d] + span.start]) for d, s in enumerate(sequences) for span in s.items]
+        items = [(d, span) for d, s in enumerate(sequences) for span in s.items if span.copy != "clean"]
+        self.places = [Place(d, span, *slots[self.starts[d] + span.start]) for d, span in items]
 
     def padded(self, x: Float[Tensor, "length ..."]) -> Float[Tensor, "document longest ..."]:
         """A row's vectors by document, zeros behind the shorter ones."""

@@ -148,7 +148,7 @@ def _with_fields(
 def print_layout(documents: Sequence[Document], sequences: Sequence[TokenSequence]) -> None:
     """Print the length of each document, and the kind and size of its items, to stderr."""
     for index, (document, sequence) in enumerate(zip(documents, sequences, strict=True)):
-        items = iter(sequence.items)
+        items = iter([item for item in sequence.items if item.copy != "clean"])
         lines = []
         for at, segment in enumerate(document.segments):
             if isinstance(segment, Text):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transfusion.data.document import ANY_TIME, CLEAN
+from transfusion.data.document import CLEAN
 from transfusion.data.tokenize import IGNORE, MediaSpan, TokenSequence
 from transfusion.data.vocabulary import Vocabulary
 
@@ -140,8 +140,7 @@ def _group(modality: int, grid: tuple[int, ...], spans: Sequence[MediaSpan]) -> 
     assert len(latents) == len(spans), "load the media first: TokenSequence.load"
     values = torch.stack(latents)
     masks = [torch.ones(values.shape[2:]) if item.mask is None else item.mask.float().cpu() for item in media]
-    # an item of weight 0 is clean context, as in a prompt, unless its times or noise are set
-    times = [CLEAN if m.weight == 0 and m.times == ANY_TIME and m.noise is None else m.times for m in media]
+    times = [CLEAN if item.is_clean else item.times for item in media]
     return MediaGroup(
         modality=modality,
         grid=grid,

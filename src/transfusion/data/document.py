@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from transfusion.modality import IMAGE
 TimeInterval: TypeAlias = tuple[float, float]
 ANY_TIME: TimeInterval = (0.0, 1.0)
 CLEAN: TimeInterval = (0.0, 0.0)
+Use: TypeAlias = Literal["draw", "read", "both", "context"]
+"""What training makes of a media item; what follows from each stands at `data.transforms.with_uses`."""
 
 
 @runtime_checkable
@@ -80,10 +82,13 @@ class Media:
         values: latents, Float[channels, *size]; or `LazyMedia`; or None for an item that is still to be generated.
         modality: name of its modality.
         size: size in latent elements, needed only if `values` is None and sizes vary.
-        times: interval of its noise times in training (0 clean, 1 noise); (0, 0) is clean context, without a loss.
-        weight: factor on its denoising loss. 0: context, and clean unless `times` or `noise` is set.
+        use: what training makes of it. "draw": it is noised, and takes the loss. "read": it is clean, without a loss, and what
+            follows is learned from it. "both": a noised copy takes the loss, what follows sees a clean one. "context": it is
+            clean and given, as in a prompt. None: "both" if something behind it is learned, else "draw"; as given where
+            `times` or `noise` is set.
+        times: interval of its noise times in training (0 clean, 1 noise); (0, 0) is clean, without a loss.
+        weight: factor on its denoising loss. 0: "context", or noised without a loss where `times` or `noise` is set.
         private: nothing outside the item attends to it (its own begin and end tokens stay visible).
-        dual: train on two copies: the noised one takes the loss, later segments see the clean one. A prompt has the clean one.
         noise: noise to train with instead of drawn noise, shaped like `values`.
         mask: weights of its elements in its loss, Float[*size]; the mean is over those above 0 (None: all elements alike).
     """
@@ -94,7 +99,7 @@ class Media:
     times: TimeInterval = ANY_TIME
     weight: float = 1.0
     private: bool = False
-    dual: bool = False
+    use: Use | None = None
     noise: Tensor | None = None
     mask: Tensor | None = None
 
@@ -103,8 +108,7 @@ class Media:
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"times {self.times} must be an interval inside [0, 1], where 0 is clean and 1 is noise")
         _check_weights(self.weight)
-        if self.dual and self.private:
-            raise ValueError("nothing that follows sees a private item, so it needs no clean copy: dual or private, not both")
+        self._check_use()
         if self.noise is not None:
             shape = None if self.values is None else tuple(self.values.shape)
             if shape != tuple(self.noise.shape):
@@ -118,15 +122,31 @@ class Media:
             if not torch.isfinite(self.mask).all() or self.mask.min() < 0 or self.mask.max() <= 0:
                 raise ValueError("a mask has weights of 0 or more, not all 0; for an item without a loss give weight 0")
 
+    def _check_use(self) -> None:
+        if self.use is not None and self.use not in get_args(Use):
+            raise ValueError(f"an item's use is draw, read, both or context, not {self.use!r}")
+        if self.use == "both" and self.private:
+            raise ValueError('nothing that follows sees a private item, so it is not read: its use is "draw"')
+        if self.use in ("draw", "both") and (self.weight == 0 or self.times == CLEAN):
+            raise ValueError(f'an item of use "{self.use}" takes a loss: give it a weight above 0 and times above 0')
+        if self.use in ("read", "context") and (self.noise is not None or self.times not in (ANY_TIME, CLEAN)):
+            raise ValueError(f'an item of use "{self.use}" is clean: give it neither times nor noise')
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether training sees it clean, without a loss. An item of weight 0 is, unless its times or noise are set."""
+        is_context = self.weight == 0 and self.times == ANY_TIME and self.noise is None
+        return self.use in ("read", "context") or self.times == CLEAN or is_context
+
     @property
     def has_loss(self) -> bool:
         """Whether it takes a denoising loss."""
-        return self.weight > 0 and self.times != CLEAN
+        return self.weight > 0 and not self.is_clean
 
     @property
     def has_two_copies(self) -> bool:
-        """Whether training has a noised and a clean copy of it. Without a loss it needs no noised one."""
-        return self.dual and self.has_loss
+        """Whether training has a noised and a clean copy of it."""
+        return self.use == "both"
 
     def tensor(self) -> Tensor:
         """Its latents, loaded if need be: Float32[channels, *size]. Raises MediaError if they cannot be read or have NaN or
@@ -202,11 +222,17 @@ def document(content: DocumentLike) -> Document:
 def unconditional(document: Document, target: int, *, text: bool = True, media: bool = False) -> Document:
     """The unconditional branch of the item at segment `target`, for condition dropout in training and guidance in sampling.
 
-    It drops the text before the item (`text`), the media before it (`media`), and all segments after it. It takes no language
-    loss. Raises ValueError if the target is text.
+    It drops the text before the item (`text`), the media before it (`media`), and all segments after it. Media that stay are
+    context; it takes no language loss. Raises ValueError if the target is text.
     """
     item = document.segments[target]
     if not isinstance(item, Media):
         raise ValueError(f"segment {target} is text; give the index of a media item")
-    kept = [s for s in document.segments[:target] if not (text if isinstance(s, Text) else media)]
-    return replace(document, segments=(*kept, item), language_loss=False)
+    before = [s for s in document.segments[:target] if not (text if isinstance(s, Text) else media)]
+    kept = [given(s) if isinstance(s, Media) else s for s in before]
+    return replace(document, segments=(*kept, replace(item, use="draw") if item.use == "both" else item), language_loss=False)
+
+
+def given(item: Media) -> Media:
+    """The item as context, as it stands in a prompt: clean, without a loss."""
+    return replace(item, use="context", times=ANY_TIME, noise=None)

@@ -17,7 +17,7 @@ from transfusion.data.corpus import MAX_UNREADABLE
 from transfusion.data.document import Document, MediaError
 from transfusion.data.packing import pack
 from transfusion.data.tokenize import Coordinates, TokenSequence, max_length, tokenize_document
-from transfusion.data.transforms import DocumentTransform
+from transfusion.data.transforms import DocumentTransform, once
 from transfusion.data.vocabulary import Vocabulary
 
 T = TypeVar("T")
@@ -62,8 +62,9 @@ class TooManyUnreadable(ValueError):
 
 class Loader:
     """Packed batches of a corpus: `parts` of them a step (gradient accumulation) for process `rank` of `world`. Documents that
-    do not fit the model or a row are left out, and named in `left_out`. Raises ValueError: the corpus is empty, the rows are no
-    multiple of world * parts, or more than 5 % of the documents do not fit."""
+    do not fit the model or a row are left out, and named in `left_out`; `num_single` counts those whose items stand once in
+    every epoch, since two copies do not fit in a row. Raises ValueError: the corpus is empty, the rows are no multiple of
+    world * parts, or more than 5 % of the documents do not fit."""
 
     def __init__(
         self,
@@ -91,12 +92,15 @@ class Loader:
         self.left_out: list[str] = []
         kept: list[Document] = []
         cache: dict[object, int] = {}
+        self.num_single = 0
         for sample, document in enumerate(corpus):
             try:
-                length = max_length(transform.longest(document), vocabulary, cache)
-                if length > packing.row_length:
-                    fault = f"document {document.name or sample} takes {length} tokens, a row has {packing.row_length}"
+                longest = transform.longest(document)
+                lengths = [max_length(form, vocabulary, cache) for form in (longest, once(longest))]
+                if lengths[1] > packing.row_length:
+                    fault = f"document {document.name or sample} takes {lengths[1]} tokens, a row has {packing.row_length}"
                     raise ValueError(f"{fault}: raise --packing.row-length, or leave the document out")
+                self.num_single += lengths[0] > packing.row_length
                 kept.append(document)
             except ValueError as error:
                 self.left_out.append(str(error))
@@ -110,9 +114,16 @@ class Loader:
         order = rng.generator(rng.key(self.seed, epoch, "order")).permutation(len(self.corpus))
         samples = [int(i) for i in order[window * self.packing.window : (window + 1) * self.packing.window]]
         documents = [self.transform(self.corpus[i], self.seed, epoch, i) for i in samples]
-        tokenized = [tokenize_document(document, self.vocabulary, self.coordinates) for document in documents]
+        tokenized = [self._tokenize(document) for document in documents]
         rows = pack([len(s) for s in tokenized], self.packing.row_length, rng.key(self.seed, epoch, window, "pack"))
         return [tuple((samples[i], tokenized[i]) for i in row) for row in rows]
+
+    def _tokenize(self, document: Document) -> TokenSequence:
+        """A document as tokens, its items once if two copies do not fit in a row."""
+        tokenized = tokenize_document(document, self.vocabulary, self.coordinates)
+        if len(tokenized) > self.packing.row_length:
+            return tokenize_document(once(document), self.vocabulary, self.coordinates)
+        return tokenized
 
     def _rows(self, position: Position) -> Iterator[tuple[int, tuple[tuple[int, TokenSequence], ...], Position]]:
         while True:

@@ -45,5 +45,5 @@ def _write_media(document: Document, folder: Path, stem: str) -> dict[str, Any]:
             to_image(values).save(folder / name)
         else:
             np.save(folder / name, values.detach().cpu().numpy())
-        segments.append({segment.modality: name})
+        segments.append({segment.modality: name} | ({"use": segment.use} if segment.use else {}))
     return {"segments": segments}

@@ -3,7 +3,8 @@
     BOS  text ...  [SIZE axis0 .. axisN]  BEGIN  slot slot .. slot  END  text ...  EOS
                     if sizes vary                media span
 
-A dual item has two spans at the same coordinates, a noised copy (private) and a clean one: BEGIN  noised ..  clean ..  END.
+An item that is both drawn and read has two spans at the same coordinates, its dual copies: a noised one (private) and a clean
+one, BEGIN  noised ..  clean ..  END.
 Targets are the next token. There is no target at BEGIN and under slots (so END is never predicted: the decoder writes it), in
 text that is only context, and in a document without language loss.
 """
@@ -18,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transfusion import rng
-from transfusion.data.document import CLEAN, Document, DocumentLike, Media, Text, document
+from transfusion.data.document import Document, DocumentLike, Media, Text, document, given
+from transfusion.data.transforms import once, with_uses
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.modality import Modality
 
@@ -71,12 +73,12 @@ class MediaSpan:
     """A media item in a sequence.
 
     Args:
-        media: the item as this copy is trained: of a dual item the noised copy is private, the clean one is context.
+        media: the item as this copy is trained: the noised one of two copies is private, the clean one is context.
         modality: index of its modality.
         grid: its shape in slots; it fills [start, start + product of grid).
-        index, key: number of the item among the document's media, and the RNG key of its noise and time; both copies of a dual
-            item have the same.
-        copy: which copy of a dual item this is; "" for any other item.
+        index, key: number of the item among the document's media, and the RNG key of its noise and time; two copies have the
+            same.
+        copy: which of two copies this is; "" for an item that stands once.
         latents: loaded values, Float[channels, *size]; None before `TokenSequence.load`.
     """
 
@@ -129,9 +131,9 @@ class TokenSequence:
 def tokenize_document(
     document: Document, vocabulary: Vocabulary, coordinates: Coordinates, *, add_eos: bool = True
 ) -> TokenSequence:
-    """Tokenise a document; its media are loaded later (`TokenSequence.load`). A prompt, without `add_eos`, has no EOS, no END
-    after a last item that is still to be generated, and no dual copies. Raises ValueError: an unknown modality, ids out of
-    range, or a size that a modality forbids; it names document and segment."""
+    """Tokenise a document; its media are loaded later (`TokenSequence.load`). An item stands twice where its use is "both". A
+    prompt, without `add_eos`, has no EOS, no END after a last item that is still to be generated, and no second copies. Raises
+    ValueError: an unknown modality, ids out of range, or a size that a modality forbids; it names document and segment."""
     tokens: list[int] = []
     weights: list[float] = []  # loss weight of each token as a target
     spans: list[int] = []
@@ -205,8 +207,10 @@ def tokenize_documents(
     seed: int,
     add_eos: bool = True,
 ) -> list[TokenSequence]:
-    """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item). Raises
-    ValueError: no documents, an empty one, one beyond the context, or one that is refused; the message names it."""
+    """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item). In
+    complete documents (`add_eos`) the use of every item is said (`with_uses`); items stand once where two copies do not fit in
+    the context. Raises ValueError: no documents, an empty one, one beyond the context, or one that is refused; the message
+    names it."""
     if isinstance(documents, str | Tensor | Document | Media | Text):
         raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
     sequences = []
@@ -216,7 +220,10 @@ def tokenize_documents(
             if not whole.segments:
                 raise ValueError(f"document {index} is empty: leave it out")
             named = whole if whole.name else replace(whole, name=str(index))
-            tokenized = tokenize_document(named, vocabulary, coordinates, add_eos=add_eos)
+            learned = with_uses(named) if add_eos else named
+            tokenized = tokenize_document(learned, vocabulary, coordinates, add_eos=add_eos)
+            if len(tokenized) > context_length:
+                tokenized = tokenize_document(once(learned), vocabulary, coordinates, add_eos=add_eos)
             if len(tokenized) > context_length:
                 raise ValueError(f"document {index} takes {len(tokenized)} tokens, the context has {context_length}")
             sequences.append(tokenized.load(lambda item, index=index: rng.key(seed, index, item)))
@@ -231,8 +238,7 @@ def _copies(media: Media, add_eos: bool) -> tuple[tuple[Media, Literal["", "nois
     """The copies of an item in a sequence, each with its name."""
     if not (media.has_two_copies and add_eos):
         return ((media, ""),)
-    clean = replace(media, times=CLEAN, weight=0.0, noise=None)
-    return (replace(media, dual=False, private=True), "noised"), (clean, "clean")
+    return (replace(media, use="draw", private=True), "noised"), (given(media), "clean")
 
 
 def max_length(document: Document, vocabulary: Vocabulary, cache: dict[object, int]) -> int:

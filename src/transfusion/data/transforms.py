@@ -1,4 +1,4 @@
-"""A source's document -> the document that an epoch trains on: paraphrase, order, condition dropout and noise limits.
+"""A source's document -> the document that an epoch trains on: paraphrase, order, use of its media, condition dropout.
 
 Each choice is drawn by the key (seed, epoch, sample, purpose).
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transfusion import rng
-from transfusion.data.document import Document, Media, Segment, Text, TimeInterval, unconditional
+from transfusion.data.document import ANY_TIME, Document, Media, Segment, Text, unconditional
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,33 @@ class DocumentTransform:
     """The form in which documents are trained on.
 
     Args:
-        image_first: share of caption-and-item pairs that are reordered to item first (the paper: 0.2).
-        condition_noise_min: least noise of items that later segments with a loss condition on.
-        condition_noise_max: most noise of such items. 0.5 is the paper's limit (its Table 8), 1 no limit; both 0: clean,
-            without a loss.
-        dual: give such items a clean copy to condition on, beside the noised copy that takes the loss, instead of limiting the
-            noise. They take twice their slots, and condition_noise_min and _max are not used.
+        image_first: share of caption-and-item pairs that are reordered to item first (the paper: 0.2). Pairs whose item says
+            that it is only to be drawn, or only to be read, stay as they are.
+        image_first_noise: most noise of an item that such a reordering has put before its own caption. 0: it is read, clean
+            and without a loss. The paper (its Table 8): 0.5, with a loss.
+        dual: share of documents whose items of use "both" stand twice, a noised copy with the loss and a clean one for what
+            follows. In the others they stand once, noised, and what follows is learned from the noised item.
     """
 
     image_first: float = 0.2
-    condition_noise_min: float = 0.0
-    condition_noise_max: float = 0.5
-    dual: bool = False
+    image_first_noise: float = 0.0
+    dual: float = 0.5
     condition_dropout: ConditionDropout = ConditionDropout()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.image_first <= 1:
-            raise ValueError(f"image-first is a share in [0, 1], not {self.image_first}")
-        low, high = self.condition_noise_min, self.condition_noise_max
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"condition-noise-min and condition-noise-max must be an interval in [0, 1], not {low} and {high}")
+        for name in ("image_first", "image_first_noise", "dual"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name.replace('_', '-')} must be in [0, 1], not {getattr(self, name)}")
 
     def __call__(self, document: Document, seed: int, epoch: int, sample: int) -> Document:
         """The document as this epoch trains on it; `sample` is its index in the corpus."""
+        whole = self.arranged(document, seed, epoch, sample)
+        if any(item.use == "both" for item in whole.media) and rng.uniform(seed, epoch, sample, "dual") >= self.dual:
+            return once(whole)
+        return whole
+
+    def arranged(self, document: Document, seed: int, epoch: int, sample: int) -> Document:
+        """The document before it is decided whether items of use "both" stand twice: every item has its use."""
 
         def draw(*purpose: str | int) -> float:
             return rng.uniform(seed, epoch, sample, *purpose)
@@ -66,48 +70,73 @@ class DocumentTransform:
             if isinstance(segment, Text) and segment.paraphrases:
                 choices = (segment.content, *segment.paraphrases)
                 segments[index] = replace(segment, content=choices[int(draw("wording", index) * len(choices))], paraphrases=())
-        if _is_captioned(segments) and draw("order") < self.image_first:
-            segments.reverse()
-        whole = replace(document, segments=tuple(segments))
+        if _is_reorderable(segments) and draw("order") < self.image_first:
+            segments = self._item_first(segments)
+        whole = with_uses(replace(document, segments=tuple(segments)))
 
         dropout, u = self.condition_dropout, draw("drop")
-        targets = [i for i, s in enumerate(segments) if isinstance(s, Media) and s.weight > 0]
+        targets = [i for i, s in enumerate(whole.segments) if isinstance(s, Media) and s.has_loss]
         if targets and u < dropout.text + dropout.media + dropout.both:
             target = targets[int(draw("target") * len(targets))]
             drop_text, drop_media = not dropout.text <= u < dropout.text + dropout.media, u >= dropout.text
             dropped = (Text,) * drop_text + (Media,) * drop_media
             if any(isinstance(s, dropped) for s in segments[:target]):
-                return self._limit(unconditional(whole, target, text=drop_text, media=drop_media))
-        return self._limit(whole)
+                return unconditional(whole, target, text=drop_text, media=drop_media)
+        return whole
 
     def longest(self, document: Document) -> Document:
-        """The document with every dual copy that any epoch gives it, to find out whether it fits in a row."""
-        if not self.dual:
-            return document
-        if self.image_first > 0 and _is_captioned(document.segments):
-            document = replace(document, segments=document.segments[::-1])
-        return self._limit(document)
+        """The document with every second copy that any epoch gives it, to find out whether it fits in a row."""
+        whole = with_uses(document)
+        if self.image_first > 0 and _is_reorderable(document.segments):
+            turned = with_uses(replace(document, segments=tuple(self._item_first(document.segments))))
+            whole = turned if turned.media[0].has_two_copies else whole
+        return whole if self.dual > 0 else once(whole)
 
-    def _limit(self, document: Document) -> Document:
-        """The document with its conditions limited in noise, or dual."""
-        limit: TimeInterval = (self.condition_noise_min, self.condition_noise_max)
-        segments = list(document.segments)
-        is_condition = False  # whether a later segment has a loss
-        for index in reversed(range(len(segments))):
-            segment = segments[index]
-            if isinstance(segment, Text):
-                is_condition = is_condition or (segment.has_loss and document.language_loss)
-            else:
-                if is_condition and not segment.private and not segment.dual:
-                    if self.dual:
-                        segments[index] = replace(segment, dual=True)
-                    elif limit != (0.0, 1.0):
-                        low, high = max(segment.times[0], limit[0]), min(segment.times[1], limit[1])
-                        segments[index] = replace(segment, times=(min(low, high), high))
-                is_condition = is_condition or segment.has_loss
-        return replace(document, segments=tuple(segments))
+    def _item_first(self, pair: Sequence[Segment]) -> list[Segment]:
+        """A caption and its item, in the other order. The item is read, unless it is said to be drawn too."""
+        text, item = pair
+        assert isinstance(item, Media)
+        if item.use is None and self.image_first_noise > 0:
+            item = replace(item, use="draw", times=(item.times[0], min(item.times[1], self.image_first_noise)))
+        elif item.use is None and item.has_loss:
+            item = replace(item, use="read")
+        return [item, text]
 
 
-def _is_captioned(segments: Sequence[Segment]) -> bool:
-    """Whether a document is a caption and then an item."""
-    return [type(s) for s in segments] == [Text, Media]
+def with_uses(document: Document) -> Document:
+    """The document with the use of every item said; what that means for noise, loss and copies is the same everywhere:
+
+        use        noise                  loss    what follows sees    copies
+        draw       of all `times`         yes     the noised item      1
+        read       none                   no      the clean item       1
+        both       of all `times`         yes     the clean copy       2, the noised one private
+        context    none                   no      the clean item       1
+
+    An item that says nothing is "both" if anything behind it has a loss, so that it can be drawn and read; else, or if it is
+    private, it is "draw". One of weight 0 is "context". Where its times or noise are set, it is "draw", as it is given.
+    """
+    segments = list(document.segments)
+    is_condition = False  # whether a later segment has a loss
+    for index in reversed(range(len(segments))):
+        segment = segments[index]
+        if isinstance(segment, Text):
+            is_condition = is_condition or (segment.has_loss and document.language_loss)
+        else:
+            if segment.use is None and segment.is_clean and segment.noise is None:
+                segments[index] = replace(segment, use="context")
+            elif segment.use is None and segment.has_loss:
+                as_given = segment.private or segment.times != ANY_TIME or segment.noise is not None
+                segments[index] = replace(segment, use="both" if is_condition and not as_given else "draw")
+            is_condition = is_condition or segment.has_loss
+    return replace(document, segments=tuple(segments))
+
+
+def once(document: Document) -> Document:
+    """The document with its items of use "both" as single, noised ones: they take the loss, and what follows reads them so."""
+    single = (replace(s, use="draw") if isinstance(s, Media) and s.use == "both" else s for s in document.segments)
+    return replace(document, segments=tuple(single))
+
+
+def _is_reorderable(segments: Sequence[Segment]) -> bool:
+    """Whether a document is a caption and then an item that may be read too."""
+    return [type(s) for s in segments] == [Text, Media] and segments[1].use in (None, "both")  # type: ignore[union-attr]

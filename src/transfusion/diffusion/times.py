@@ -116,7 +116,31 @@ Times: TypeAlias = Uniform | LogitNormal | Tabulated
 
 
 def sample_times(times: TimeDistribution, keys: list[int], intervals: Tensor) -> Tensor:
-    """A time for each item, Float32[item], inside its interval (low, high) of `intervals` [item, 2], by its key alone."""
-    u = torch.tensor([times.quantile(rng.uniform(key, "time")) for key in keys])
-    low, high = intervals.to("cpu", torch.float32).unbind(-1)
-    return low + (high - low) * u
+    """A time for each item, Float32[item], of the distribution within the item's interval (low, high) of `intervals` [item, 2],
+    by its key alone. An interval that the distribution does not reach is filled evenly."""
+    bounds = intervals.to("cpu", torch.float32).tolist()
+    within = {interval: _quantile_within(times, *interval) for interval in {(low, high) for low, high in bounds}}
+    drawn = [within[low, high](rng.uniform(key, "time")) for key, (low, high) in zip(keys, bounds, strict=True)]
+    return torch.tensor(drawn, dtype=torch.float32)
+
+
+def _quantile_within(times: TimeDistribution, low: float, high: float) -> Callable[[float], float]:
+    """The quantile function of the distribution, given that the time is in [low, high]."""
+    if (low, high) == (0.0, 1.0):
+        return times.quantile
+    if low == high:
+        return lambda u: low
+    start = _first(lambda u: times.quantile(u) >= low)
+    end = _first(lambda u: times.quantile(u) > high)
+    if start >= end:
+        return lambda u: low + (high - low) * u
+    return lambda u: min(max(times.quantile(start + (end - start) * u), low), high)
+
+
+def _first(condition: Callable[[float], bool]) -> float:
+    """The least u in [0, 1] at which a condition that stays true holds, by bisection; 1 if it never does."""
+    a, b = 0.0, 1.0
+    for _ in range(50):
+        middle = (a + b) / 2
+        a, b = (a, middle) if condition(middle) else (middle, b)
+    return 0.0 if condition(0.0) else b

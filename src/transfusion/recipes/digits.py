@@ -49,9 +49,7 @@ def run() -> Run:
             media_weight=3.0,
             context_length=128,
         ),
-        transform=DocumentTransform(
-            image_first=0.5, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)
-        ),
+        transform=DocumentTransform(image_first=0.5, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=4),
         trainer=TrainerConfig(steps=1200, ema_decay=0.998, log_every=100),
         optimizer=AdamWConfig(lr=3e-3, warmup=50, weight_decay=0.05),

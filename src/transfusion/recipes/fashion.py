@@ -47,9 +47,7 @@ def run() -> Run:
             media_weight=3.0,
             context_length=256,
         ),
-        transform=DocumentTransform(
-            image_first=0.5, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)
-        ),
+        transform=DocumentTransform(image_first=0.5, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=1024, rows=4),
         trainer=TrainerConfig(steps=1600, ema_decay=0.998, sample_every=400),
         optimizer=AdamWConfig(lr=1.5e-3, warmup=100, weight_decay=0.05),

@@ -38,9 +38,7 @@ def run() -> Run:
             media_weight=1.0,
             context_length=512,
         ),
-        transform=DocumentTransform(
-            image_first=0.2, condition_noise_min=0.0, condition_noise_max=0.0, condition_dropout=ConditionDropout(text=0.1)
-        ),
+        transform=DocumentTransform(image_first=0.2, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=8),
         trainer=TrainerConfig(steps=4000, ema_decay=0.999, sample_every=500),
         optimizer=AdamWConfig(lr=1e-3, warmup=200, weight_decay=0.05),

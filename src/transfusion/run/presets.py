@@ -65,9 +65,7 @@ def paper(run: Run) -> Run:
         model=model,
         trainer=replace(run.trainer, ema_decay=0.0),
         optimizer=paper_optimizer(PAPER_WIDTH if run.init else transformer.width, run.trainer.steps),
-        transform=DocumentTransform(
-            image_first=0.2, condition_noise_min=0.0, condition_noise_max=0.5, condition_dropout=ConditionDropout(text=0.1)
-        ),
+        transform=DocumentTransform(image_first=0.2, image_first_noise=0.5, condition_dropout=ConditionDropout(text=0.1)),
         sampler=DDPM(num_steps=250, clip=1.0),  # at t = 1 almost no signal is left to divide by
         guidance=Guidance(text=5.0),
     )

@@ -1,9 +1,10 @@
 """JSONL, a document a line, with media files beside it -> documents. `data.outputs` writes this form.
 
-    {"segments": [{"text": "a cat"}, {"image": "a.png"}, {"text": "why?", "loss": false}, {"sound": "a.npy"}]}
+    {"segments": [{"text": "a cat"}, {"image": "a.png"}, {"text": "why?", "loss": false}, {"sound": "a.npy", "use": "read"}]}
     {"image": "a.png", "text": "a cat"}
 
-An item's key is the name of its modality. An image is an image file, or like any item an array Float[channels, *size] in a .npy
+An item's key is the name of its modality; what training makes of it is its `use`: draw, read, both or context (`Media.use`; by
+default it can be drawn and read). An image is an image file, or like any item an array Float[channels, *size] in a .npy
 file. Paths are relative to the JSONL file and may not leave its folder, neither by `..` nor by a link. A line or a segment with
 anything else in it is refused: what is not understood is not left out silently.
 """
@@ -12,17 +13,20 @@ import json
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 from transfusion.data.corpus import Corpus, check_text, is_blank
-from transfusion.data.document import Document, Media, Segment, Text
+from transfusion.data.document import Document, Media, Segment, Text, Use
 from transfusion.data.media import ArrayFile, EncodedImage, Fit
 from transfusion.files import inside, open_file, parse_json
 from transfusion.modality import IMAGE
 
 MAX_LINE = 8 * 2**20
 """Bytes of a line at most."""
-FORM = f'{{"text": "..."}}, {{"text": "...", "loss": false}}, {{"{IMAGE}": "a.png"}} or {{MODALITY: "a.npy"}}'
+FORM = (
+    f'{{"text": "..."}}, {{"text": "...", "loss": false}}, {{"{IMAGE}": "a.png"}} or {{MODALITY: "a.npy"}} '
+    '(an item may say its "use")'
+)
 
 
 def read_jsonl(path: Path, fit: Fit) -> Corpus:
@@ -97,13 +101,16 @@ def _segment(record: object, folder: Path, fit: Fit, name: str) -> Segment:
         if not isinstance(text, str) or not isinstance(loss, bool) or record.keys() - {"text", "loss"}:
             raise ValueError(fault)
         return Text(text, loss=loss)
-    modality, path = next(iter(record.items()), ("", None))
+    use = record.get("use")
+    modality, path = next(((key, value) for key, value in record.items() if key != "use"), ("", None))
     is_array = isinstance(path, str) and path.endswith(".npy")
-    if len(record) != 1 or not isinstance(path, str) or not (is_array or modality == IMAGE):
+    if record.keys() - {"use", modality} or not isinstance(path, str) or not (is_array or modality == IMAGE):
         raise ValueError(fault)
     try:
         file = inside(folder / path, folder)
     except ValueError as error:
         raise ValueError(f"{path[:200]}: {error}") from error
     label = f"{name}: {path[:200]}"
-    return Media(ArrayFile.open(file, label) if is_array else EncodedImage(file, fit, label).checked(), modality)
+    if "use" in record and use not in get_args(Use):
+        raise ValueError(f"{path[:200]}: its use is draw, read, both or context, not {reprlib.repr(use)}")
+    return Media(ArrayFile.open(file, label) if is_array else EncodedImage(file, fit, label).checked(), modality, use=use)

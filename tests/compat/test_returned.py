@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn, randn
 
 from transfusion.compat import Transfusion
+from transfusion.data.transforms import once, with_uses
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.schedule import Cosine
 from transfusion.diffusion.times import Uniform
@@ -69,7 +70,7 @@ def test_logits_of_whole_sequences_are_those_by_segment() -> None:
     m = scattered()
     logits = m(BATCH, return_loss=False, seed=1)
     segments = m(BATCH, return_loss=False, return_predictions=True, seed=1)
-    lengths = [len(s) for s in m.tokenize(m.lists.documents(BATCH))]
+    lengths = [len(s) for s in m.tokenize([once(with_uses(d)) for d in m.lists.documents(BATCH)])]
     assert logits.shape == (2, max(lengths), len(m.vocabulary))
     assert torch.allclose(logits[0, 1:4], segments[0][0]) and torch.allclose(
         logits[0, 1 + 3 + 1 + 1 + 4 + 1], segments[0][2][0]
