@@ -103,25 +103,12 @@ def first(vocabulary: Vocabulary) -> Opening:
     return Opening(vocabulary.modalities[0].name, None)
 
 
-LONGEST_WRITTEN = 4096
-"""Slots of an item whose size the model writes, for which room is kept; a larger one is drawn where its size is asked for."""
-
-
 def capacity(model: Transfusion, requests: Sequence[Request], max_new: int) -> int:
-    """Tokens that the longest of the documents may take, at most: its prompt, `max_new` more, and an item that begins last, of
-    a size that is asked for, of the default size, or of up to `LONGEST_WRITTEN` slots."""
+    """Tokens that the longest of the documents may take, at most: its prompt, `max_new` more, and an item that begins last.
+    Memory is taken as it is used."""
     vocabulary, coordinates = model.vocabulary, model.config.model.coordinates
     prompts = [len(tokenize_document(request.document, vocabulary, coordinates, add_eos=False)) for request in requests]
-    grids = [(modality, modality.slots(modality.shape)) for modality in vocabulary.modalities]
-    for request in requests:
-        grids += [(modality, grid) for modality in vocabulary.modalities if (grid := request.fixed_grid(modality)) is not None]
-        if request.force is not None:
-            modality = vocabulary.modality(request.force)
-            grids.append((modality, request.forced_grid(modality)))
-    written = [item_length(m, m.extents) for m in vocabulary.modalities if m.varies]
-    longest = max(
-        [0, *(item_length(modality, grid) for modality, grid in grids), min(LONGEST_WRITTEN, max(written, default=0))]
-    )
+    longest = max((item_length(modality, modality.extents) for modality in vocabulary.modalities), default=0)
     return min(max(prompts, default=0) + max_new + longest, model.config.model.context_length)
 
 
