@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn, randn
 
 from transfusion import Media, Text
+from transfusion.codec.patcher import MAX_DRY_RUN, dry_run_items
 from transfusion.compat import SelfMaskedRepTraining, Transfusion, random_modality_length_to_time_fn
 from transfusion.diffusion.sampler import Euler, Heun
 
@@ -136,6 +137,8 @@ def test_common_sizes_are_taken_and_the_remedy_for_others_is_named() -> None:
     with pytest.raises(ValueError, match=r"exceeds the largest, .*, or give the model a larger modality_max_shape"):
         m([[(0, randn(3000, 2))]])
     Transfusion(**WORDS, modality_max_shape=(3000,))([[randn(3000, 8)]])
+    slots = [math.prod(grid) for modality in m.vocabulary.modalities for _, _, grid in dry_run_items(modality, randn(1))]
+    assert max(slots) <= MAX_DRY_RUN < 128 * 64 * 64  # building a model for video takes no memory for the largest one
 
 
 def test_items_of_other_axes_in_tensors_of_latents() -> None:

@@ -54,12 +54,24 @@ class TimeEmbedding(nn.Module):
         return self.second(F.silu(self.first(features.to(self.first.weight.dtype))))
 
 
+MAX_DRY_RUN = 1 << 14
+"""Slots of a dry run at most: at width 2,048 these are 128 MiB."""
+
+
 def dry_run_items(modality: Modality, like: Tensor) -> Iterator[tuple[Tensor, Tensor, tuple[int, ...]]]:
     """Latents of zeros, t = 0 and the grid, for sizes that represent all of a modality's: its default; if sizes vary, also the
-    smallest, the largest, and a size that is large on the first axis and small on the others."""
+    smallest, the largest (or where that has more than `MAX_DRY_RUN` slots, one that is the largest on each axis in turn), and a
+    size that is large on the first axis and small on the others."""
     sizes = [modality.shape]
     if modality.largest is not None:
-        sizes += [modality.patch, modality.largest, (*modality.largest[:1], *modality.patch[1:])]
+        long = [
+            tuple(
+                most if i == axis else step for i, (most, step) in enumerate(zip(modality.largest, modality.patch, strict=True))
+            )
+            for axis in range(len(modality.patch))
+        ]
+        whole = math.prod(modality.extents) <= MAX_DRY_RUN
+        sizes += [modality.patch, *([modality.largest] if whole else long), *long[:1]]
     for size in dict.fromkeys(sizes):
         latents = torch.zeros(1, modality.channels, *size, device=like.device, dtype=like.dtype)
         yield latents, torch.zeros(1, device=like.device), modality.slots(size)
