@@ -109,14 +109,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=LENGTH, default=list(LENGTH))
     parser.add_argument("--size", default="128x4", help="width x depth")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--exact", action="store_true", help="engines whose documents do not depend on their neighbours")
     options = parser.parse_args()
     width, depth = map(int, options.size.split("x"))
     m = model(width, depth)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    print(f"{machine.describe()}; width {width}, depth {depth}, {options.dtype}")
+    print(f"{machine.describe()}; width {width}, depth {depth}, {options.dtype}{', exact' * options.exact}")
     for work in options.only:
         slots = ROWS * request(work, 1, 1).cache_slots
-        engines = {kind: Engine(m.network, m.vocabulary, cache_slots=slots, dtype=dtype) for kind in KINDS}
+        engines = {kind: Engine(m.network, m.vocabulary, cache_slots=slots, dtype=dtype, exact=options.exact) for kind in KINDS}
         rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
         fixed(engines["fixed"], work, options.steps)  # warms up
         for _ in range(options.rounds):

@@ -7,8 +7,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import joining
 import sizes
 import work
+from transfusion.generate.state import Request
 
 
 @pytest.mark.parametrize("workload", ["uniform", "ragged", "decode", "draw"])
@@ -40,3 +42,21 @@ def test_captions_of_sized_digits_say_their_sizes() -> None:
         shapes.add((high, wide))
     assert len(shapes) == 16
     assert sizes.run("x", 1).model.modalities[0].slots((20, 8)) == (5, 2)
+
+
+@pytest.mark.parametrize("work", ["text", "pictures"])
+def test_joining_documents_are_the_same_work_as_fixed_ones(work: str) -> None:
+    kinds = {
+        kind: [next(coming) for _ in range(1000)]
+        for kind in ("staggered", "mixed")
+        for coming in [joining.requests(work, kind)]
+    }
+
+    def length(request: Request) -> int:
+        return request.max_tokens if work == "text" else request.sampler.num_steps
+
+    assert {length(r) for r in kinds["staggered"][64:]} == {joining.LENGTH[work]}
+    first = [length(r) for r in kinds["staggered"][:64]]
+    assert sorted(first) == first and max(first) == joining.LENGTH[work]
+    mean = sum(map(length, kinds["mixed"])) / 1000
+    assert abs(mean / joining.LENGTH[work] - 1) < 0.05

@@ -45,16 +45,17 @@ def test_a_cache_that_grows_gives_what_a_large_one_gives(alibi: int) -> None:
         drawn = [Request(p, i, 7, 1, sampler=Euler(2), guidance=both, decoding=Sample()) for i, p in enumerate(prompts)]
         return [*drawn, Request(Document(()), 9, 200, 0, allow_eos=False, guidance=both, decoding=Sample())]
 
-    def written(large: bool) -> tuple[list[Document], tuple[int, int]]:
+    def written(large: bool) -> tuple[list[Document], tuple[int, ...]]:
         engine = Engine(m.network, m.vocabulary, cache_slots=30)
         if large:
             engine.runner.cache.reserve(30, 600)
-        ids, found, shape = [engine.add(request) for request in asked()], {}, (0, 0)
+        ids, found = [engine.add(request) for request in asked()], {}
+        shape: tuple[int, ...] = (0, 0)
         while engine.busy:
             for event in engine.step():
                 if isinstance(event, Done):
                     found[event.id] = event.document
-            shape = max(shape, tuple(engine.runner.cache.spans.shape))  # type: ignore[type-var]
+            shape = max(shape, tuple(engine.runner.cache.spans.shape))
         return [found[id] for id in ids], shape
 
     (grown, small), (given, large) = written(False), written(True)

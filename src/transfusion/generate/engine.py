@@ -63,8 +63,9 @@ class Engine:
         dtype: see `ModelRunner`.
         decode_text: whether the text that was written is returned as strings; else as ids.
         exact: a document comes out the same, bit for bit, whatever others the engine has beside it. Otherwise that holds but
-            for rounding errors, which in bf16 are large enough to make a token or an item another one (as good a one). Costs
-            time, since fewer documents share a pass: LOG.md has numbers.
+            for rounding errors, which in bf16 are large enough to make a token or an item another one (as good a one). Single
+            tokens then share passes of 32, all else runs alone: measured with 64 documents (width 128, depth 4, bf16), text
+            takes 1.7 to 2.1 times the processor time, items of 16 slots 5.5 times.
     """
 
     def __init__(
