@@ -9,7 +9,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import joining
 import sizes
+import uses
 import work
+from transfusion.data.transforms import with_uses
 from transfusion.generate.state import Request
 
 
@@ -60,3 +62,13 @@ def test_joining_documents_are_the_same_work_as_fixed_ones(work: str) -> None:
     assert sorted(first) == first and max(first) == joining.LENGTH[work]
     mean = sum(map(length, kinds["mixed"])) / 1000
     assert abs(mean / joining.LENGTH[work] - 1) < 0.05
+
+
+def test_documents_of_the_three_kinds() -> None:
+    digits = uses.read_digits(held_out=True)
+    for number in range(3):
+        read, again = uses.document(digits, "read", number), uses.document(digits, "again", number)
+        assert [type(s).__name__ for s in read.segments] == ["Media", "Text"] * 3
+        assert [item.use for item in with_uses(read).media] == ["both"] * 3
+        labels = {int(digits.labels[(digits.images == item.tensor()).flatten(1).all(1)][0]) for item in again.media}
+        assert {uses.NAMES[label] for label in labels} == {again.name}

@@ -17,7 +17,7 @@ from small import FREE, SOUND, VECTOR, documents, model, picture
 from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.batch import Batch, collate
-from transfusion.data.document import Document, Media, Text
+from transfusion.data.document import Document, Media, Text, given
 from transfusion.data.tokenize import Coordinates, TokenSequence, tokenize_document
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.process import PAPER
@@ -236,9 +236,7 @@ def test_neighbours_change_nothing_at_all() -> None:
 def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = torch.float64) -> None:
     """A document run piece by piece through the cache has the hidden states of the whole document at once."""
     for document in docs:
-        clean = replace(
-            document, segments=tuple(replace(s, times=(0.0, 0.0)) if isinstance(s, Media) else s for s in document.segments)
-        )
+        clean = replace(document, segments=tuple(given(s) if isinstance(s, Media) else s for s in document.segments))
         (entry,) = entries(m, [clean])
         batch = rows(m, [[entry]], len(entry))
         with torch.no_grad():
@@ -249,7 +247,11 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
             runner.cache.allocate()
             row, at, tokenized = runner.cache.allocate(), 0, entry
             pieces: list[torch.Tensor] = []
-            hook = m.network.head.register_forward_pre_hook(lambda _, args, kept=pieces: kept.append(args[0][0]))
+
+            def keep(_: object, args: tuple[torch.Tensor, ...], kept: list[torch.Tensor] = pieces) -> None:
+                kept.append(args[0][0])
+
+            hook = m.network.head.register_forward_pre_hook(keep)
             while at < len(tokenized):
                 span = tokenized.spans[at]
                 end = at + 1

@@ -163,7 +163,7 @@ def test_encoder_and_decoder_run_once_a_pass(made) -> None:
     assert calls == {"in": 5, "out": 5}
     calls.update({"in": 0, "out": 0})
     m.generate([["a", picture(1)]], force="image", sampler=Euler(5), max_tokens=1, guidance=Guidance(text=2.0, media=1.5))
-    assert calls == {"in": 8, "out": 5}  # the prompt, the branches' prompts, five steps, the clean picture
+    assert calls == {"in": 7, "out": 5}  # the prompts of document and branches, five steps, the clean picture
 
 
 def test_every_weight_has_a_gradient(made) -> None:

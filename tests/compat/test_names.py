@@ -263,3 +263,14 @@ def test_segments_and_documents_are_prompts_too() -> None:
 def test_random_times_are_those_of_each_item() -> None:
     drawn = random_modality_length_to_time_fn(torch.tensor([2, 0, 3]))
     assert drawn.shape == (3, 3) and (drawn >= 0).all() and (drawn < 1).all() and len(set(drawn.flatten().tolist())) == 9
+
+
+def test_a_model_made_without_memory_gets_its_prior_all_the_same() -> None:
+    """Built on the meta device, then filled with another's weights: the prior of opening an item is no weight."""
+    words = dict(num_text_tokens=16, dim_latent=8, modality_default_shape=(4,), transformer=dict(dim=32, depth=1, dim_head=16))
+    m = Transfusion(**words)
+    with torch.device("meta"):
+        empty = Transfusion(**words)
+    empty.to_empty(device="cpu").load_state_dict(m.state_dict())
+    batch = [[torch.tensor([1, 2]), torch.randn(4, 8)]]
+    assert torch.equal(m.eval()(batch, seed=1), empty.eval()(batch, seed=1))

@@ -8,7 +8,6 @@ noise to a known Gaussian.
 
 import os
 import random
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +19,7 @@ from small import FREE, IMAGE, SOUND, VECTOR, model, picture
 from test_equalities import cached_is_full, entries, numbers, rows, with_form
 from transfusion.api import Transfusion
 from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig
-from transfusion.data.document import CLEAN, Document, Media, Segment, Text
+from transfusion.data.document import CLEAN, Document, Media, Segment, Text, given
 from transfusion.data.tokenize import IGNORE, Coordinates, tokenize_document
 from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, init_noise
@@ -77,16 +76,19 @@ def some_document(m: Transfusion, rng: random.Random) -> Document:
         modality = rng.choice(m.config.model.modalities)
         size = rng.choice([modality.shape, (2, 4)]) if modality == FREE else modality.shape
         values = torch.randn(modality.channels, *size, generator=torch.Generator().manual_seed(rng.randrange(1 << 30)))
-        private = rng.random() < 0.25
+        use, private = rng.choice([None, None, "draw", "read", "both", "context"]), rng.random() < 0.25
+        use = "draw" if private and use == "both" else use
+        noised = use in ("draw", "both")
+        free = use is None or noised
         segments.append(
             Media(
                 values,
                 modality.name,
-                times=rng.choice([(0.0, 1.0), CLEAN, (0.2, 0.6), (0.5, 0.5)]),
-                weight=rng.choice([1.0, 1.0, 0.0, 0.3]),
+                use=use,
+                times=rng.choice([(0.0, 1.0), (0.2, 0.6), (0.5, 0.5), (0.0, 1.0) if noised else CLEAN]) if free else (0.0, 1.0),
+                weight=rng.choice([1.0, 1.0, 0.3, 0.3 if noised else 0.0]),
                 private=private,
-                dual=not private and rng.random() < 0.3,
-                noise=torch.randn_like(values) if rng.random() < 0.2 else None,
+                noise=torch.randn_like(values) if free and rng.random() < 0.2 else None,
                 mask=torch.rand(size).round() + 0.5 if size and rng.random() < 0.2 else None,
             )
         )
@@ -170,7 +172,7 @@ def test_a_cached_step_is_a_full_pass(seed: int) -> None:
     cached_is_full(m, docs[:1])
     modality = rng.choice(m.config.model.modalities)
     values, t = picture(seed, modality.channels, *modality.shape), rng.uniform(0.1, 1.0)
-    before = [replace(s, times=CLEAN, weight=0.0, noise=None) if isinstance(s, Media) else s for s in docs[1].segments]
+    before = [given(s) if isinstance(s, Media) else s for s in docs[1].segments]
     whole = Document((*before, Media(values, modality.name, times=(t, t))))
     (entry,) = entries(m, [whole])
     batch, span = rows(m, [[entry]], len(entry)), entry.items[-1]
@@ -185,8 +187,7 @@ def test_a_cached_step_is_a_full_pass(seed: int) -> None:
         runner.extend([Chunk.prefix(slot, prompt, span.start)])
         piece = slice(span.start, span.start + media[group].slots.shape[1])
         item = ChunkItem(span.modality, span.grid, media[group].latents[at], float(media[group].times[at]), 0)
-        positions = torch.from_numpy(prompt.positions[piece])
-        chunk = Chunk(slot, prompt.tokens[piece], positions, prompt.spans[piece], prompt.private[piece], (item,))
+        chunk = Chunk(slot, prompt.tokens[piece], prompt.positions[piece], prompt.spans[piece], prompt.private[piece], (item,))
         for _ in range(2):  # a step leaves nothing behind
             assert (runner.denoise([chunk])[0] - predictions[group][at]).abs().max() < 1e-9
 

@@ -280,7 +280,7 @@ class Vocabulary:
     def opening_prior(self, nats: float) -> Float[Tensor, " id"]:
         """What is added to each id's logit so that, between equal logits, the begin of an item, and all of its sizes on an axis
         together, are exp(-nats) as likely as one other id."""
-        prior = torch.zeros(len(self))
+        prior = torch.zeros(len(self), device="cpu")  # also while a model is built on the meta device
         for token, special in self._by_id.items():
             if special.role in ("begin", "size"):
                 count = self.modality(special.modality).extents[special.axis] if special.role == "size" else 1

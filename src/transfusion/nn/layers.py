@@ -146,16 +146,15 @@ class SplitHead(Linear):
 class PriorHead(Linear):
     """Logits, each plus a fixed number: what is known of an id's frequency before training. Not saved with the weights."""
 
-    prior: Tensor
-
     def __init__(self, width: int, prior: Float[Tensor, " id"]) -> None:
         super().__init__(width, len(prior))
-        self.register_buffer("prior", prior, persistent=False)
+        self.prior = prior  # no buffer, which `to_empty` would leave undefined: it is not among the weights
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., width] -> logits [..., id]"""
         logits = super().forward(input)
-        return logits + self.prior.to(logits)
+        self.prior = self.prior.to(logits.device)
+        return logits + self.prior.to(logits.dtype)
 
 
 def whole_weight(module: nn.Embedding | Linear) -> Tensor:
