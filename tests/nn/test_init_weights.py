@@ -29,8 +29,8 @@ CASES: dict[str, tuple[dict, dict, float, float]] = {
     "hyper": ({"residual": "hyper"}, {}, 618.58965, 0.62042290),
     "depth attention": ({"residual": "attention"}, {}, 370.232637, 0.39423686),
     "adaLN": ({"adaln": True}, {"patcher": LinearPatcherConfig(time="none")}, 369.781208, 0.10168797),
-    "U-Net": ({}, {"patcher": U_NET}, 984.13999, 0.41531408),
-    "everything": (EVERYTHING, {"patcher": U_NET, "axial": True}, 16946.6239, 0.13394189),
+    "U-Net": ({}, {"patcher": U_NET}, 986.017646, 0.26732206),
+    "everything": (EVERYTHING, {"patcher": U_NET, "axial": True}, 16942.5526, 0.63518298),
 }
 
 

@@ -1,9 +1,19 @@
 """The U-Net patcher (arXiv 2408.11039, section 3): down blocks from latents to slots, up blocks from slots to latents.
 
-    latents --down--> features at every size --> slots --> transformer --> slots --up--> prediction
-                          \\____________ the long skip __________________________/
+    latents --down--> features at every size --> slots --> transformer --> slots --up----> + --> prediction
+                          \\____________ the long skip __________________________/ \\--linear--/
 
 The noised latents are encoded once; every up block takes the transformer's output and the features of the same size.
+
+The paper has no linear path beside the up blocks. Without it a U-Net learns to denoise by its skips alone, and what the
+transformer knows of a caption hardly reaches the pixels. So here the prediction is a linear layer's, from the transformer's
+output, plus 1 - t times the U-Net's, which begins at 0: at high noise, where the noised latents tell little and a caption much,
+the transformer answers; at low noise the U-Net sharpens. And slots are a tenth as loud as their latents, for what a layer
+adds to a loud slot is small beside it. Captions used by 400 emoji (32 x 32 in 8 x 8, 333 steps of 24, Muon 3e-3, at t = 0.8):
+
+    today                              preference 1.000   gap 0.061     media loss 0.199
+    without 1 - t                      preference 0.957   gap 0.033     media loss 0.209
+    the up blocks alone (250 steps)    preference 0.595   gap 0.00002   media loss 0.263
 """
 
 from dataclasses import dataclass
@@ -33,6 +43,8 @@ class UNetPatcherConfig:
         attention: heads of self-attention over an item's slots, after the last down block and before the first up block
             (0: none).
         time_features: number of sinusoidal features of t, whose embedding is added in each block.
+        fade: multiply the U-Net's part of the prediction by 1 - t. A network that predicts anything but x0 leaves it off:
+            noise is seen best at t = 1.
 
     Raises:
         ValueError: a number out of its range; in `build`, more than 3 axes, or heads that do not divide the channels.
@@ -43,6 +55,7 @@ class UNetPatcherConfig:
     blocks: int = 1
     attention: int = 0
     time_features: int = 256
+    fade: bool = True
 
     def __post_init__(self) -> None:
         check_time_features(self.time_features)
@@ -59,11 +72,31 @@ class UNetPatcherConfig:
         return UNetPatcher(self, modality, width, eps)
 
 
+SLOT_SCALE = 0.1
+"""Factor on slots, whose root mean square then begins near 0.1."""
+
+
+@dataclass(frozen=True, eq=False)
+class UNetSkip:
+    """What `UNetPatcher.encode` keeps for `decode`.
+
+    Args:
+        features: [item, channels, *size] at every size, the latents' first.
+        time: embedding of the times [item, time].
+        share: factor on the U-Net's part of the prediction, by item: [item, 1, ...].
+    """
+
+    features: list[Tensor]
+    time: Tensor
+    share: Tensor
+
+
 class UNetPatcher(Patcher):
-    """Latents <-> slot vectors of one modality, by a U-Net around the transformer."""
+    """Latents <-> slot vectors of one modality, by a U-Net around the transformer and a linear layer behind it."""
 
     def __init__(self, config: UNetPatcherConfig, modality: Modality, width: int, eps: float) -> None:
         super().__init__()
+        self.fade = config.fade
         axes, steps = len(modality.shape), unet.stages(modality.patch)
         base = max(1, width // 4) if config.channels is None else config.channels
         counts = [max(base, min(base * 2**i, width)) for i in range(len(steps) + 1)]
@@ -83,6 +116,7 @@ class UNetPatcher(Patcher):
         self.down_attention = attention()
         self.inward_norm, self.proj_in = unet.norm(deepest, eps), nn.Linear(deepest, width)
 
+        self.linear = unet.grow(modality.patch or (1,), width, modality.channels)
         self.proj_out = nn.Linear(width, deepest)
         self.up = nn.ModuleList(blocks(2 * count, count) for count in counts)
         self.up_attention = attention()
@@ -93,14 +127,16 @@ class UNetPatcher(Patcher):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Slots of the linear patcher's scale (see there), and a first prediction near 0."""
+        """A first prediction that is the linear layer's alone, and near 0."""
         nn.init.xavier_normal_(self.proj_in.weight)
-        for layer in (self.last, self.time_embedding.first, self.time_embedding.second):
+        for layer in (self.linear, self.time_embedding.first, self.time_embedding.second):
             assert isinstance(layer.weight, Tensor)
             nn.init.normal_(layer.weight, std=0.02)
+        assert isinstance(self.last.weight, Tensor)
+        nn.init.zeros_(self.last.weight)
 
-    def encode(self, latents: Latents, t: Times) -> tuple[Slots, tuple[list[Tensor], Tensor]]:
-        """Noised latents at times t -> slot vectors; the skip: features at every size, and the time's embedding."""
+    def encode(self, latents: Latents, t: Times) -> tuple[Slots, UNetSkip]:
+        """Noised latents at times t -> slot vectors, and the skip."""
         time = self.time_embedding(t)
         latents = latents.to(self.proj_in.weight.dtype)
         x = self.first(latents.unsqueeze(-1) if self.vector else latents)
@@ -112,11 +148,13 @@ class UNetPatcher(Patcher):
             x = self.down_attention(x) if level == len(self.shrink) else x
             features.append(x)
         slots = self.proj_in(self.inward_norm(x).flatten(2).transpose(1, 2))
-        return slots, (features, time)
+        share = (1 - t if self.fade else torch.ones_like(t)).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return SLOT_SCALE * slots, UNetSkip(features, time, share)
 
-    def decode(self, slots: Slots, skip: tuple[list[Tensor], Tensor], grid: tuple[int, ...]) -> Latents:
+    def decode(self, slots: Slots, skip: UNetSkip, grid: tuple[int, ...]) -> Latents:
         """The transformer's output at the slots of a grid, and the skip -> the prediction, shaped like the latents."""
-        features, time = skip
+        features, time = skip.features, skip.time
+        answer = self.linear(slots.transpose(1, 2).unflatten(2, grid or (1,)))
         x = self.proj_out(slots).transpose(1, 2).unflatten(2, grid or (1,))
         for level in reversed(range(len(features))):
             x = torch.cat([x.to(features[level].dtype), features[level]], 1)
@@ -124,5 +162,5 @@ class UNetPatcher(Patcher):
                 x = block(x, time)
                 x = self.up_attention(x) if index == 0 and level == len(self.grow) else x
             x = self.grow[level - 1](x) if level else x
-        out: Any = self.last(F.silu(self.last_norm(x)))
+        out: Any = answer + skip.share * self.last(F.silu(self.last_norm(x)))
         return out[..., 0] if self.vector else out

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.codec.patcher import Patcher, TimeEmbedding
-from transfusion.codec.patchers import LinearPatcherConfig, PatcherConfig, build, choose
+from transfusion.codec.patchers import LinearPatcherConfig, PatcherConfig, UNetPatcherConfig, build, choose
 from transfusion.data.batch import Batch
 from transfusion.data.tokenize import Coordinates
 from transfusion.diffusion.process import Diffusion
@@ -151,6 +151,8 @@ class Network(nn.Module):
                     f"no time conditioning for {modality.name!r}: patcher.time='none' needs transformer.adaln; or take time "
                     "'width' or 'patch'"
                 )
+            if isinstance(patcher, UNetPatcherConfig) and config.diffusion.prediction != "x0":
+                patcher = replace(patcher, fade=False)
             self.patchers[modality.name] = build(patcher, modality, width, transformer.norm_eps, modules)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight

@@ -7,6 +7,7 @@ transfusion train pictures --data FOLDER
 
 from collections.abc import Sequence
 
+from transfusion.codec.patchers import LinearPatcherConfig
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.loader import PackingConfig
@@ -22,7 +23,7 @@ from transfusion.nn.config import TransformerConfig
 from transfusion.run.recipe import Recipe
 from transfusion.run.record import Run
 from transfusion.train.log import LogFn
-from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.optimizer import MuonConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 
@@ -35,13 +36,14 @@ def run() -> Run:
         model=ModelConfig(
             modalities=(image,),
             transformer=TransformerConfig(width=256, depth=6, num_heads=8),
-            media_weight=1.0,
+            patcher=LinearPatcherConfig(slot_scale=0.1),
+            media_weight=5.0,
             context_length=512,
         ),
         transform=DocumentTransform(image_first=0.2, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=8),
         trainer=TrainerConfig(steps=4000, ema_decay=0.999, sample_every=500),
-        optimizer=AdamWConfig(lr=1e-3, warmup=200, weight_decay=0.05),
+        optimizer=MuonConfig(lr=3e-3, warmup=50, weight_decay=0.05),
         checkpoint=CheckpointConfig(every=250, keep=2),
         sampler=Euler(num_steps=25),
         guidance=Guidance(text=3.0),
