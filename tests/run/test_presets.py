@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ import torch
 from transfusion import config
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDPM
+from transfusion.evaluation.record import Record
 from transfusion.model.network import Network
 from transfusion.recipes import RECIPES, find
 from transfusion.run.command_line import parse_run
-from transfusion.run.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, preset
+from transfusion.run.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, paper_optimizer, preset
 from transfusion.run.record import Run
 from transfusion.train.optimizer import AdamWConfig
 
@@ -72,3 +74,20 @@ def test_a_small_run_gets_the_papers_share_of_warm_up_and_a_rate_by_width() -> N
     assert paper_numbers("--optimizer.lr 1e-3 --optimizer.warmup 7 --trainer.steps 90")[::2] == (1e-3, 7)
     assert paper_numbers("--init runs/other")[:2] == (3e-4, 1.5e-5)  # trained weights take the paper's own rate
     assert parse_run(digits, ["--preset", "paper", "--trainer.ema-decay", "0.9"], "test").trainer.ema_decay == 0.9
+
+
+def test_records_say_that_the_paper_preset_teaches_small_runs() -> None:
+    """Digits, width 128, in 1,200 steps and in 2.5 times as many, as recorded, with the numbers that the preset gives."""
+    folder = Path(__file__).parents[2] / "docs" / "records"
+    drawn, read, longer = (
+        Record.load(folder / name)
+        for name in ("paper-digits/draw.json", "paper-digits/read.json", "paper-digits-3000/read.json")
+    )
+    for record, steps in ((drawn, 1200), (read, 1200), (longer, 3000)):
+        expected, words = paper_optimizer(128, steps), f"{record.command} "
+        assert words.startswith("transfusion train digits ") and "--model.diffusion.prediction eps " in words
+        assert f"--optimizer.lr {expected.lr} " in words and f"--optimizer.warmup {expected.warmup} " in words
+        assert "--trainer.ema-decay 0.0 " in words and ("--trainer.steps 3000 " in words) == (steps == 3000)
+    assert drawn.metrics["agreement"].value >= 0.95 and drawn.metrics["agreement"].count == 500
+    assert read.metrics["accuracy"].value >= 0.85 and longer.metrics["accuracy"].value >= 0.95
+    assert read.metrics["accuracy"].count == longer.metrics["accuracy"].count == 360
