@@ -23,7 +23,7 @@ from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
 from transfusion.run.recipe import ClassTask, Labelled, Recipe
 from transfusion.run.record import Run
-from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.optimizer import MuonConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 PARAPHRASES = (
@@ -39,7 +39,7 @@ HELD_OUT_PARAPHRASES = ("a picture of a handwritten {}", "the number {} written 
 
 def run() -> Run:
     """The settings."""
-    image = Modality(IMAGE, channels=1, shape=(8, 8), patch=(2, 2))
+    image = Modality(IMAGE, channels=1, shape=(8, 8), patch=(4, 4))
     return Run(
         recipe="digits",
         tokenizer=BPE(512),
@@ -50,9 +50,9 @@ def run() -> Run:
             context_length=128,
         ),
         transform=DocumentTransform(image_first=0.5, condition_dropout=ConditionDropout(text=0.1)),
-        packing=PackingConfig(row_length=512, rows=4),
-        trainer=TrainerConfig(steps=1200, ema_decay=0.998, log_every=100),
-        optimizer=AdamWConfig(lr=3e-3, warmup=50, weight_decay=0.05),
+        packing=PackingConfig(row_length=512, rows=2),
+        trainer=TrainerConfig(steps=1600, ema_decay=0.998, log_every=100),
+        optimizer=MuonConfig(lr=3e-3, warmup=50, weight_decay=0.05),
         checkpoint=CheckpointConfig(every=300, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=2.0),
