@@ -30,7 +30,7 @@ from transfusion.data.transforms import ConditionDropout
 from transfusion.data.vocabulary import PretrainedVocabulary, Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.files import MANIFEST, manifest, mismatch, read_json, replacing, save_tensors
+from transfusion.files import MANIFEST, manifest, mismatch, read_json, replacing, save_tensors, write_text
 from transfusion.model.network import ModelConfig, Network
 
 FORMAT = 2
@@ -104,6 +104,14 @@ def write(
         partial[CONFIG].write_text(json.dumps(config.to_plain(settings), indent=2) + "\n", encoding="utf-8")
         files = manifest({name: file for name, file in partial.items() if name != MANIFEST})
         partial[MANIFEST].write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def add_to_manifest(folder: Path, name: str) -> None:
+    """Have a file that was written into a model folder afterwards verified with the others. Raises OSError, ValueError: no
+    manifest that can be read or written."""
+    plain = read_json(folder / MANIFEST)
+    plain["files"] |= manifest({name: folder / name})
+    write_text(folder / MANIFEST, json.dumps(plain, indent=1) + "\n")
 
 
 def verify(folder: Path) -> None:

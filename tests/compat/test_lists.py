@@ -336,7 +336,10 @@ def test_a_saved_model_has_the_same_loss(tmp_path) -> None:
     assert torch.equal(2.0 * plain.loss(documents, seed=1), model(batch, seed=1))
     assert "text_loss_weight" in (tmp_path / "compat.json").read_text()
     (tmp_path / "compat.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cannot read .*compat\.json"):
+    with pytest.raises(ValueError, match=r"compat\.json has 1 bytes, its manifest says"):
+        Transfusion.from_pretrained(tmp_path)
+    (tmp_path / "MANIFEST.json").unlink()
+    with pytest.warns(UserWarning, match="has no MANIFEST"), pytest.raises(ValueError, match=r"cannot read .*compat\.json"):
         Transfusion.from_pretrained(tmp_path)
 
 

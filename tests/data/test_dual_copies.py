@@ -97,7 +97,8 @@ def test_an_item_stands_once_where_two_copies_do_not_fit() -> None:
     m = model(context_length=16)
     whole = m.tokenize([[picture(1), "some"]])[0]
     assert [item.copy for item in whole.items] == ["noised", "clean"] and len(whole) == 16
-    short = m.tokenize([[picture(1), "some mor"]])[0]
+    with pytest.warns(UserWarning, match="no room in the context for two copies"):
+        short = m.tokenize([[picture(1), "some mor"]])[0]
     assert [(item.copy, item.media.use) for item in short.items] == [("", "draw")] and len(short) == 16
 
 
@@ -267,9 +268,15 @@ def test_a_pair_in_the_other_order_is_read_or_limited_as_the_paper_has_it() -> N
     assert (limited.use, limited.times, limited.has_loss) == ("draw", (0.0, 0.5), True)
     both = Document((Text("a"), Media(picture(1), use="both")))
     assert DocumentTransform(1.0, dual=1.0, condition_dropout=none)(both, 0, 0, 0).media[0].use == "both"
-    for use in ("draw", "read", "context"):
-        said = Document((Text("a"), Media(picture(1), use=use)))
-        assert isinstance(DocumentTransform(1.0, condition_dropout=none)(said, 0, 0, 0).segments[0], Text)
+    own = ({"use": "draw"}, {"use": "read"}, {"use": "context"}, {"times": (0.0, 0.5)}, {"times": (0.7, 1.0)}, {"weight": 0.0})
+    for fields in (*own, {"private": True}, {"noise": picture(2)}, {"times": CLEAN}):
+        for noise in (0.0, 0.5):
+            said = Document((Text("a"), Media(picture(1), **fields)))
+            assert isinstance(DocumentTransform(1.0, noise, condition_dropout=none)(said, 0, 0, 0).segments[0], Text)
+    for text in (Text("a", loss=False), Text("a", weight=0.0), Text("")):
+        assert (
+            DocumentTransform(1.0, condition_dropout=none)(Document((text, Media(picture(1)))), 0, 0, 0).media[0].use == "draw"
+        )
 
 
 def test_a_draw_that_drops_the_caption_keeps_a_loss() -> None:

@@ -29,6 +29,15 @@ def test_shapes_of_a_corpus_are_those_that_it_is_trained_in() -> None:
     assert learned.prompts == ["a cat"] and not learned.more
 
 
+def test_no_shape_is_missed_by_the_order_of_a_corpus() -> None:
+    turned = Document((Media(picture(1), use="read"), Text("a cat")))
+    transform = DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(0.0))
+    learned = LearnedDocuments.of([PAIR, turned] * 4000 + [EDIT], transform)
+    assert learned.shapes == {"text image:draw": 8000, "image:read text": 8000, "image:context text:given image:draw": 2}
+    many = LearnedDocuments.of([PAIR, turned] * 10_001, transform)
+    assert many.more and many.shapes["image:read text"] == pytest.approx(20_000, abs=600)
+
+
 def test_the_shape_of_a_document() -> None:
     whole = Document((Text("a"), Text(""), Text("b", loss=False), Media(picture(1)), Text("c"), Media(picture(2), weight=0.0)))
     assert shape(with_uses(whole)) == "text image:both text image:context"

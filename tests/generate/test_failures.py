@@ -1,6 +1,7 @@
 """A pass that fails ends its own documents, with an event that names them; all others go on."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -258,3 +259,44 @@ def test_prompts_with_items_share_a_failure_and_free_all_their_rows() -> None:
     for i in range(5):
         engine.add(Request(Document((Media(picture(i)), Text("b"))), seed=i, force="image", max_tokens=0, guidance=both))
     assert set(outcome(run(engine)).values()) == {Done, Failed} and engine.runner.cache.num_free == 9
+
+
+@dataclass
+class Unhashable:
+    """A decoding that no dictionary takes."""
+
+    def choose(self, logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Illegal:
+    """A decoding that chooses ids that do not exist."""
+
+    def choose(self, logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(logits.argmax(-1), 10**6)
+
+
+class WithoutRule:
+    """A sampler that cannot be grouped with others."""
+
+    num_steps = 2
+
+    def step(self) -> None:
+        raise AssertionError
+
+    def times(self) -> list[float]:
+        return [1.0, 0.5, 0.0]
+
+
+def test_what_cannot_be_grouped_is_refused_and_an_illegal_choice_ends_its_own_document_alone(unchecked) -> None:
+    m = model()
+    engine = Engine(m.network, m.vocabulary, cache_slots=4)
+    with pytest.raises(ValueError, match="cannot be told from others"):
+        engine.add(Request(Document((Text("b"),)), decoding=Unhashable()))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="with step and times and rule"):
+        engine.add(Request(Document((Text("b"),)), sampler=WithoutRule()))  # type: ignore[arg-type]
+    asked = [Request(Document((Text("a"),)), max_tokens=3), Request(Document((Text("b"),)), max_tokens=3, decoding=Illegal())]  # type: ignore[arg-type]
+    first, second = [engine.add(request) for request in asked]
+    ends = {event.id: event for event in engine.run() if isinstance(event, Done | Failed)}
+    assert isinstance(ends[first], Done) and isinstance(ends[second], Failed) and "1000000" in ends[second].reason

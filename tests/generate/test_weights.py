@@ -13,11 +13,12 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.generate.engine import Engine, generate
 from transfusion.generate.state import Request
 from transfusion.nn.ema import EMA
+from transfusion.train.optimizer import AdamWConfig
 
 
 def train(m: Transfusion) -> None:
-    """A step that changes every weight a good deal."""
-    optimizer = torch.optim.AdamW(m.parameters(), lr=0.1)
+    """A step that changes every weight a good deal, by the fused optimizer that runs have."""
+    optimizer = AdamWConfig(lr=0.1).build(m)
     m.loss(documents()).backward()
     optimizer.step()
 

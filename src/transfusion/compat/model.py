@@ -15,6 +15,7 @@ from transfusion.compat import training
 from transfusion.compat.constructor import check_words, configure
 from transfusion.compat.ema import EMA
 from transfusion.compat.generation import Generating, drawn_seed
+from transfusion.compat.lists import FILE as COMPAT
 from transfusion.compat.lists import CompatConfig
 from transfusion.compat.outputs import Outputs, item_times
 from transfusion.config import nearest
@@ -24,7 +25,7 @@ from transfusion.data.transforms import ConditionDropout, DocumentTransform, onc
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.model.auxiliary import Decoders
 from transfusion.model.losses import Losses
-from transfusion.model_folder import TransfusionConfig, find
+from transfusion.model_folder import TransfusionConfig, add_to_manifest, find
 
 
 class Transfusion(Generating):
@@ -68,6 +69,7 @@ class Transfusion(Generating):
         """Write the model folder, and `compat.json` in it. Raises as `transfusion.Transfusion.save_pretrained`."""
         super().save_pretrained(folder)
         self.compat.save(Path(folder))
+        add_to_manifest(Path(folder), COMPAT)
 
     @classmethod
     def from_pretrained(
@@ -123,8 +125,8 @@ class Transfusion(Generating):
             batch: a Batch (then only `teacher` and `decoders` are used); a list of lists of items; token ids Int[document,
                 length] (-1 is padding), whose loss is over text ids alone; or latents Float[item, ...] of one modality,
                 `modality_type`.
-            times: the time of each item as in transfusion-pytorch, 0 noise, 1 clean: a list of numbers for each document, a
-                tensor [document, item], or a function of the number of items.
+            times: the time of each item as in transfusion-pytorch, 0 noise, 1 clean (and then without a loss): a list of
+                numbers for each document, a tensor [document, item], or a function of the number of items.
             num_modalities_to_times_fn: function from the numbers of items, Int[document], to such a tensor.
             noise_levels: instead of these the noise level of each item, 0 clean, 1 noise, in the same forms. Whole numbers are
                 steps of the diffusion's T.

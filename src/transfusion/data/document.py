@@ -125,7 +125,7 @@ class Media:
     def _check_use(self) -> None:
         if self.use is not None and self.use not in get_args(Use):
             raise ValueError(f"an item's use is draw, read, both or context, not {self.use!r}")
-        if self.use == "both" and self.private:
+        if self.use in ("both", "read") and self.private:
             raise ValueError('nothing that follows sees a private item, so it is not read: its use is "draw"')
         if self.use in ("draw", "both") and (self.weight == 0 or self.times == CLEAN):
             raise ValueError(f'an item of use "{self.use}" takes a loss: give it a weight above 0 and times above 0')

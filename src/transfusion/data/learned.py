@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from transfusion import rng
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.transforms import DocumentTransform, with_uses
 from transfusion.files import read_json
 
 FILE = "documents.json"
-MOST_SHAPES, MOST_PROMPTS, SAMPLE = 64, 8, 2000
+MOST_SHAPES, MOST_PROMPTS, SAMPLE = 64, 8, 20_000
 TEXT, GIVEN = "text", "text:given"
 
 
@@ -39,9 +40,12 @@ class LearnedDocuments:
     def of(
         cls, corpus: Sequence[Document], transform: DocumentTransform, *, seed: int = 0, prompts: Sequence[str] = ()
     ) -> "LearnedDocuments":
-        """The shapes of a corpus as `transform` arranges it, from about 2,000 of its documents, spread evenly over it."""
-        learned = cls(prompts=list(prompts[:MOST_PROMPTS]))
-        picked = range(0, len(corpus), max(1, len(corpus) // SAMPLE))
+        """The shapes of a corpus as `transform` arranges it: of all its documents, or of 20,000 picked at random by the seed,
+        twice each; then `more` is set, since rarer shapes may be missing."""
+        learned = cls(prompts=list(prompts[:MOST_PROMPTS]), more=len(corpus) > SAMPLE)
+        picked = range(len(corpus))
+        if learned.more:
+            picked = rng.generator(rng.key(seed, "learned documents")).choice(len(corpus), SAMPLE, replace=False).tolist()
         learned.note(transform.arranged(corpus[i], seed, epoch, i) for epoch in range(2) for i in picked)
         return learned
 

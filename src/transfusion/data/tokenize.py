@@ -10,6 +10,7 @@ text that is only context, and in a document without language loss.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -222,8 +223,15 @@ def tokenize_documents(
             named = whole if whole.name else replace(whole, name=str(index))
             learned = with_uses(named) if add_eos else named
             tokenized = tokenize_document(learned, vocabulary, coordinates, add_eos=add_eos)
-            if len(tokenized) > context_length:
+            if len(tokenized) > context_length and any(item.copy for item in tokenized.items):
                 tokenized = tokenize_document(once(learned), vocabulary, coordinates, add_eos=add_eos)
+                if len(tokenized) <= context_length:
+                    warnings.warn(
+                        "a document has items that are drawn and read, and no room in the context for two copies of each: they "
+                        'stand once, and what follows is learned from noised items; give them the use "draw" or "read", or the '
+                        "model a longer context_length",
+                        stacklevel=4,
+                    )
             if len(tokenized) > context_length:
                 raise ValueError(f"document {index} takes {len(tokenized)} tokens, the context has {context_length}")
             sequences.append(tokenized.load(lambda item, index=index: rng.key(seed, index, item)))

@@ -35,7 +35,7 @@ class DocumentTransform:
 
     Args:
         image_first: share of caption-and-item pairs that are reordered to item first (the paper: 0.2). Pairs whose item says
-            that it is only to be drawn, or only to be read, stay as they are.
+            that it is only to be drawn, or only to be read, or has times or noise of its own, stay as they are.
         image_first_noise: most noise of an item that such a reordering has put before its own caption. 0: it is read, clean
             and without a loss. The paper (its Table 8): 0.5, with a loss.
         dual: share of documents whose items of use "both" stand twice, a noised copy with the loss and a clean one for what
@@ -97,8 +97,8 @@ class DocumentTransform:
         text, item = pair
         assert isinstance(item, Media)
         if item.use is None and self.image_first_noise > 0:
-            item = replace(item, use="draw", times=(item.times[0], min(item.times[1], self.image_first_noise)))
-        elif item.use is None and item.has_loss:
+            item = replace(item, use="draw", times=(0.0, self.image_first_noise))
+        elif item.use is None:
             item = replace(item, use="read")
         return [item, text]
 
@@ -138,5 +138,10 @@ def once(document: Document) -> Document:
 
 
 def _is_reorderable(segments: Sequence[Segment]) -> bool:
-    """Whether a document is a caption and then an item that may be read too."""
-    return [type(s) for s in segments] == [Text, Media] and segments[1].use in (None, "both")  # type: ignore[union-attr]
+    """Whether a document is a caption that is learned and then an item that may be read too, of any noise."""
+    if [type(s) for s in segments] != [Text, Media]:
+        return False
+    text, item = segments
+    assert isinstance(text, Text) and isinstance(item, Media)
+    free = item.times == ANY_TIME and item.noise is None and not item.private
+    return text.has_loss and item.has_loss and free and item.use in (None, "both")

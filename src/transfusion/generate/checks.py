@@ -1,7 +1,7 @@
 """Checks of a request, before it is queued: what cannot be met is refused here, where it disturbs no other document."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -41,12 +41,14 @@ def check_types(request: Request) -> Request:
         raise ValueError("noise: a tensor of finite floating-point numbers, or a function that gives one for each item")
     if not isinstance(request.guidance, Guidance):
         raise ValueError(f"guidance: a Guidance, such as Guidance(text=3.0), not {request.guidance!r}")
-    for name, value, method, example in (
-        ("decoding", request.decoding, "choose", "Greedy() or Sample()"),
-        ("sampler", request.sampler, "step", "Euler(num_steps=25) or another of its kind"),
+    for name, value, methods, example in (
+        ("decoding", request.decoding, ("choose",), "Greedy() or Sample()"),
+        ("sampler", request.sampler, ("step", "times", "rule"), "Euler(num_steps=25) or another of its kind"),
     ):
-        if isinstance(value, type) or not callable(getattr(value, method, None)):
-            raise ValueError(f"{name}: {example}, not {value!r}")
+        if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+            raise ValueError(f"{name}: {example}, with {' and '.join(methods)}, not {value!r}")
+        if not isinstance(value, Hashable):
+            raise ValueError(f"{name}: {value!r} cannot be told from others (no hash): make it a frozen dataclass")
     _integer("sampler.num_steps", request.sampler.num_steps, 1)
     return replace(
         request,

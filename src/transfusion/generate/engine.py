@@ -242,6 +242,9 @@ class Engine:
         allowed = torch.stack([doc.allowed_tokens(self.vocabulary, self._remaining(doc)) for doc in docs])
         u = torch.tensor([rng.uniform(doc.request.seed, "token", doc.num_draws) for doc in docs])
         tokens = decoding.choose(logits.masked_fill(~allowed, -math.inf), u).tolist()
+        wrong = [token for token, row in zip(tokens, allowed, strict=True) if not (0 <= token < len(row) and row[token])]
+        if wrong:
+            raise ValueError(f"{decoding!r} chose the id {wrong[0]}, which may not come next")
         for doc, token in zip(docs, tokens, strict=True):
             if doc.id in self._active:
                 self._accept_token(doc, token)

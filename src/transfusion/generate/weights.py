@@ -1,14 +1,17 @@
 """The weights that generation computes with: the network's own, or a copy with bf16 matrices that follows them."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from transfusion.model.network import Network
 
 Version = tuple[tuple[int, int], ...]
+_steps = 0  # of all optimizers of this process, since the first engine in bf16
 
 
 class FollowingWeights:
@@ -26,6 +29,8 @@ class FollowingWeights:
         self._original, self._dtype = network, dtype
         self._version: Version | None = None
         self._copy = network
+        if dtype == torch.bfloat16:
+            _count_steps()
 
     def network(self) -> Network:
         """The network to compute with now."""
@@ -43,9 +48,20 @@ class FollowingWeights:
 
 def _version(network: Network) -> Version:
     """What changes when a weight is written to or replaced, or the mode (training, evaluation) is another: the address and the
-    number of writes of every parameter."""
+    number of writes of every parameter; and the number of optimizer steps, since a fused one counts as no write."""
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in network.parameters()]
-    return ((int(network.training), 0), *weights)
+    return ((int(network.training), _steps), *weights)
+
+
+@cache
+def _count_steps() -> None:
+    """From now on, count the steps of all optimizers."""
+
+    def count(*_: object) -> None:
+        global _steps
+        _steps += 1
+
+    register_optimizer_step_post_hook(count)
 
 
 def in_bf16(network: Network) -> Network:

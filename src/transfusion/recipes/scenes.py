@@ -3,8 +3,9 @@
 transfusion train scenes
 
 Which digits, how many, where, in what colour: GenEval's six kinds of task (arXiv 2310.11513), without held-out combinations.
-5,000 steps, 1,010 seconds on one core: 0.730 of the images show what their caption states, 0.530 of the held-out combinations.
-Which digit has which colour, and which of two stands first, is not learned (LOG.md).
+5,000 steps of Muon at noisy times, 1,220 processor seconds of a busy machine: 0.92 of the images show what their caption
+states, 0.77 of the held-out combinations; position 0.98 and 1.00, attribution 0.80 and 0.72 (one seed, 60 images of each
+kind; LOG.md). AdamW at the usual times: 0.36 and 0.32 of position and attribution.
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,15 @@ from transfusion.data.sources.scenes import KINDS, LazyScene, SceneKind, draw
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.process import Diffusion
 from transfusion.diffusion.sampler import Euler
+from transfusion.diffusion.times import LogitNormal
 from transfusion.modality import IMAGE, Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
 from transfusion.run.recipe import Recipe, SceneTask
 from transfusion.run.record import ReportConfig, Run
-from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.optimizer import MuonConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 COUNTS: dict[SceneKind, int] = {
@@ -46,13 +49,14 @@ def run() -> Run:
         model=ModelConfig(
             modalities=(image,),
             transformer=TransformerConfig(width=128, depth=6, num_heads=4),
+            diffusion=Diffusion(times=LogitNormal(mean=2.2, std=1.2)),
             media_weight=3.0,
             context_length=128,
         ),
         transform=DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=2),
         trainer=TrainerConfig(steps=5000, ema_decay=0.998, log_every=250),
-        optimizer=AdamWConfig(lr=2e-3, warmup=50, weight_decay=0.05),
+        optimizer=MuonConfig(lr=2e-3, warmup=50, weight_decay=0.05),
         checkpoint=CheckpointConfig(every=500, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
         guidance=Guidance(text=2.0),
