@@ -83,7 +83,8 @@ def test_a_recipe_of_sound_needs_nothing_beside_data_and_recipe(monkeypatch: pyt
     record = json.loads(Path("answers/outputs.jsonl").read_text().splitlines()[0])
     assert record == {"segments": [{"text": "tone"}, {"sound": "00000-1.npy"}]}
     assert np.load("answers/00000-1.npy").shape == (3, 6)
-    assert command("generate run --prompts answers/outputs.jsonl --out more --max-tokens 2") == 0
+    with pytest.warns(UserWarning, match="never learned text behind text and sound"):
+        assert command("generate run --prompts answers/outputs.jsonl --out more --max-tokens 2") == 0
 
 
 def test_the_mode_names_a_modality_of_the_model(capfd) -> None:

@@ -49,7 +49,7 @@ def test_readme_one_modality() -> None:
     assert isinstance(one_multimodal_sample, list)
     for entry in one_multimodal_sample:
         if isinstance(entry, torch.Tensor):
-            assert entry.dtype == torch.int64 and entry.min() >= 0 and entry.max() < 256
+            assert entry.dtype == torch.int64 and entry.min() >= 0 and entry.max() < len(model.vocabulary)
         else:
             assert entry.modality_type == 0 and entry.tensor.shape[-1] == 384
 
@@ -82,7 +82,7 @@ def test_readme_several_modalities() -> None:
 
     assert torch.isfinite(loss) and isinstance(one_multimodal_sample, list)
     forced = model.sample(force_modality_at_start=(1, (32,)), max_length=48)
-    assert forced[0].modality_type == 1 and forced[0].tensor.shape == (32, 192)
+    assert forced[1].modality_type == 1 and forced[1].tensor.shape == (32, 192)
 
 
 @pytest.mark.slow
@@ -128,9 +128,9 @@ def test_readme_encoder_and_decoder() -> None:
 
     assert torch.isfinite(loss)
     assert all(p.grad is None for p in (*mock_encoder.parameters(), *mock_decoder.parameters()))
-    image = model.sample(force_modality_at_start=0, max_length=48)[0].tensor
+    image = model.sample(force_modality_at_start=0, max_length=48)[1].tensor
     assert image.shape == (3, 4, 4)
-    latents = model.sample(force_modality_at_start=0, max_length=48, return_unprocessed_modalities=True)[0].tensor
+    latents = model.sample(force_modality_at_start=0, max_length=48, return_unprocessed_modalities=True)[1].tensor
     assert latents.shape == (384, 4, 4)
 
 
@@ -154,4 +154,4 @@ def test_readme_language_first() -> None:
 
     sampled = model.generate_text_only(text[:, :1], 24)  # 1024 in the README
 
-    assert torch.isfinite(loss) and sampled.shape == (2, 24) and sampled.max() < 256 and sampled.min() >= 0
+    assert torch.isfinite(loss) and sampled.shape == (2, 23) and sampled.max() < 256 and sampled.min() >= 0

@@ -86,7 +86,8 @@ def test_any_of_its_end_ids_ends_a_document(end: int) -> None:
     logits = torch.zeros(len(v))
     logits[256], logits[end] = 9.0, 5.0  # BOS would be likelier, and may not be written
     engine = Engine(m.network, v, cache_slots=1)
-    engine.runner.logits = lambda h: logits.expand(len(h), -1)  # type: ignore[method-assign]
+    extend = engine.runner.extend
+    engine.runner.extend = lambda chunks: [logits for _ in extend(chunks)]  # type: ignore[method-assign]
     engine.add(Request(Document((Text("a"),)), max_items=0))
     events = list(engine.run())
     assert [e.token for e in events if isinstance(e, Token)] == [end]

@@ -17,6 +17,7 @@ from transfusion.evaluation.classifier import SmallClassifier
 from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.questions import Question, read_questions
 from transfusion.evaluation.suite import EvalContext, caption, class_named, generate
+from transfusion.generate.failures import GenerationError
 
 NAMES = ("dark", "bright")
 
@@ -207,7 +208,7 @@ def test_drawings_with_nan_are_refused(context: EvalContext) -> None:
     m = model()
     with torch.no_grad():
         m.network.patchers["image"].proj_out.weight.fill_(float("nan"))  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(GenerationError, match="predictions are not finite"):
         draw.score(m, pairs(4), replace(context, samples=2))
 
 

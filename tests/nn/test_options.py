@@ -195,7 +195,7 @@ def test_every_option_survives_configuration_and_the_command_line() -> None:
     ("wrong", "message"),
     [
         ({"residual": "highway"}, "plain, hyper or attention"),
-        ({"residual": "hyper", "num_streams": 0}, "at least 1 stream"),
+        ({"residual": "hyper", "num_streams": 0}, "num_streams must be at least 1"),
         ({"residual": "attention", "long_skips": True, "depth": 4}, 'use long_skips with "plain"'),
         ({"depth": 2, "long_skips": True}, "depth of at least 3, not 2"),
         ({"dropout": 1.0}, r"in \[0, 1\), not 1"),

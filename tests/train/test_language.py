@@ -30,7 +30,7 @@ def corpus(count: int = 24) -> list[Document]:
 
 def run(out: Path, init: Path, weights: str, optimizer: type = AdamWConfig, **rates: float) -> Run:
     base = digits.run()
-    image = replace(base.model.modalities[0], shape=(4, 4))
+    image = replace(base.model.modalities[0], shape=(4, 4), patch=(2, 2))
     return replace(
         base,
         out=str(out),

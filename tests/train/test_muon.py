@@ -160,8 +160,9 @@ def test_one_schedule_scales_all_groups() -> None:
     assert [id(p) for p in groups[2]["params"]] == [id(p) for p in m.network.muon_parameters()]
     for block in m.network.transformer.blocks:
         block.requires_grad_(False)
+    assert not any("momentum" in group for group in MuonConfig().build(m).param_groups)  # nothing is left for Muon
     with pytest.raises(ValueError, match=r"use optimizer\.kind adamw"):
-        MuonConfig().build(m)
+        MuonConfig().build(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def corpus(count: int = 40) -> list[Document]:
 
 def run(out: Path, steps: int = 8, **overrides) -> Run:
     base = digits.run()
-    image = replace(base.model.modalities[0], shape=(4, 4))
+    image = replace(base.model.modalities[0], shape=(4, 4), patch=(2, 2))
     tiny = replace(
         base,
         out=str(out),
@@ -49,7 +49,7 @@ def run(out: Path, steps: int = 8, **overrides) -> Run:
         ),
         packing=replace(base.packing, row_length=48, rows=4, window=16),
         trainer=TrainerConfig(steps=steps, ema_decay=0.9, log_every=1000),
-        optimizer=replace(base.optimizer, lr=3e-3, warmup=min(3, steps - 1)),
+        optimizer=AdamWConfig(lr=3e-3, warmup=min(3, steps - 1), weight_decay=0.05),
         checkpoint=replace(base.checkpoint, every=3, keep=2),
     )
     return replace(tiny, **overrides)

@@ -104,7 +104,7 @@ class AdamWConfig:
 
 @dataclass(frozen=True)
 class MuonConfig(AdamWConfig):
-    """Muon for the transformer's hidden matrices, AdamW for embeddings, head, patchers, norms and biases.
+    """Muon for the transformer's hidden matrices, AdamW for embeddings, head, patchers, norms, biases and LoRA's adapters.
 
     Args:
         lr_scale: factor on the learning rate of Muon's matrices.
@@ -142,9 +142,12 @@ class MuonConfig(AdamWConfig):
         }
 
     def _groups(self, module: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-        matrices = [m for child in module.modules() if isinstance(child, Transformer) for m in hidden_matrices(child)]
-        if not matrices:
-            raise ValueError("Muon needs hidden matrices of a transformer, and none are trained: use optimizer.kind adamw")
+        transformers = [child for child in module.modules() if isinstance(child, Transformer)]
+        matrices = [m for child in transformers for m in hidden_matrices(child)]
+        if not transformers:
+            raise ValueError("Muon needs hidden matrices of a transformer, and there is none: use optimizer.kind adamw")
+        if not matrices:  # all frozen, under LoRA
+            return super()._groups(module, parameters)
         hidden, chosen = {id(m.weight) for m in matrices}, {id(p) for p in parameters}
         others = super()._groups(module, [p for p in parameters if id(p) not in hidden])
         return [*others, self.group([m for m in matrices if id(m.weight) in chosen])]
