@@ -4,6 +4,7 @@ Random weights everywhere, zero-initialised ones too: `small.model` sees to it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def plain() -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(1, WIDTH, 2, stride=2), nn.ConvTranspose2d(WIDTH, 1, 2, stride=2)
 
 
-def unet(**options: int) -> Callable[..., Transfusion]:
+def unet(**options: Any) -> Callable[..., Transfusion]:
     return lambda *modalities, **kw: model(*modalities, patcher=UNetPatcherConfig(channels=8, **options), **kw)
 
 

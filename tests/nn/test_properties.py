@@ -77,14 +77,14 @@ def some_document(m: Transfusion, rng: random.Random) -> Document:
         size = rng.choice([modality.shape, (2, 4)]) if modality == FREE else modality.shape
         values = torch.randn(modality.channels, *size, generator=torch.Generator().manual_seed(rng.randrange(1 << 30)))
         use, private = rng.choice([None, None, "draw", "read", "both", "context"]), rng.random() < 0.25
-        use = "draw" if private and use == "both" else use
+        use = "draw" if private and use in ("both", "read") else use
         noised = use in ("draw", "both")
         free = use is None or noised
         segments.append(
             Media(
                 values,
                 modality.name,
-                use=use,
+                use=use,  # type: ignore[arg-type]
                 times=rng.choice([(0.0, 1.0), (0.2, 0.6), (0.5, 0.5), (0.0, 1.0) if noised else CLEAN]) if free else (0.0, 1.0),
                 weight=rng.choice([1.0, 1.0, 0.3, 0.3 if noised else 0.0]),
                 private=private,
