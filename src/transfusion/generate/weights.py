@@ -1,7 +1,7 @@
 """The weights that generation computes with: the network's own, or a copy with bf16 matrices that follows them."""
 
 import copy
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ def _version(network: Network) -> Version:
     return ((int(network.training), _steps), *weights)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _count_steps() -> None:
     """From now on, count the steps of all optimizers."""
 
