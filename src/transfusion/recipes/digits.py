@@ -2,9 +2,9 @@
 
 transfusion quickstart            (the same as: transfusion train digits --out quickstart)
 
-1,437 digits to train on, 360 held out (UCI, through scikit-learn). 1,600 steps, 7 minutes on 2 cores beside other work: 1.000
-of the images show the digit of their caption, 1.000 where the caption was never trained on; 0.981 of the held-out digits are
-read (bf16; seed 1: 1.000, 1.000, 0.969).
+1,437 digits to train on, 360 held out (UCI, through scikit-learn). 1,600 steps, 173 seconds on 2 cores: 1.000 of the images
+show the digit of their caption, 1.000 where the caption was never trained on; 0.981 of the held-out digits are read (bf16;
+seed 1: 1.000, 1.000, 0.969).
 """
 
 from collections.abc import Sequence
