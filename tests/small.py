@@ -100,6 +100,14 @@ def png(path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB"
     Image.fromarray(pixels).save(path)
 
 
+def folder(path: Path, count: int = 30) -> Path:
+    """Captioned pictures of the folder, 000.png and 000.txt and so on."""
+    for i in range(count):
+        png(path / f"{i:03d}.png", i)
+        (path / f"{i:03d}.txt").write_text(f"caption {i}")
+    return path
+
+
 def write_idx(path: Path, count: int = 5, *, zipped: bool = False) -> None:
     path.mkdir(exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from small import png, write_idx
+from small import folder, png, write_idx
 from transfusion.data.corpus import caption
 from transfusion.data.document import Document, Media, MediaError, Text
 from transfusion.data.loader import Loader, PackingConfig
@@ -28,13 +28,6 @@ from transfusion.data.vocabulary import BPE, Bytes, Vocabulary
 from transfusion.modality import Modality
 
 FIT = Fit((8, 8), 3)
-
-
-def folder(path: Path, count: int = 30) -> Path:
-    for i in range(count):
-        png(path / f"{i:03d}.png", i)
-        (path / f"{i:03d}.txt").write_text(f"caption {i}")
-    return path
 
 
 def one_left_out(path: Path, name: str) -> str:

@@ -8,20 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from small import png, write_idx
+from small import folder, png, write_idx
 from transfusion.data.document import Media, MediaError, Text
 from transfusion.data.media import EncodedImage, Fit, from_bytes, to_image
 from transfusion.data.sources.parquet import read_parquet
 from transfusion.data.sources.read import has_held_out, idx_arrays, read, read_idx
 
 FIT = Fit((8, 8), 3)
-
-
-def folder(path: Path, count: int = 30) -> Path:
-    for i in range(count):
-        png(path / f"{i:03d}.png", i)
-        (path / f"{i:03d}.txt").write_text(f"caption {i}")
-    return path
 
 
 def test_a_folder_of_images_with_captions(tmp_path: Path) -> None:

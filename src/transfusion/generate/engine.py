@@ -301,9 +301,8 @@ class Engine:
             self.fallbacks[error] += 1
         doc.size_parser, frame = None, self.vocabulary.frame(modality, grid)
         unwritten = [token]  # BEGIN; the sizes are in the cache
-        if (
-            error is not None or fixed_grid is not None
-        ):  # roll back cache, position and RNG counter, then write this size's tokens
+        if error is not None or fixed_grid is not None:
+            # roll back cache, position and RNG counter, then write this size's tokens
             self.runner.cache.truncate(doc.cache_slot, parser.length)
             doc.position, doc.num_draws, unwritten = parser.position, parser.num_draws + len(frame), frame
         if not self._fits(doc, parser, grid):
