@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from transfusion import config
+from transfusion.codec import unet_patcher
 from transfusion.diffusion.process import PAPER
 from transfusion.diffusion.sampler import DDPM
 from transfusion.evaluation.record import Record
@@ -34,6 +35,29 @@ def test_the_papers_sizes() -> None:
         with torch.device("meta"):
             count = Network(paper_model(name), LLAMA_2_IDS + 5).num_parameters
         assert count / 1e9 == pytest.approx(float(name[:-1]), rel=0.04), name
+
+
+SHARES = {"0.16B": 106.1, "0.37B": 71.3, "0.76B": 35.5, "1.4B": 19.3, "7B": 3.8}
+"""Table 7's weights of the U-Net, in percent of those of the model."""
+
+
+@pytest.mark.parametrize("size", PAPER_SIZES)
+def test_the_papers_patchers_have_the_papers_sizes(size: str) -> None:
+    """Linear: less than 0.5 %. U-Net: within 6 % of Table 7's shares, and of 0.27 billion at the three largest sizes."""
+    with torch.device("meta"):
+        linear = Network(paper_model(size), LLAMA_2_IDS + 5)
+        unet = Network(paper_model(size, unet_patcher.PAPER), LLAMA_2_IDS + 5)
+    trunk, weights = linear.num_parameters, [sum(p.numel() for p in n.patchers.parameters()) for n in (linear, unet)]
+    assert trunk - weights[0] == unet.num_parameters - weights[1]
+    assert 0 < weights[0] < 0.005 * trunk
+    assert 100 * weights[1] / (trunk - weights[0]) == pytest.approx(SHARES[size], rel=0.06)
+    if float(size[:-1]) > 0.5:
+        assert weights[1] / 1e9 == pytest.approx(0.27, rel=0.06)
+
+
+def test_the_large_preset_takes_the_papers_unet() -> None:
+    run = parse_run(find("pictures").run(), ["--preset", "large", "--size", "0.16B"], "test")
+    assert run.model.patcher == unet_patcher.PAPER and run.model.diffusion == PAPER and run.guidance.text == 3
 
 
 def paper_numbers(words: str, recipe: str = "fashion") -> tuple[float, float, int]:
