@@ -29,7 +29,8 @@ def main() -> None:
     from transfusion.nn.attention import AttentionMetadata, visible
     from transfusion.recipes import digits, fashion
     from transfusion.train.device import pick_device, pick_dtype
-    from transfusion.train.trainer import Trainer
+    from transfusion.train.objective import TransfusionObjective
+    from transfusion.train.trainer import Optimization, Trainer
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
@@ -69,12 +70,11 @@ def main() -> None:
             slots.append(batch.tokens.numel())
         with tempfile.TemporaryDirectory() as folder:
             Trainer(
-                model,
+                TransfusionObjective(model, media_weight=run.model.media_weight),
                 Loader(corpus, transform=run.transform, **parts),
                 config=replace(run.trainer, steps=options.steps, sample_every=0, log_every=10**6),
-                optimizer=run.optimizer,
+                optimizers=[Optimization(model, run.optimizer)],
                 checkpoint_config=replace(run.checkpoint, every=10**6),
-                media_weight=run.model.media_weight,
                 folder=Path(folder),
                 digest=str(rng.key("small")),
                 device=device,

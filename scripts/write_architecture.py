@@ -26,7 +26,7 @@ WALKS = {
         ("data/packing.py", "pack", "whole documents into rows of one length"),
         ("data/loader.py", "Loader.batches", "the stream of batches, each with the position after it"),
         ("data/batch.py", "collate", "rows as the tensors of a `Batch`; media in groups of one modality and grid"),
-        ("train/trainer.py", "Trainer.losses", "the one method to replace: `model(batch)`"),
+        ("train/objective.py", "TransfusionObjective.loss", "the losses of a batch, each with its weight"),
         ("api.py", "Transfusion.forward", "hands the batch to the network"),
         ("model/network.py", "Network.forward", "noise, hidden states, logits and predictions, losses"),
         (

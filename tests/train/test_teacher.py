@@ -15,6 +15,7 @@ from transfusion.model.auxiliary import AuxiliaryLossConfig
 from transfusion.nn.ema import EMA
 from transfusion.nn.moe import MoEConfig
 from transfusion.run.record import Run
+from transfusion.train.objective import TransfusionObjective
 from transfusion.train.trainer import Trainer
 
 ALL = AuxiliaryLossConfig(consistency=0.5, reconstruction=0.5, representation=0.5, delta=0.1)
@@ -118,7 +119,7 @@ def test_cutting_a_step_changes_nothing(tmp_path: Path, weighted: bool) -> None:
             assert (one - found[1][name]).abs().max() < 1e-4, name
 
 
-def test_a_decoder_given_to_the_trainer_is_used(tmp_path: Path) -> None:
+def test_a_decoder_given_to_the_objective_is_used(tmp_path: Path) -> None:
     options = needs_ema_teacher(tmp_path, 1, AuxiliaryLossConfig(reconstruction=1.0))
     model = build(options, corpus(), quiet)
     called = []
@@ -127,10 +128,9 @@ def test_a_decoder_given_to_the_trainer_is_used(tmp_path: Path) -> None:
         called.append(latents.shape)
         return latents * 3
 
-    trainer = Trainer.__new__(Trainer)
-    trainer.model, trainer.teacher, trainer.decoders = model, None, {"image": decode}
+    objective = TransfusionObjective(model, media_weight=1.0, decoders={"image": decode})
     batch = model.batch([["a", Media(picture(1))]])
-    (with_decoder,) = trainer.losses(batch).auxiliary
-    trainer.decoders = None
-    (without,) = trainer.losses(batch).auxiliary
+    (with_decoder,) = objective.losses(batch).auxiliary
+    objective.decoders = None
+    (without,) = objective.losses(batch).auxiliary
     assert len(called) == 2 and torch.allclose(with_decoder.mean.sum, 9 * without.mean.sum)

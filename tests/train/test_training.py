@@ -339,9 +339,9 @@ def test_a_folder_that_cannot_be_written_fails_before_the_first_step(tmp_path: P
 
 
 def test_losses_that_are_no_numbers_are_skipped_then_stop_the_run(tmp_path: Path, monkeypatch) -> None:
-    from transfusion.train.trainer import Trainer
+    from transfusion.train.objective import TransfusionObjective
 
-    real, calls = Trainer.losses, []
+    real, calls = TransfusionObjective.losses, []
 
     def poisoned(self, batch):
         losses = real(self, batch)
@@ -350,7 +350,7 @@ def test_losses_that_are_no_numbers_are_skipped_then_stop_the_run(tmp_path: Path
             replace(losses, media=replace(losses.media, sum=losses.media.sum * float("nan"))) if len(calls) in bad else losses
         )
 
-    monkeypatch.setattr(Trainer, "losses", poisoned)
+    monkeypatch.setattr(TransfusionObjective, "losses", poisoned)
     bad = {2, 5}
     found = train(run(tmp_path / "a", 8), corpus(), [], quiet)
     assert all(torch.isfinite(p).all() for p in found.parameters())

@@ -38,7 +38,8 @@ from transfusion.run.recipe import ClassTask
 from transfusion.run.record import Run, differences
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured, printable
-from transfusion.train.trainer import Hook, Trainer
+from transfusion.train.objective import TransfusionObjective
+from transfusion.train.trainer import Hook, Optimization, Trainer
 
 TOKENIZER, CORPUS = "tokenizer.json", "corpus.json"
 
@@ -142,19 +143,20 @@ def train(
     hooks = [Hook(draw, run.trainer.sample_every)] if prompts and run.model.modalities else []
     if measure := _caption_preference(run, model, corpus, held_out, dtype):
         hooks.append(Hook(measure, run.trainer.sample_every, at_end=True))
+    objective = TransfusionObjective(
+        model, media_weight=run.model.media_weight, needs_ema_teacher=run.model.auxiliary.needs_ema_teacher
+    )
     trainer = Trainer(
-        model,
+        objective,
         loader,
+        optimizers=[Optimization(model, run.optimizer)],
         config=run.trainer,
-        optimizer=run.optimizer,
         checkpoint_config=run.checkpoint,
-        media_weight=run.model.media_weight,
         folder=run.folder,
         digest=run.digest,
         device=device,
         dtype=dtype,
         hooks=hooks,
-        needs_ema_teacher=run.model.auxiliary.needs_ema_teacher,
     )
     if trainer.resume(log):
         log(f"resuming from step {trainer.step}")

@@ -133,6 +133,11 @@ class Loader:
             is_last = position.window + 1 == self.num_windows
             position = Position(position.epoch + 1) if is_last else Position(position.epoch, position.window + 1)
 
+    @property
+    def start(self) -> Position:
+        """The first position."""
+        return Position()
+
     def batches(self, position: Position = Position()) -> Iterator[tuple[Batch, ...]]:
         """Steps from a position on: each a tuple of `parts` batches, whose `state` is the position after the step. Raises
         TooManyUnreadable: more than 5 % of the documents read so far cannot be read (3 may fail in the first epoch)."""

@@ -5,7 +5,8 @@
 Here: the text loss, the records, and their sum. The loss of a media item: `denoising.py`. Auxiliary losses: `auxiliary.py`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +43,23 @@ class MediaMean(Mean):
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """An auxiliary loss and its weight; a mean over the items with a loss, as `Losses.media`."""
+    """A loss and its weight. Auxiliary losses are means over the items with a loss, as `Losses.media`.
+
+    Args:
+        per: name of the loss whose count its sum is divided by ("": its own).
+    """
 
     name: str
     weight: float
     mean: Mean
+    per: str = ""
 
     def __add__(self, other: "Term") -> "Term":
-        return Term(self.name, self.weight, self.mean + other.mean)
+        return replace(self, mean=self.mean + other.mean)
+
+    def detached(self) -> "Term":
+        """The same numbers without their graph."""
+        return replace(self, mean=self.mean.detached())
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +85,7 @@ class Losses:
 
     def detached(self) -> "Losses":
         """The same numbers without their graph."""
-        auxiliary = tuple(Term(term.name, term.weight, term.mean.detached()) for term in self.auxiliary)
+        auxiliary = tuple(term.detached() for term in self.auxiliary)
         return Losses(self.text.detached(), self.media.detached(), tuple(m.detached() for m in self.by_modality), auxiliary)
 
     def total(self, media_weight: float, counts: "Losses | None" = None) -> Float[Tensor, ""]:
@@ -86,10 +96,18 @@ class Losses:
 
     def over(self, media_weight: float, texts: Tensor | int, items: Tensor | int) -> Float[Tensor, ""]:
         """The same, divided by known numbers of text targets and of items with a loss (at least 1 each)."""
-        total = self.text.sum / texts + media_weight * self.media.sum / items
-        for term in self.auxiliary:
-            total = total + term.weight * term.mean.sum / items
-        return total
+        return total(self.terms(media_weight), {"text": texts, "media": items})
+
+    def terms(self, media_weight: float) -> tuple[Term, ...]:
+        """Text, media and the auxiliary losses as terms of one sum."""
+        auxiliary = (replace(term, per="media") for term in self.auxiliary)
+        return (Term("text", 1.0, self.text), Term("media", media_weight, self.media), *auxiliary)
+
+
+def total(terms: Sequence[Term], counts: Mapping[str, Tensor | int]) -> Float[Tensor, ""]:
+    """The sum of losses, each its weight times its sum over its count (of at least 1)."""
+    shares = [term.weight * term.mean.sum / counts[term.per or term.name] for term in terms]
+    return sum(shares[1:], shares[0])
 
 
 def text_loss(

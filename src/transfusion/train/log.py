@@ -59,6 +59,7 @@ class TrainingLog:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self._steps, self._every = steps, every
+        folder.mkdir(parents=True, exist_ok=True)
         _truncate(folder / METRICS, first)
         self._file = (folder / METRICS).open("a", encoding="utf-8")
         self._board = _tensorboard(folder)
@@ -76,12 +77,11 @@ class TrainingLog:
         console = self._progress.console if self._progress else self._console
         console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step, counted from 1."""
+    def step(self, step: int, metrics: dict[str, float], unit: str) -> None:
+        """Record the metrics of a step, counted from 1, and show its losses and its speed in `unit` a second."""
         self._record(step, metrics)
-        shown = (
-            f"text {metrics['text_loss']:.3f}  media {metrics['media_loss']:.3f}  {metrics['tokens_per_second']:,.0f} tokens/s"
-        )
+        losses = [f"{name.removesuffix('_loss')} {value:.3f}" for name, value in metrics.items() if name.endswith("_loss")]
+        shown = "  ".join([*losses, f"{metrics[f'{unit}_per_second']:,.0f} {unit}/s"])
         if self._progress is not None:
             self._progress.update(self._task, completed=step, shown=shown)
         elif step % self._every == 0 or step == self._steps:
@@ -119,9 +119,10 @@ def training_seconds(folder: Path) -> float:
 
 
 def last_losses(folder: Path, count: int = 50) -> dict[str, float]:
-    """Mean text and media loss of a run's last steps."""
+    """The mean of each loss over a run's last steps."""
     records = _records(folder)[-count:]
-    return {name: sum(r[name] for r in records) / len(records) for name in ("text_loss", "media_loss") if records}
+    names = [name for name in (records[-1] if records else {}) if name.endswith("_loss")]
+    return {name: sum(r[name] for r in records) / len(records) for name in names}
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

@@ -1,29 +1,28 @@
-"""The training loop: a model and a loader in, trained weights out; any checkpoint resumes it bit-exactly.
+"""The training loop: an objective and a stream of batches in, trained weights out; any checkpoint resumes it bit-exactly.
 
-To train another objective, subclass `Trainer` and override `losses(batch)`.
+What is trained, and on what, is an `Objective` and a `Stream` (`objective.py`): the transformer here, autoencoders elsewhere.
 """
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 
 from transfusion import rng
-from transfusion.data.batch import Batch, Position
-from transfusion.data.loader import Loader, prefetch
-from transfusion.model.auxiliary import Decoders
-from transfusion.model.losses import Losses
+from transfusion.data.loader import prefetch
+from transfusion.model.losses import Term, total
 from transfusion.nn.ema import EMA, eval_mode
-from transfusion.nn.moe import balancing
 from transfusion.train import checkpoint
 from transfusion.train.device import tune_malloc
 from transfusion.train.log import LogFn, Measured, TrainingLog
+from transfusion.train.objective import At, B, Objective, Stream
 from transfusion.train.optimizer import OptimizerConfig
 
 
@@ -92,52 +91,84 @@ class Hook:
     at_end: bool = False
 
 
-class Trainer:
-    """Trains a model that maps a Batch to Losses.
+class Optimization:
+    """An optimizer, its schedule, and the weights that it updates.
 
     Args:
-        media_weight: weight of the media loss, the paper's lambda.
+        module: whose trainable weights they are: the objective, or a part of it.
+        config: optimizer and schedule.
+        name: of its gradient norm and learning rate in the log, before "grad_norm" and "lr".
+        start: step from which on it updates them; its schedule runs from there to the end of the run.
+
+    Raises:
+        ValueError: the module has no trainable weights.
+    """
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, *, name: str = "", start: int = 0) -> None:
+        self.config, self.name, self.start = config, name, start
+        self.optimizer = config.build(module)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights that it updates."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def prepare(self, step: int, steps: int) -> float:
+        """Set the learning rate of a step, clip the gradients; returns their norm before. Before `start` they are dropped."""
+        if step < self.start:
+            self.optimizer.zero_grad(set_to_none=True)
+            return 0.0
+        rate = self.config.rate(step - self.start, steps - self.start)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+
+    def metrics(self, norm: float) -> dict[str, float]:
+        """Gradient norm and learning rate, for the log."""
+        label = f"{self.name}_" if self.name else ""
+        return {f"{label}grad_norm": norm, f"{label}lr": self.optimizer.param_groups[0]["lr"]}
+
+
+class Trainer(Generic[B]):
+    """Trains an objective.
+
+    Args:
+        objective: networks and their losses.
+        stream: of batches.
+        optimizers: each of weights of its own. One backward pass serves all.
         folder: of the run, for checkpoints and metrics.
         digest: of the configuration; a checkpoint of another one is refused.
         device, dtype: where to train, under bf16 autocast or in fp32.
         hooks: functions to call on the way and at the end.
-        needs_ema_teacher: whether auxiliary losses compare with the averaged model; the model is then called with `teacher`.
-        decoders: by modality, for the reconstruction loss; the model is then called with `decoders`.
+
+    Raises:
+        ValueError: two optimizers update the same weights, or none does.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        loader: Loader,
+        objective: Objective[B],
+        stream: Stream[B],
         *,
+        optimizers: Sequence[Optimization],
         config: TrainerConfig,
-        optimizer: OptimizerConfig,
         checkpoint_config: CheckpointConfig,
-        media_weight: float,
         folder: Path,
         digest: str,
         device: torch.device,
         dtype: torch.dtype,
         hooks: Sequence[Hook] = (),
-        needs_ema_teacher: bool = False,
-        decoders: Decoders | None = None,
     ) -> None:
-        self.model, self.loader = model, loader
-        self.config, self.optimizer_config, self.checkpoint_config = config, optimizer, checkpoint_config
-        self.media_weight, self.folder, self.digest = media_weight, folder, digest
-        self.device, self.dtype, self.hooks = device, dtype, hooks
-        self.optimizer = optimizer.build(model)
-        self.ema = EMA(model, config.ema_decay)
-        self.teacher = self.ema.module(model) if needs_ema_teacher else None
-        self.decoders = decoders
-        self.step, self.position, self.skipped = 0, Position(), 0
-        self._has_dropout = any(isinstance(module, nn.Dropout) for module in model.modules())
-
-    def losses(self, batch: Batch) -> Losses:
-        """The losses of a batch: the method to override."""
-        if self.teacher is None and self.decoders is None:
-            return self.model(batch)
-        return self.model(batch, teacher=self.teacher, decoders=self.decoders)
+        self.objective, self.model, self.stream = objective, objective.model, stream
+        self.optimizers, self.config, self.checkpoint_config = tuple(optimizers), config, checkpoint_config
+        self.folder, self.digest, self.device, self.dtype, self.hooks = folder, digest, device, dtype, hooks
+        updated = [id(p) for each in self.optimizers for p in each.parameters]
+        if not updated or len(updated) != len(set(updated)):
+            raise ValueError("a trainer needs optimizers, each of weights of its own")
+        self.ema = EMA(self.model, config.ema_decay)
+        objective.averaged(self.ema)
+        self.step, self.position, self.skipped = 0, stream.start, 0
+        self._has_dropout = any(isinstance(module, nn.Dropout) for module in objective.modules())
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
@@ -165,19 +196,19 @@ class Trainer:
             Diverged: `patience` consecutive steps without a finite loss and gradient.
             OSError: a checkpoint can't be written.
         """
-        self.model.train()
+        self.objective.train()
         if self.device.type == "cpu":
             tune_malloc()
         with (
             TrainingLog(self.folder, first=self.step, steps=self.config.steps, every=self.config.log_every) as log,
-            closing(prefetch(self.loader.batches(self.position))) as stream,
+            closing(prefetch(self.stream.batches(self.position))) as stream,
         ):
             bad = 0
             began = time.monotonic()
             while self.step < self.config.steps:
                 batches = next(stream)
                 waited = time.monotonic() - began
-                losses, norm, tokens = self._step(batches)
+                measured, norm, size = self._step(batches)
                 self.position = batches[-1].state
                 for batch in batches:
                     for line in batch.unreadable:
@@ -191,49 +222,49 @@ class Trainer:
                         names = ", ".join(dict.fromkeys(name for batch in batches for name in batch.names))[:500]
                         raise Diverged(f"no finite loss and gradient for {bad} steps; documents of the last step: {names}")
                 now = time.monotonic()
-                log.step(self.step, self._metrics(losses, norm, tokens, now - began, waited))
+                log.step(self.step, self._metrics(measured, size, now - began, waited), self.objective.unit)
                 began = now
                 self._end_step(log)
                 began += time.monotonic() - now  # hooks and checkpoints are not the step's time
-            if self.loader.failed:
-                log.line(f"{len(self.loader.failed)} unreadable documents were left out")
+            if self.stream.failed:
+                log.line(f"{len(self.stream.failed)} unreadable documents were left out")
 
-    def _step(self, batches: tuple[Batch, ...]) -> tuple[Losses, float, int]:
-        """One optimizer step on micro-batches. Returns their losses, the norm of the gradient and the number of tokens."""
+    def _step(self, batches: Sequence[B]) -> tuple[dict[str, float], float, int]:
+        """One step on micro-batches. Returns what was measured, the largest norm of a gradient, and the size of the data."""
         if self._has_dropout:  # a checkpoint does not hold the state of torch's generator
-            torch.manual_seed(rng.key(self.loader.seed, self.step, "dropout"))
-        rate = self.optimizer_config.rate(self.step, self.config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            torch.manual_seed(rng.key(self.stream.seed, self.step, "dropout"))
         # each micro-batch divides by the counts of the whole step, so the gradient does not depend on `accumulate`
-        texts = sum(len(b.loss_index) for b in batches)
-        items = sum(int((g.loss_weights > 0).sum()) for b in batches for g in b.media)
-        tokens = [batch.num_tokens for batch in batches]
-        total: Losses | None = None
-        for batch, count in zip(batches, tokens, strict=True):
-            share = count / max(sum(tokens), 1)
-            with balancing(share), torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                losses = self.losses(batch.to(self.device))
-            losses.over(self.media_weight, max(texts, 1), max(items, 1)).backward()
-            losses = losses.detached()
-            total = losses if total is None else total + losses
-        assert total is not None
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.max_grad_norm))
+        counts: Counter[str] = Counter()
+        for batch in batches:
+            counts.update(self.objective.counts(batch))
+        divisors = {name: max(count, 1) for name, count in counts.items()}
+        sizes = [self.objective.size(batch) for batch in batches]
+        sums: dict[str, Term] = {}
+        for batch, size in zip(batches, sizes, strict=True):
+            at = At(self.step, self.config.steps, size / max(sum(sizes), 1))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                terms = self.objective.loss(batch.to(self.device), at)
+            total(terms, divisors).backward()
+            for term in terms:
+                sums[term.name] = sums[term.name] + term.detached() if term.name in sums else term.detached()
+        norms = [each.prepare(self.step, self.config.steps) for each in self.optimizers]
+        measured = {f"{name}_loss": term.mean.value.item() for name, term in sums.items()}
+        for each, norm in zip(self.optimizers, norms, strict=True):
+            measured |= each.metrics(norm)
         self.step += 1
-        if math.isfinite(norm):
-            self.optimizer.step()
+        worst = max(norms, key=lambda norm: norm if math.isfinite(norm) else math.inf)
+        if math.isfinite(worst):
+            for each in self.optimizers:
+                each.optimizer.step()
             self.ema.update(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        return total, norm, sum(tokens)
+            measured |= self.objective.end_step(At(self.step - 1, self.config.steps))
+        for each in self.optimizers:
+            each.optimizer.zero_grad(set_to_none=True)
+        return measured, worst, sum(sizes)
 
-    def _metrics(self, losses: Losses, norm: float, tokens: int, seconds: float, waited: float) -> dict[str, float]:
-        return {
-            "text_loss": losses.text.value.item(),
-            "media_loss": losses.media.value.item(),
-            **{f"{term.name}_loss": term.mean.value.item() for term in losses.auxiliary},
-            "grad_norm": norm,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "tokens_per_second": tokens / max(seconds, 1e-9),
+    def _metrics(self, measured: dict[str, float], size: int, seconds: float, waited: float) -> dict[str, float]:
+        return measured | {
+            f"{self.objective.unit}_per_second": size / max(seconds, 1e-9),
             "seconds": seconds,
             "data_share": waited / max(seconds, 1e-9),
             "skipped": self.skipped,
@@ -256,26 +287,36 @@ class Trainer:
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {_name(name): p for name, p in self.objective.named_parameters()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The objective's weights, and the buffers that it wants kept."""
+        kept = self.objective.state_dict().keys()
+        return self._parameters() | {_name(name): b for name, b in self.objective.named_buffers() if name in kept}
+
     def state(self) -> checkpoint.State:
         """The state that resumes the run bit-exactly."""
-        names = {id(p): name for name, p in self.model.named_parameters()}
+        names = {id(p): name for name, p in self._parameters().items()}
         moments: dict[str, Tensor] = {}
-        for p, kept in self.optimizer.state.items():
-            for key, value in kept.items():
-                moments[f"{names[id(p)]}/{key}"] = value
-        tensors = {"model": dict(self.model.named_parameters()), "ema": self.ema.shadows, "optimizer": moments}
+        for each in self.optimizers:
+            for p, kept in each.optimizer.state.items():
+                for key, value in kept.items():
+                    moments[f"{names[id(p)]}/{key}"] = value
+        tensors = {"model": self._tensors(), "ema": self.ema.shadows, "optimizer": moments}
         plain: dict[str, Any] = {"position": asdict(self.position), "skipped": self.skipped, "digest": self.digest}
         return checkpoint.State(self.step, tensors, plain | {"moments": sorted(moments)})
 
     @torch.no_grad()
     def restore(self, state: checkpoint.State) -> None:
-        """Load a state. Raises CheckpointError, before anything is changed, unless it has exactly the weights of this model and
-        the moments that its optimizer had."""
-        named, moments = dict(self.model.named_parameters()), state.tensors.get("optimizer", {})
+        """Load a state. Raises CheckpointError, before anything is changed, unless it has exactly the weights of this objective
+        and the moments that its optimizers had."""
+        named, moments = self._tensors(), state.tensors.get("optimizer", {})
         checkpoint.check(state.tensors.get("model", {}), named, "model")
         checkpoint.check(state.tensors.get("ema", {}), self.ema.shadows, "ema")
         try:
-            position, step, skipped = Position(**state.plain["position"]), int(state.step), int(state.plain["skipped"])
+            position = type(self.stream.start)(**state.plain["position"])
+            step, skipped = int(state.step), int(state.plain["skipped"])
             kept = [str(key) for key in state.plain.get("moments", moments)]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise checkpoint.CheckpointError(f"the checkpoint holds no position in the data ({error!r})") from error
@@ -283,10 +324,19 @@ class Trainer:
         owners = {key: one if key.endswith("/step") else named.get(key.rpartition("/")[0]) for key in kept}
         checkpoint.check(moments, {key: p for key, p in owners.items() if p is not None}, "optimizer")
         self.step, self.skipped, self.position = step, skipped, position
-        for name, p in named.items():
-            p.copy_(state.tensors["model"][name])
+        for name, tensor in named.items():
+            tensor.copy_(state.tensors["model"][name])
         self.ema.load(state.tensors["ema"])
-        self.optimizer.state.clear()
+        optimizers = {id(p): each.optimizer for each in self.optimizers for p in each.parameters}
+        for each in self.optimizers:
+            each.optimizer.state.clear()
+        parameters = self._parameters()
         for key, value in state.tensors["optimizer"].items():
             name, _, entry = key.rpartition("/")
-            self.optimizer.state[named[name]][entry] = value.to(named[name].device, copy=True)
+            p = parameters[name]
+            optimizers[id(p)].state[p][entry] = value.to(p.device, copy=True)
+
+
+def _name(name: str) -> str:
+    """The name in a checkpoint of a tensor of the objective: those of its `model` have the model's own names."""
+    return name.removeprefix("model.") if name.startswith("model.") else f"objective.{name}"
