@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from transfusion.api import Transfusion
+from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.codec.patchers import LinearPatcherConfig, PatcherConfig
 from transfusion.data.document import Document, Media, Text
@@ -29,6 +31,21 @@ IMAGE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2))
 FREE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2), largest=(8, 8))
 SOUND = Modality("sound", channels=3, shape=(6,), patch=(2,))
 VECTOR = Modality("vector", channels=5, shape=(), patch=())
+
+
+class Unshuffle(Autoencoder):
+    """Squares of pixels, turned by a random orthogonal matrix: latents of any size, from which the item comes back exactly."""
+
+    def __init__(self, channels: int = 1, reduction: int = 2, seed: int = 0) -> None:
+        super().__init__(channels=channels, latent_channels=channels * reduction**2, reduction=reduction)
+        turned = torch.linalg.qr(torch.randn(2 * (self.latent_channels,), generator=torch.Generator().manual_seed(seed)))[0]
+        self.register_buffer("turned", turned)
+
+    def to_latents(self, items: Tensor) -> Tensor:
+        return torch.einsum("oc,ichw->iohw", self.turned, F.pixel_unshuffle(items, self.reduction))
+
+    def to_items(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(torch.einsum("oc,iohw->ichw", self.turned, latents), self.reduction)
 
 
 def vocabulary(*modalities: Modality) -> Vocabulary:

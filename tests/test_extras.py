@@ -93,6 +93,19 @@ def hub(folder: Path) -> object:
     return Transfusion.from_language_model("hf://owner/model")
 
 
+def vae(folder: Path) -> object:
+    from transfusion.codec.autoencoders import load_autoencoder
+
+    (folder / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    return load_autoencoder(folder)
+
+
+def vae_of_the_hub(folder: Path) -> object:
+    from transfusion.codec.autoencoders import load_autoencoder
+
+    return load_autoencoder("hf://owner/model")
+
+
 @pytest.mark.parametrize(
     ("package", "extra", "use"),
     [
@@ -103,6 +116,8 @@ def hub(folder: Path) -> object:
         ("matplotlib", "eval", curves),
         ("peft", "lora", lora),
         ("huggingface_hub", "hf", hub),
+        ("diffusers", "vae", vae),
+        ("huggingface_hub", "hf", vae_of_the_hub),
     ],
 )
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(

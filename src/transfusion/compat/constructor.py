@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from transfusion.codec.autoencoder import Autoencoder
 from transfusion.compat.checks import ArgumentError, check_number, size
+from transfusion.compat.coders import Coders
 from transfusion.compat.lists import CompatConfig
 from transfusion.config import nearest
 from transfusion.data.tokenize import Coordinates
@@ -40,7 +40,7 @@ class Configured(NamedTuple):
     config: TransfusionConfig
     vocabulary: Vocabulary
     compat: CompatConfig
-    autoencoders: dict[str, Autoencoder]
+    autoencoders: dict[str, Coders]
     modules: dict[str, tuple[nn.Module, nn.Module]]
 
 
@@ -184,7 +184,7 @@ def configure(
     encoders = _modules("modality_encoder", modality_encoder, count)
     decoders = _modules("modality_decoder", modality_decoder, count)
     coders = {name: pair for name, *pair in zip(names, encoders, decoders, strict=True) if pair != [None, None]}
-    autoencoders = {name: Autoencoder(encoder, decoder) for name, (encoder, decoder) in coders.items()}
+    autoencoders = {name: Coders(encoder, decoder) for name, (encoder, decoder) in coders.items()}
     channel_first = tuple(bool(first) for first in _each("channel_first_latent", channel_first_latent, count))
     return Configured(
         config=TransfusionConfig(

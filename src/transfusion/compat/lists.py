@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from transfusion.codec.autoencoder import Autoencoder
+from transfusion.compat.coders import Coders
 from transfusion.compat.prompts import Opening, PromptReader
 from transfusion.config import digest, from_plain, to_plain
 from transfusion.data.document import Document, Media, Segment, Text
@@ -113,9 +113,9 @@ class Lists:
         config: orientation of latents.
     """
 
-    def __init__(self, vocabulary: Vocabulary, autoencoders: Mapping[str, Autoencoder], config: CompatConfig) -> None:
+    def __init__(self, vocabulary: Vocabulary, autoencoders: Mapping[str, Coders], config: CompatConfig) -> None:
         self.vocabulary, self.config = vocabulary, config
-        self.autoencoders = [autoencoders.get(modality.name, Autoencoder(None, None)) for modality in vocabulary.modalities]
+        self.autoencoders = [autoencoders.get(modality.name, Coders(None, None)) for modality in vocabulary.modalities]
 
     def index(self, name: str) -> int:
         """Index of a modality. Raises ValueError for an unknown name."""

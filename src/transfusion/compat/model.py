@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.compat import training
+from transfusion.compat.coders import Coders
 from transfusion.compat.constructor import check_words, configure
 from transfusion.compat.ema import EMA
 from transfusion.compat.generation import Generating, drawn_seed
@@ -51,7 +51,7 @@ class Transfusion(Generating):
         compat: CompatConfig = CompatConfig(),
         **words: Any,
     ) -> None:
-        autoencoders: dict[str, Autoencoder] = {}
+        autoencoders: dict[str, Coders] = {}
         if (config is None) != (vocabulary is None):
             raise ValueError("config and vocabulary belong together: give both, or transfusion-pytorch's arguments")
         if config is None or vocabulary is None:
@@ -293,11 +293,11 @@ class Transfusion(Generating):
         if not self.config.model.auxiliary.reconstruction:
             return decoders
         for name, autoencoder in self.autoencoders.items():
-            assert isinstance(autoencoder, Autoencoder)
+            assert isinstance(autoencoder, Coders)
             if autoencoder.decoder is None:
                 continue
 
-            def decode(x: Tensor, i: int = lists.index(name), autoencoder: Autoencoder = autoencoder) -> Tensor:
+            def decode(x: Tensor, i: int = lists.index(name), autoencoder: Coders = autoencoder) -> Tensor:
                 return autoencoder.reconstruct(lists.oriented(x, i))
 
             items = [group.values[:1] for group in batch.media if group.modality == lists.index(name)]

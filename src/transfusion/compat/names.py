@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from transfusion import api
-from transfusion.codec.autoencoder import Autoencoder
+from transfusion.compat.coders import Coders
 from transfusion.compat.lists import CompatConfig, Lists
 from transfusion.compat.prompts import char_ids, meta_id
 
@@ -40,7 +40,7 @@ class Named(api.Transfusion):
     @property
     def lists(self) -> Lists:
         """Reader and writer of lists of tensors."""
-        autoencoders = {name: module for name, module in self.autoencoders.items() if isinstance(module, Autoencoder)}
+        autoencoders = {name: module for name, module in self.autoencoders.items() if isinstance(module, Coders)}
         return Lists(self.vocabulary, autoencoders, self.compat)
 
     def attach(self, modality: str, encoder: nn.Module | None = None, decoder: nn.Module | None = None) -> None:
@@ -49,7 +49,7 @@ class Named(api.Transfusion):
         Raises:
             ValueError: an unknown modality, or an encoder or decoder that is no module.
         """
-        self.autoencoders[self.vocabulary.modality(modality).name] = Autoencoder(encoder, decoder)
+        self.autoencoders[self.vocabulary.modality(modality).name] = Coders(encoder, decoder)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -120,8 +120,8 @@ class Named(api.Transfusion):
         if not 0 <= index < self.num_modalities:
             raise ValueError(f"no modality {index!r}; there are {self.num_modalities}")
         modality, patcher = self.vocabulary.modalities[index], self.network.patcher_of(index)
-        autoencoder = self.autoencoders[modality.name] if modality.name in self.autoencoders else Autoencoder(None, None)
-        assert isinstance(autoencoder, Autoencoder)
+        autoencoder = self.autoencoders[modality.name] if modality.name in self.autoencoders else Coders(None, None)
+        assert isinstance(autoencoder, Coders)
         axial = self.network.axial
         embedding = axial[modality.name] if axial is not None and modality.name in axial else None
         return ModalityInfo(
