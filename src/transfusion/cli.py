@@ -36,7 +36,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command in ("train", "config") and rest and not rest[0].startswith("-"):
-        check_recipe(rest[0], *(["classifier"] if command == "train" else []))
+        check_recipe(rest[0], *(("vae", "vq", "classifier") if command == "train" else ()))
     if command == "--version":
         from importlib.metadata import version
 

@@ -14,6 +14,7 @@ from transfusion.diffusion.sampler import DDPM, Euler, Heun
 from transfusion.evaluation.curves import Plot
 from transfusion.evaluation.results import Results
 from transfusion.recipes import find
+from transfusion.run.autoencoder import small
 from transfusion.run.command_line import choices, choose_kinds, command_line, names, parse, parse_run
 from transfusion.run.presets import preset
 
@@ -88,6 +89,7 @@ def test_the_settings_are_those_of_the_list() -> None:
     """A renamed or removed setting breaks commands, YAML files and saved runs of others: change the list knowingly."""
     defaults = {
         "train": DIGITS,
+        "train-vae": small("vae"),
         "train-classifier": ClassifierOptions(),
         "generate": GenerateOptions(),
         "evaluate": EvaluateOptions(),

@@ -173,7 +173,7 @@ class Autoencoder(nn.Module, ABC):
     # ---- normalisation -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def measure(self, batches: Iterable[Float[Tensor, "item channels ..."]]) -> None:
+    def measure(self, batches: Iterable[Float[Tensor, "_ channels ..."]]) -> None:
         """Measure mean and standard deviation of each channel of latents over items, and the bound of normalised ones. Raises
         ValueError: no items, or latents that are not finite."""
         self.latent_mean.zero_()

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from transfusion import config
 from transfusion.codec.autoencoder import CONFIG, FORMAT, WEIGHTS, Autoencoder
 from transfusion.codec.diffusers_autoencoder import CLASSES, DiffusersSettings, from_diffusers
+from transfusion.codec.vae import VAEConfig
+from transfusion.codec.vq import VQConfig
 from transfusion.config import short
 from transfusion.files import MANIFEST, mismatch, read_json
 
@@ -20,7 +22,7 @@ HUB = "hf://"
 """Before a name on the Hugging Face hub. Without it a name is a folder."""
 PLACES = ("", "autoencoder", "model")
 """Where a folder, of an autoencoder or of a run that trained one, holds it."""
-Settings: TypeAlias = DiffusersSettings
+Settings: TypeAlias = DiffusersSettings | VAEConfig | VQConfig
 """The settings of every kind that is written to a folder: `kind` in its `config.json` tells them apart."""
 
 

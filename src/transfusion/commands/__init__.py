@@ -7,7 +7,7 @@ from transfusion.config import ConfigError, nearest
 
 COMMANDS = {
     "quickstart": "Train on handwritten digits, draw and read them, report (about 3 minutes).",
-    "train": "Train a recipe, or fit a classifier of images.",
+    "train": "Train a recipe, an autoencoder or a classifier of images.",
     "generate": "Continue prompts with text and images.",
     "evaluate": "Measure a model on held-out data.",
     "results": "Write tables of evaluation records.",

@@ -1,6 +1,7 @@
-"""Train a recipe, or fit a classifier of images.
+"""Train a recipe, an autoencoder or a classifier of images.
 
 usage: transfusion train RECIPE [--data PATH] [--out FOLDER] [--preset NAME] [--size NAME] [--section.name VALUE ...]
+       transfusion train vae|vq --data PATH [--out FOLDER] [--preset NAME] [--section.name VALUE ...]
        transfusion train classifier [--data PATH] [--out FOLDER] [--name VALUE ...]
 
 The same command again resumes the run. `transfusion train RECIPE --help` lists all settings.
@@ -14,9 +15,9 @@ from dataclasses import replace
 
 import torch
 
-from transfusion import config, rng
+from transfusion import rng
 from transfusion.api import Transfusion
-from transfusion.commands import classifier
+from transfusion.commands import autoencoder, classifier
 from transfusion.commands.report import kept_classifier, report
 from transfusion.config import ConfigError
 from transfusion.data.corpus import files_digest, media_digest, media_files, status_digest, text_digest
@@ -27,7 +28,7 @@ from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.preference import advice, caption_preference, other_captions
-from transfusion.files import read_json, read_text, write_text
+from transfusion.files import read_json, write_text
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
 from transfusion.model_folder import Budget, TransfusionConfig
@@ -35,7 +36,7 @@ from transfusion.recipes import RECIPES, find
 from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.recipe import ClassTask
-from transfusion.run.record import Run, differences
+from transfusion.run.record import Run, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured, printable
 from transfusion.train.objective import TransfusionObjective
@@ -48,6 +49,8 @@ def run(arguments: list[str], log: LogFn) -> int:
     """The command."""
     if arguments[:1] == ["classifier"]:
         return classifier.run(arguments[1:], log)
+    if arguments[:1] == ["vae"] or arguments[:1] == ["vq"]:
+        return autoencoder.run("vae" if arguments[0] == "vae" else "vq", arguments[1:], log)
     settings = recipe_settings("train", arguments, __doc__)
     return 0 if settings is None else train_recipe(settings, log)
 
@@ -281,21 +284,7 @@ def _prepare(run: Run, log: LogFn) -> None:
             f"its peak: set --optimizer.warmup to {steps * 16 // 1000} (the paper's share, 1.6 %), or --trainer.steps to more "
             f"than {warmup}"
         )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    recorded = run.folder / "run.yaml"
-    if recorded.exists() and (run.folder / "checkpoints").exists():
-        try:
-            earlier = config.from_yaml(Run, read_text(recorded))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{recorded} has settings of another version ({error}): resume it with that version, or choose another --out"
-            ) from error
-        if earlier.digest != run.digest:
-            raise ConfigError(
-                f"{run.folder} holds another run ({differences(earlier, run)}); repeat its own command to resume it, or choose "
-                "another --out"
-            )
-    recorded.write_text(config.to_yaml(run), encoding="utf-8")
+    keep_record(run)
 
 
 def _check_corpus(run: Run, corpus: Sequence[Document]) -> None:

@@ -8,7 +8,7 @@
 import dataclasses
 import shlex
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from transfusion import config
@@ -41,16 +41,31 @@ def parse_run(default: Run, arguments: Sequence[str], program: str) -> Run:
     return parse(preset(name, run), rest, program, notes)
 
 
+def parse_preset(presets: Mapping[str, Callable[[], T]], arguments: Sequence[str], program: str) -> tuple[str, T]:
+    """The name of the preset that `--preset` names, or of the first, and its configuration with the settings of a command line.
+    Prints the help and exits if asked to. Raises ConfigError: an unknown preset, or as `parse`."""
+    name, rest = _take("preset", list(arguments))
+    name = next(iter(presets)) if name is None else name
+    if name not in presets:
+        raise ConfigError(f"no preset {name!r}{nearest(name, presets)}")
+    return name, parse(presets[name](), rest, program, [f"  --preset {{{','.join(presets)}}}"])
+
+
 def command_line(run: Run, default: Run) -> str:
     """The command that makes a run: its recipe, and every setting that differs from the recipe's `default`."""
-    usual, now = flat(config.to_plain(default)), flat(config.to_plain(run))
+    return shlex.join(["transfusion", "train", run.recipe, *changes(run, default)])
+
+
+def changes(chosen: object, default: object) -> list[str]:
+    """The words of a command line that make a configuration out of its default, `out` left out."""
+    usual, now = flat(config.to_plain(default)), flat(config.to_plain(chosen))
     # where the kind differs, all its settings are printed: those shared with the default's kind may differ in their defaults
     other_kinds = tuple(k.removesuffix("kind") for k, v in now.items() if k.endswith(".kind") and usual.get(k) != v)
-    words = ["transfusion", "train", run.recipe]
+    words: list[str] = []
     for name, value in now.items():
         if name != "out" and (name not in usual or usual[name] != value or name.startswith(other_kinds)):
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
+    return words
 
 
 def split_positional(

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from transfusion import config
+from transfusion.config import ConfigError
 from transfusion.data.loader import PackingConfig
 from transfusion.data.transforms import DocumentTransform
 from transfusion.data.vocabulary import BPE, Tokenizer
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
+from transfusion.files import read_text
 from transfusion.model.lora import LoRAConfig
 from transfusion.model.network import ModelConfig
 from transfusion.train.device import Device, Dtype
@@ -111,7 +114,41 @@ def flat(plain: object, prefix: str = "") -> dict[str, object]:
     return {k: v for key, value in plain.items() for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
 
 
-def differences(old: Run, new: Run) -> str:
+class Recorded(Protocol):
+    """What `keep_record` keeps: a dataclass of settings."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def digest(self) -> str: ...
+
+
+def keep_record(run: Recorded) -> None:
+    """Write `run.yaml` into the folder of a run, which is made if need be.
+
+    Raises:
+        ConfigError: the folder holds checkpoints of another run.
+        OSError: the folder can't be written.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    recorded = run.folder / "run.yaml"
+    if recorded.exists() and (run.folder / "checkpoints").exists():
+        try:
+            earlier = config.from_yaml(type(run), read_text(recorded))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{recorded} has settings of another version ({error}): resume it with that version, or choose another --out"
+            ) from error
+        if earlier.digest != run.digest:
+            raise ConfigError(
+                f"{run.folder} holds another run ({differences(earlier, run)}); repeat its own command to resume it, or choose "
+                "another --out"
+            )
+    recorded.write_text(config.to_yaml(run), encoding="utf-8")
+
+
+def differences(old: object, new: object) -> str:
     """The first settings in which two runs differ, the output folder left out."""
     a, b = flat(config.to_plain(old)), flat(config.to_plain(new))
     lines = [f"{k}: was {a.get(k)}, now {b.get(k)}" for k in {**a, **b} if a.get(k) != b.get(k) and k != "out"]

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from transfusion.data.corpus import Captions, Corpus, caption, captioned, unchanged
-from transfusion.data.document import Media, MediaError
+from transfusion.data.document import Document, Media, MediaError
 from transfusion.data.media import MAX_PIXELS, DecodedImage, EncodedImage, Fit
 from transfusion.data.sources.jsonl import read_jsonl
 from transfusion.data.sources.parquet import read_parquet
@@ -36,9 +36,10 @@ MAX_CAPTION, MAX_IDX = 4 * 2**20, 2 * 2**30
 """Bytes of a caption and of an unpacked idx file at most."""
 
 
-def read(path: str | Path, fit: Fit, captions: Captions = unchanged, *, train: bool = True) -> Corpus:
-    """The documents of a path, images at `fit`; `train` picks the split, where the path has several. Raises ValueError: the
-    path does not exist, none of its documents can be read, or more than 5 % cannot."""
+def read(path: str | Path, fit: Fit, captions: Captions | None = unchanged, *, train: bool = True) -> Corpus:
+    """The documents of a path, images at `fit`; `train` picks the split, where the path has several. With `captions` None,
+    images of folders and tables need none, and get none. Raises ValueError: the path does not exist, none of its documents can
+    be read, or more than 5 % cannot."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no data at {path}; give the path of a folder or file with --data")
@@ -49,7 +50,7 @@ def read(path: str | Path, fit: Fit, captions: Captions = unchanged, *, train: b
     return corpus.checked(str(path))
 
 
-def _read_file(path: Path, fit: Fit, captions: Captions) -> Corpus:
+def _read_file(path: Path, fit: Fit, captions: Captions | None) -> Corpus:
     if path.suffix == ".jsonl":
         return read_jsonl(path, fit)
     if path.suffix == ".parquet":
@@ -57,11 +58,11 @@ def _read_file(path: Path, fit: Fit, captions: Captions) -> Corpus:
     raise ValueError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; .jsonl and .parquet are read")
 
 
-def _read_folder(path: Path, fit: Fit, captions: Captions, train: bool) -> Corpus:
+def _read_folder(path: Path, fit: Fit, captions: Captions | None, train: bool) -> Corpus:
     if tables := _tables(path):
         return read_parquet([_own(table, path) for table in tables if _is_training(table) == train], fit, captions)
     if _seen(path, "*-idx3-ubyte*"):
-        return read_idx(path, captions, train=train, fit=fit)
+        return read_idx(path, captions or unchanged, train=train, fit=fit)
     if _seen(path, "captions.jsonl"):
         return read_jsonl(_own(path / "captions.jsonl", path), fit)
     return read_folder(path, fit, captions)
@@ -98,16 +99,17 @@ def _own(file: Path, folder: Path) -> Path:
     return file
 
 
-def read_folder(path: Path, fit: Fit, captions: Captions = unchanged) -> Corpus:
+def read_folder(path: Path, fit: Fit, captions: Captions | None = unchanged) -> Corpus:
     """The images below a folder. The caption is the text file of the same name, or else the name of the image's own folder. An
-    image without either goes to `unreadable`, and so does what cannot be read or lies behind a link out of the folder."""
+    image without either goes to `unreadable`, unless `captions` is None and none are read; and so does what cannot be read or
+    lies behind a link out of the folder."""
     corpus = Corpus()
     for file in sorted(_below(path, corpus)):
         name = str(file.relative_to(path))
         try:
-            text = caption(_caption(file, path))
-            image = EncodedImage(inside(file, path), fit, name).checked()
-            corpus.documents.append(captioned(captions(text), Media(image), name))
+            text = caption(_caption(file, path)) if captions else ""
+            image = Media(EncodedImage(inside(file, path), fit, name).checked())
+            corpus.documents.append(captioned(captions(text), image, name) if captions else Document((image,), name=name))
         except UnicodeDecodeError:
             corpus.unreadable.append(f"{name}: its caption is not UTF-8")
         except (OSError, ValueError) as error:

@@ -1,0 +1,192 @@
+"""Train an autoencoder on images, a VAE or a VQ, whose folder `--autoencoder` names afterwards.
+
+usage: transfusion train vae --data PATH [--out FOLDER] [--preset small|paper] [--section.name VALUE ...]
+       transfusion train vq --data PATH [--out FOLDER] [--preset small|paper] [--section.name VALUE ...]
+
+The same command again resumes the run. In its folder:
+
+    model/                    the autoencoder, with mean and scale of its latents as measured at the end
+    reconstructions.png       held-out images above what became of them; samples/ has the same on the way
+    reconstruction.json       PSNR, SSIM, Fréchet distances and what a bicubic reduction reaches, with intervals
+"""
+
+import shlex
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from transfusion import rng
+from transfusion.codec.autoencoder import Autoencoder
+from transfusion.codec.vae import VAE
+from transfusion.codec.vq import VQ
+from transfusion.commands.report import print_table
+from transfusion.data.images import Image, ImageStream, images, read_images
+from transfusion.data.media import Fit
+from transfusion.evaluation.classifier import ConvolutionalClassifier
+from transfusion.evaluation.features import InceptionFeatures
+from transfusion.evaluation.reconstruction import Features, psnr, reconstruct, score, sheet
+from transfusion.evaluation.record import Record
+from transfusion.model_folder import Budget
+from transfusion.run.autoencoder import PRESETS, AutoencoderRun, Kind
+from transfusion.run.command_line import HELP, changes, parse_preset
+from transfusion.run.record import keep_record
+from transfusion.train.autoencoding import AutoencodingObjective, PerceptualNetworks
+from transfusion.train.device import memory, pick_device, pick_dtype
+from transfusion.train.log import LogFn, Measured
+from transfusion.train.trainer import Hook, Optimization, Trainer
+
+SHOWN = 20
+"""Images of a sheet."""
+MEASURED = 10_000
+"""Images at most that mean and scale of latents are measured with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judges:
+    """Extractors of the features that Fréchet distances are taken in, by name, their digests, and why others are missing."""
+
+    features: dict[str, Features]
+    digests: dict[str, str]
+    missing: dict[str, str]
+
+
+def run(kind: Kind, arguments: list[str], log: LogFn) -> int:
+    """The command."""
+    if HELP & set(arguments):
+        print((__doc__ or "").strip() + "\n")
+    presets = {name: partial(make, kind) for name, make in PRESETS.items()}
+    preset, settings = parse_preset(presets, arguments, f"transfusion train {kind}")
+    settings.check(kind)
+    words = changes(settings, presets[preset]())
+    train_autoencoder(settings, log, command=shlex.join(["transfusion", "train", kind, "--preset", preset, *words]))
+    return 0
+
+
+def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> Autoencoder:
+    """Train a run, from its newest checkpoint if it has one, measure it on held-out images, and save it.
+
+    Raises:
+        ConfigError: settings contradict each other, or the folder holds another run.
+        ValueError: images or networks can't be read, or no checkpoint is usable.
+        OSError: the folder can't be written.
+        Diverged: losses are not finite for `trainer.patience` steps.
+    """
+    device = pick_device(run.device)
+    dtype = pick_dtype(run.dtype, device)
+    channels = run.model.convolutions.channels
+    networks = PerceptualNetworks.load(run.losses, device)
+    judges = _judges(run, device)
+    corpus, held_out, note = read_images(run.data, run.images.fit(channels))
+    for line in (note, networks.describe(run.losses)):
+        if line:
+            log(line)
+    trained, names = images(corpus.report(log))
+    shown, shown_names = images(held_out)
+    shown, shown_names = shown[: run.report.images or None], shown_names[: run.report.images or None]
+    keep_record(run)
+    with (
+        torch.random.fork_rng(devices=[]),
+        Budget(memory() // 4, "the settings of --model ask for more than this memory holds"),
+    ):
+        torch.manual_seed(rng.key(run.seed, "weights"))
+        objective = AutoencodingObjective(
+            run.model.build(),
+            run.losses,
+            discriminator=run.discriminator,
+            codebook=run.codebook,
+            networks=networks,
+            seed=run.seed,
+        ).to(device)
+    model = objective.autoencoder
+    log(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(trained):,} images, {len(shown):,} held out; "
+        f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}"
+    )
+
+    def draw(step: int) -> Measured:
+        found = reconstruct(model, _load(shown[:SHOWN], run.images.fit(channels)))
+        sheet(found, run.folder / "samples" / f"step-{step:08d}.png", shown_names)
+        decibels = float(psnr(found.drawn, found.items).mean())
+        return Measured({"psnr": decibels}, f"PSNR {decibels:.2f} dB on {len(found.items)} held-out images")
+
+    optimizers = [Optimization(model, run.optimizer)]
+    if objective.discriminator is not None:
+        start = run.losses.gan_start
+        optimizers.append(Optimization(objective.discriminator, run.optimizer, name="discriminator", start=start))
+        if start >= run.trainer.steps:
+            log(f"the discriminator would begin at step {start:,}, after the last one: this run has none (--losses.gan-start)")
+    trainer = Trainer(
+        objective,
+        ImageStream(trained, names, run.images, channels=channels, seed=run.seed, parts=run.trainer.accumulate),
+        optimizers=optimizers,
+        config=run.trainer,
+        checkpoint_config=run.checkpoint,
+        folder=run.folder,
+        digest=run.digest,
+        device=device,
+        dtype=dtype,
+        hooks=[Hook(draw, run.trainer.sample_every)],
+    )
+    if trainer.resume(log):
+        log(f"resuming from step {trainer.step}")
+    trainer.run()
+    trainer.average()
+    _measure_latents(run, model, trained)
+    model.save(run.folder / "model")
+    _report(run, model, _load(shown, run.images.fit(channels)), shown_names, judges, log, command=command)
+    return model
+
+
+def _judges(run: AutoencoderRun, device: torch.device) -> Judges:
+    """Raises ValueError: a classifier or Inception's weights that cannot be read."""
+    features: dict[str, Features] = {}
+    digests: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    if run.report.classifier:
+        classifier = ConvolutionalClassifier.load(run.report.classifier)
+        features["classifier"], digests["classifier"] = classifier.features, classifier.digest
+    else:
+        missing["frechet_classifier"] = "no classifier: fit one with transfusion train classifier, and give --report.classifier"
+    if run.report.inception:
+        inception = InceptionFeatures(run.report.inception, device)
+        features["inception"], digests["inception"] = inception, inception.digest
+    else:
+        missing["frechet_inception"] = "no Inception weights: give the file with --report.inception"
+    return Judges(features, digests, missing)
+
+
+def _measure_latents(run: AutoencoderRun, model: VAE | VQ, trained: list[Image]) -> None:
+    """Mean and scale of the latents' channels, over training images as they are, without augmentation."""
+    order = rng.generator(rng.key(run.seed, "measured")).permutation(len(trained))[:MEASURED]
+    fit, size = run.images.fit(model.channels), run.images.batch_size
+    chosen = [trained[int(i)] for i in order]
+    model.measure(_load(chosen[first : first + size], fit) for first in range(0, len(chosen), size))
+
+
+def _report(
+    run: AutoencoderRun,
+    model: VAE | VQ,
+    items: torch.Tensor,
+    names: list[str],
+    judges: Judges,
+    log: LogFn,
+    *,
+    command: str,
+) -> None:
+    """Reconstruct held-out images; the record, the sheet, a table."""
+    found = reconstruct(model, items)
+    metrics = score(model, found, seed=run.seed, features=judges.features)
+    settings = {"images": len(items), "side": run.images.side, "reduction": model.reduction}
+    settings |= {"latent_channels": model.latent_channels, "num_codes": model.num_codes if isinstance(model, VQ) else None}
+    Record("reconstruction", metrics, judges.missing, model.digest, judges.digests, run.seed, settings, command).save(
+        run.folder
+    )
+    sheet(found, run.folder / "reconstructions.png", names)
+    print_table(f"{run.model.kind}, {len(items):,} held-out images", {k.replace("_", " "): v for k, v in metrics.items()})
+    log(f"autoencoder {model.digest} is saved in {run.folder / 'model'}; sheet: {run.folder / 'reconstructions.png'}")
+
+
+def _load(chosen: list[Image], fit: Fit) -> torch.Tensor:
+    """Float32[image, channels, side, side]. Raises MediaError, naming the image, if one cannot be read."""
+    return torch.stack([replace(image, fit=fit).load() for image in chosen])

@@ -1,0 +1,194 @@
+"""Batches of images without captions, for what is trained on images alone: an endless stream, each batch with the position
+after it.
+
+An epoch is a keyed permutation of the images. Each image is cut and mirrored by a key of (seed, epoch, image), so a batch is a
+pure function of its position.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transfusion import rng
+from transfusion.data.corpus import MAX_UNREADABLE, Corpus
+from transfusion.data.document import Document, MediaError
+from transfusion.data.loader import TooManyUnreadable
+from transfusion.data.media import DecodedImage, EncodedImage, Fit
+from transfusion.data.sources.read import has_held_out, read
+
+MAX_SIDE = 4096
+HELD_OUT, MAX_HELD_OUT = 0.1, 1000
+"""Share of images that are held out where the data has no split of its own, and their largest number."""
+
+Image = EncodedImage | DecodedImage
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Images of a batch, and how they are varied.
+
+    Args:
+        side: images are side x side pixels.
+        batch_size: images of a step.
+        crop: images are fitted to so many times the side, and a random window of the side is cut out; 1: the whole image.
+        flip: mirror half of the images; not for digits or letters.
+    """
+
+    side: int = 64
+    batch_size: int = 32
+    crop: float = 1.0
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.side <= MAX_SIDE or self.batch_size < 1:
+            raise ValueError(f"side must be 1 to {MAX_SIDE} and batch-size at least 1, not {self.side} and {self.batch_size}")
+        if not 1 <= self.crop <= 4:
+            raise ValueError(
+                f"crop is the size that images are fitted to over the side that is cut out, 1 to 4, not {self.crop}"
+            )
+
+    def fit(self, channels: int) -> Fit:
+        """The whole image at its side."""
+        return Fit((self.side, self.side), channels)
+
+
+@dataclass(frozen=True)
+class ImagePosition:
+    """The next image to read: its number in the epoch's order."""
+
+    epoch: int = 0
+    index: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Images in [-1, 1].
+
+    Args:
+        keys: RNG key of each image, of (seed, epoch, image).
+        state: the stream's position after the step.
+        names: of the images.
+        unreadable: lines about images that could not be read; the batch is smaller by these.
+    """
+
+    items: Float[Tensor, "item channels height width"]
+    keys: tuple[int, ...]
+    state: ImagePosition
+    names: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> "ImageBatch":
+        """The batch on a device."""
+        return replace(self, items=self.items.to(device, non_blocking=True))
+
+
+class ImageStream:
+    """Batches of images: `parts` of them a step (gradient accumulation).
+
+    Args:
+        channels: 1 (grey) or 3 (colour).
+
+    Raises:
+        ValueError: no images, or a batch size that is no multiple of the parts.
+    """
+
+    start = ImagePosition()
+
+    def __init__(
+        self,
+        images: Sequence[Image],
+        names: Sequence[str],
+        config: ImagesConfig,
+        *,
+        channels: int,
+        seed: int,
+        parts: int = 1,
+    ) -> None:
+        if not images:
+            raise ValueError("no images to train on: give others with --data")
+        if config.batch_size % parts:
+            raise ValueError(f"the batch size ({config.batch_size}) must be a multiple of the accumulated parts ({parts})")
+        self.images, self.names, self.config = images, names, config
+        self.channels, self.seed, self.parts = channels, seed, parts
+        self.failed: dict[int, str] = {}
+        self._seen: set[int] = set()
+
+    def batches(self, position: ImagePosition = ImagePosition()) -> Iterator[tuple[ImageBatch, ...]]:
+        """Steps from a position on. Raises TooManyUnreadable: more than 5 % of the images read so far cannot be read (3 may
+        fail in the first epoch)."""
+        order, epoch = rng.generator(rng.key(self.seed, position.epoch, "order")).permutation(len(self.images)), position.epoch
+        while True:
+            samples: list[tuple[int, int]] = []
+            while len(samples) < self.config.batch_size:
+                if position.index >= len(order):
+                    position = ImagePosition(position.epoch + 1)
+                if position.epoch != epoch:
+                    epoch = position.epoch
+                    order = rng.generator(rng.key(self.seed, epoch, "order")).permutation(len(self.images))
+                samples.append((epoch, int(order[position.index])))
+                position = replace(position, index=position.index + 1)
+            share = len(samples) // self.parts
+            yield tuple(self._batch(samples[p * share : (p + 1) * share], position) for p in range(self.parts))
+
+    def _batch(self, samples: Sequence[tuple[int, int]], after: ImagePosition) -> ImageBatch:
+        items, keys, unreadable = [], [], []
+        for epoch, sample in samples:
+            self._seen.add(sample)
+            key = rng.key(self.seed, epoch, sample)
+            try:
+                items.append(self._load(sample, key))
+                keys.append(key)
+            except MediaError as error:
+                if sample not in self.failed:
+                    self.failed[sample] = str(error)
+                    unreadable.append(str(error))
+        if len(self.failed) > MAX_UNREADABLE * len(self._seen) and (
+            len(self.failed) > 3 or len(self._seen) == len(self.images)
+        ):
+            fault = f"{len(self.failed)} of {len(self._seen)} images cannot be read"
+            raise TooManyUnreadable(f"{fault}, the last: {list(self.failed.values())[-1]}; mend or remove them")
+        stacked = torch.stack(items) if items else torch.zeros(0, *self.config.fit(self.channels).shape)
+        names = tuple(self.names[sample] for _, sample in samples)
+        return ImageBatch(stacked, tuple(keys), after, names, tuple(unreadable))
+
+    def _load(self, sample: int, key: int) -> Float[Tensor, "channels height width"]:
+        side = self.config.side
+        larger = round(side * self.config.crop)
+        image = replace(self.images[sample], fit=Fit((larger, larger), self.channels)).load()
+        generator = rng.generator(rng.key(key, "crop"))
+        top, left = (int(offset) for offset in generator.integers(0, larger - side + 1, 2))
+        image = image[:, top : top + side, left : left + side]
+        return image.flip(-1) if self.config.flip and rng.uniform(key, "flip") < 0.5 else image
+
+
+def read_images(path: str, fit: Fit) -> tuple[Corpus, Corpus, str]:
+    """The documents with an image to train on, those that are held out, and a line that says how they were split where the data
+    has no split of its own. Images need no captions.
+
+    Raises:
+        ValueError: no path, nothing that can be read there, or no image is left on one side.
+    """
+    if not path:
+        raise ValueError("this needs images: give the path of a folder or file with --data")
+    train, note = read(path, fit, captions=None), ""
+    if has_held_out(path):
+        held_out = read(path, fit, captions=None, train=False)
+    else:
+        drawn = [d for d in train if rng.uniform("images", "held out", d.name) < HELD_OUT][:MAX_HELD_OUT]
+        names = {document.name for document in drawn}
+        held_out = Corpus(drawn)
+        train = Corpus([d for d in train if d.name not in names], train.unreadable, train.notes)
+        note = f"{path} has no held-out split: {len(held_out):,} of its images are held out, by their names"
+    for corpus, what in ((train, "train on"), (held_out, "hold out")):
+        if not images(corpus)[0]:
+            raise ValueError(f"{path} has no images to {what}: give more, or a table of them with a split `validation`")
+    return train, held_out, note
+
+
+def images(documents: Sequence[Document]) -> tuple[list[Image], list[str]]:
+    """All images of documents, and their names."""
+    found = [(media.values, d.name) for d in documents for media in d.media if isinstance(media.values, Image)]
+    return [image for image, _ in found], [name for _, name in found]
