@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from transfusion.codec.convolutions import ConvolutionsConfig, Decoder, Encoder, Residual
+from transfusion.codec.convolutions import ConvolutionsConfig, Decoder, Encoder, Residual, encoder_and_decoder
 from transfusion.nn.unet import GridAttention
 
-PAPER = ConvolutionsConfig(patch=1, widths=(128, 256, 512, 512), blocks=2, middle=2, attention=2, groups=32)
+PAPER = ConvolutionsConfig(patch=1, widths=(128, 256, 512, 512), blocks=2, middle=2, attention=2, groups=32, shortcut=False)
 
 
 def spread(module: torch.nn.Module) -> None:
@@ -21,7 +21,7 @@ def spread(module: torch.nn.Module) -> None:
         (ConvolutionsConfig(patch=4, widths=(16,), blocks=1), (3, 5)),
         (ConvolutionsConfig(channels=1, patch=1, widths=(8, 16, 8), blocks=1, middle=1, attention=1, heads=2), (3, 5)),
         (ConvolutionsConfig(patch=3, widths=(6, 4), blocks=2, attention=1, groups=2), (2, 3)),
-        (ConvolutionsConfig(patch=2, widths=(8,), blocks=1, groups=0), (1, 1)),
+        (ConvolutionsConfig(patch=2, widths=(8,), blocks=1, groups=0, shortcut=False), (1, 1)),
     ],
 )
 def test_there_and_back(config: ConvolutionsConfig, grid: tuple[int, int]) -> None:
@@ -50,6 +50,22 @@ def test_a_block_starts_as_the_identity() -> None:
     block = Residual(8, 8, 4)
     spread(block)
     assert (block(x) - x).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("latents", [4, 12, 20])
+def test_shortcuts_begin_as_a_projection(latents: int) -> None:
+    """Of blocks of 2 x 2 pixels in colour, 12 numbers: with as many latents or more, nothing is lost."""
+    config = ConvolutionsConfig(patch=2, widths=(8,), blocks=1)
+    encoder, decoder = encoder_and_decoder(config, features=2 * latents, latents=latents)
+    items = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        features = encoder(items)
+        drawn = decoder(features[:, :latents])
+        again = decoder(encoder(drawn)[:, :latents])
+    assert features[:, latents:].abs().max() == 0
+    torch.testing.assert_close(again, drawn, rtol=1e-4, atol=1e-5)
+    error = (drawn - items).abs().max()
+    assert error < 1e-5 if latents >= 12 else error > 0.1
 
 
 def test_attention_stands_nearest_to_the_latents() -> None:

@@ -9,7 +9,7 @@ import torch
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.autoencoders import load_autoencoder
 from transfusion.codec.convolutions import ConvolutionsConfig
-from transfusion.codec.vae import VAE, Posterior, VAEConfig
+from transfusion.codec.vae import START, VAE, Posterior, VAEConfig
 from transfusion.codec.vq import VQ, VQConfig
 from transfusion.files import read_json
 from transfusion.run.autoencoder import PRESETS
@@ -57,6 +57,13 @@ def test_a_posteriors_nats_are_those_of_torch() -> None:
     noise = torch.randn(mean.shape)
     torch.testing.assert_close((posterior.sample(noise) - mean) / noise, (log_variance / 2).exp(), rtol=1e-4, atol=1e-4)
     assert torch.equal(Posterior(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).nats(), torch.zeros(1))
+
+
+def test_a_new_vae_shows_pictures_from_the_first_step_on() -> None:
+    model, items = VAEConfig(SMALL, latent_channels=48).build(), torch.rand(2, 3, 8, 8) * 2 - 1
+    posterior = model.posterior(items)
+    assert (posterior.log_variance == START).all()
+    torch.testing.assert_close(model.to_items(posterior.mean), items, rtol=1e-4, atol=1e-4)
 
 
 def test_latents_of_a_vae_are_the_mean() -> None:

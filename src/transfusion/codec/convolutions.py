@@ -10,6 +10,7 @@ all work is done on the latents' grid, which on a processor gives most decibels 
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class ConvolutionsConfig:
         attention: attention layers of both, each between two of the blocks that are nearest to the latents.
         heads: of each attention layer.
         groups: of the group norms; 0: no norm.
+        shortcut: a linear map of each block of pixels to its latents stands beside the convolutions, and another one back; both
+            begin as one random orthogonal projection, and the convolutions at 0.
     """
 
     channels: int = 3
@@ -44,6 +47,7 @@ class ConvolutionsConfig:
     attention: int = 0
     heads: int = 1
     groups: int = 8
+    shortcut: bool = True
 
     def __post_init__(self) -> None:
         if self.channels not in IMAGE_CHANNELS:
@@ -114,10 +118,13 @@ class Encoder(nn.Module):
                 layers.append(Halve(width))
         self.layers = nn.Sequential(*layers)
         self.norm, self.out = norm(width, groups), convolution(width, features)
+        size = config.reduction
+        self.shortcut = nn.Conv2d(config.channels, features, size, stride=size, bias=False) if config.shortcut else None
 
     def forward(self, items: Float[Tensor, "item channels height width"]) -> Float[Tensor, "item features rows columns"]:
         """Pictures, about [-1, 1] -> features; height and width are multiples of the reduction."""
-        return self.out(F.silu(self.norm(self.layers(items))))
+        features = self.out(F.silu(self.norm(self.layers(items))))
+        return features if self.shortcut is None else features + self.shortcut(items)
 
 
 class Decoder(nn.Module):
@@ -143,10 +150,31 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.norm, self.out = norm(width, groups), convolution(width, config.channels * config.patch**2)
         self.unpatch = nn.PixelShuffle(config.patch)
+        size = config.reduction
+        self.shortcut = (
+            nn.ConvTranspose2d(features, config.channels, size, stride=size, bias=False) if config.shortcut else None
+        )
 
     def forward(self, features: Float[Tensor, "item features rows columns"]) -> Float[Tensor, "item channels height width"]:
         """Features -> pictures, about [-1, 1]"""
-        return self.unpatch(self.out(F.silu(self.norm(self.layers(features)))))
+        items = self.unpatch(self.out(F.silu(self.norm(self.layers(features)))))
+        return items if self.shortcut is None else items + self.shortcut(features)
+
+
+def encoder_and_decoder(config: ConvolutionsConfig, *, features: int, latents: int) -> tuple[Encoder, Decoder]:
+    """An encoder that gives so many features, and a decoder of the first `latents` of them. With shortcuts, what comes out
+    first is a projection of each block of pixels: on emoji 2 dB more after 40 seconds of a core (LOG.md)."""
+    encoder, decoder = Encoder(config, features), Decoder(config, latents)
+    if encoder.shortcut is not None and decoder.shortcut is not None:
+        for module in (encoder.out, decoder.out):
+            assert module.bias is not None
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            nn.init.orthogonal_(decoder.shortcut.weight)
+            nn.init.zeros_(encoder.shortcut.weight)
+            encoder.shortcut.weight[:latents].copy_(decoder.shortcut.weight)
+    return encoder, decoder
 
 
 class Halve(nn.Module):

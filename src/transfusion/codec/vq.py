@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transfusion.codec.autoencoder import Autoencoder
-from transfusion.codec.convolutions import ConvolutionsConfig, Decoder, Encoder
+from transfusion.codec.convolutions import ConvolutionsConfig, encoder_and_decoder
 
 MAX_CODES = 2**20
 CHUNK = 2**26
@@ -81,8 +81,8 @@ class VQ(Autoencoder):
             settings=settings,
         )
         self.num_codes = settings.num_codes
-        self.encoder = Encoder(convolutions, settings.code_channels)
-        self.decoder = Decoder(convolutions, settings.code_channels)
+        channels = settings.code_channels
+        self.encoder, self.decoder = encoder_and_decoder(convolutions, features=channels, latents=channels)
         self.codebook = Codebook(settings.num_codes, settings.code_channels)
 
     @property

@@ -152,7 +152,9 @@ def paper(kind: Kind) -> AutoencoderRun:
     half, the number that comes to 86M. Batch and optimizer are not in the paper: Adam with a constant rate, as Esser et al.
     have it.
     """
-    convolutions = ConvolutionsConfig(patch=1, widths=(128, 256, 512, 512), blocks=2, middle=2, attention=2, groups=32)
+    convolutions = ConvolutionsConfig(
+        patch=1, widths=(128, 256, 512, 512), blocks=2, middle=2, attention=2, groups=32, shortcut=False
+    )
     return AutoencoderRun(
         images=ImagesConfig(side=256, batch_size=32, crop=1.125),
         model=VAEConfig(convolutions) if kind == "vae" else VQConfig(convolutions, num_codes=16_384),
