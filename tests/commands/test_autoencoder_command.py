@@ -1,6 +1,7 @@
 """`transfusion train vae` and `train vq` as they are typed: folder, resumption, and what is refused before training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ SHORT = (
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for i in range(60):
-        png(folder / f"{i}.png")
+        png(folder / f"{i}.png", seed=0)
     return folder
 
 
@@ -49,14 +50,23 @@ def test_a_vae_is_trained_measured_and_saved(data: Path, tmp_path: Path, capsys:
     assert "holds another run (losses.gan: was 0.5, now 0.4)" in capsys.readouterr().err
 
 
-def test_a_vq_is_trained_and_its_use_logged(data: Path, tmp_path: Path) -> None:
-    assert command(f"train vq --data {data} --out {tmp_path} {SHORT} --model.num-codes 16") == 0
-    model = load_autoencoder(tmp_path)
+def test_a_vq_is_trained_its_use_logged_and_its_data_watched(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "run"
+    shutil.copytree(data, pictures)
+    line = f"train vq --data {pictures} --out {out} {SHORT} --model.num-codes 16"
+    assert command(line) == 0
+    model = load_autoencoder(out)
     assert isinstance(model, VQ) and model.num_codes == 16
-    steps = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     assert 0 < steps[-1]["codes_used"] <= 1 and 1 <= steps[-1]["perplexity"] <= 16
-    metrics = json.loads((tmp_path / "reconstruction.json").read_text())["metrics"]
+    metrics = json.loads((out / "reconstruction.json").read_text())["metrics"]
     assert 0 < metrics["codes_used"]["value"] <= 1
+    for i in range(60):
+        png(pictures / f"{i}.png", seed=1)
+    assert command(line) == 2
+    assert "resume with the original data, or choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

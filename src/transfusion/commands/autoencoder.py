@@ -30,6 +30,7 @@ from transfusion.evaluation.record import Record
 from transfusion.model_folder import Budget
 from transfusion.run.autoencoder import PRESETS, AutoencoderRun, Kind
 from transfusion.run.command_line import HELP, changes, parse_preset
+from transfusion.run.corpus import keep_corpus
 from transfusion.run.record import keep_record
 from transfusion.train.autoencoding import AutoencodingObjective, PerceptualNetworks
 from transfusion.train.device import memory, pick_device, pick_dtype
@@ -83,8 +84,9 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
             log(line)
     trained, names = images(corpus.report(log))
     shown, shown_names = images(held_out)
-    shown, shown_names = shown[: run.report.images or None], shown_names[: run.report.images or None]
+    shown, shown_names = shown[: run.report.images], shown_names[: run.report.images]
     keep_record(run)
+    keep_corpus(run.folder, corpus, instead="choose another --out")
     with (
         torch.random.fork_rng(devices=[]),
         Budget(memory() // 4, "the settings of --model ask for more than this memory holds"),

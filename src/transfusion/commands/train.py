@@ -7,7 +7,6 @@ usage: transfusion train RECIPE [--data PATH] [--out FOLDER] [--preset NAME] [--
 The same command again resumes the run. `transfusion train RECIPE --help` lists all settings.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from transfusion.api import Transfusion
 from transfusion.commands import autoencoder, classifier
 from transfusion.commands.report import kept_classifier, report
 from transfusion.config import ConfigError
-from transfusion.data.corpus import files_digest, media_digest, media_files, status_digest, text_digest
 from transfusion.data.document import Document, Text
 from transfusion.data.learned import LearnedDocuments
 from transfusion.data.loader import Loader
@@ -28,13 +26,13 @@ from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.preference import advice, caption_preference, other_captions
-from transfusion.files import read_json, write_text
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
 from transfusion.model_folder import Budget, TransfusionConfig
 from transfusion.recipes import RECIPES, find
 from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
+from transfusion.run.corpus import keep_corpus
 from transfusion.run.recipe import ClassTask
 from transfusion.run.record import Run, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
@@ -42,7 +40,7 @@ from transfusion.train.log import LogFn, Measured, printable
 from transfusion.train.objective import TransfusionObjective
 from transfusion.train.trainer import Hook, Optimization, Trainer
 
-TOKENIZER, CORPUS = "tokenizer.json", "corpus.json"
+TOKENIZER = "tokenizer.json"
 
 
 def run(arguments: list[str], log: LogFn) -> int:
@@ -111,7 +109,9 @@ def train(
     if run.init:
         run = adopt_init(run, find(run.recipe).run().model)
     _prepare(run, log)
-    _check_corpus(run, corpus)
+    if not (run.folder / "checkpoints").exists():
+        (run.folder / TOKENIZER).unlink(missing_ok=True)  # an earlier attempt's, of other texts
+    keep_corpus(run.folder, corpus, instead="start from its weights with --init and another --out")
     model = build(run, corpus, log)
     model.vocabulary.save(run.folder / TOKENIZER)
     device = pick_device(run.device)
@@ -285,45 +285,6 @@ def _prepare(run: Run, log: LogFn) -> None:
             f"than {warmup}"
         )
     keep_record(run)
-
-
-def _check_corpus(run: Run, corpus: Sequence[Document]) -> None:
-    """Record which documents a new run is trained on; a resumed run must have the same.
-
-    Raises:
-        ConfigError: no documents, or other documents than the run began with: their number, texts, or media.
-    """
-    if not len(corpus):
-        raise ConfigError("nothing to train on: the data holds no documents")
-    files = media_files(corpus)
-    now = {
-        "documents": len(corpus),
-        "digest": text_digest(corpus),
-        "media": media_digest(corpus),
-        "status": status_digest(files),
-    }
-    recorded, then, counted = run.folder / CORPUS, {}, 0
-    if recorded.exists() and (run.folder / "checkpoints").exists():
-        try:
-            then = dict(read_json(recorded))
-            counted = int(then["documents"])
-        except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
-            raise ConfigError(f"cannot read {recorded} ({error}): restore it, or choose another --out") from error
-    else:
-        (run.folder / TOKENIZER).unlink(missing_ok=True)
-    # files of another time or place may still hold the same: only then are all read again
-    unchanged = "files" in then and then.get("status") == now["status"]
-    now["files"] = then["files"] if unchanged else files_digest(files)
-    differ = [name for name in ("documents", "digest", "media", "files") if name in then and then[name] != now[name]]
-    if differ:
-        what = f"{counted:,} documents then, {len(corpus):,} now"
-        what = {"documents": what, "digest": f"{what}, with other names or texts"}.get(differ[0], "the same texts, other media")
-        raise ConfigError(
-            f"the data has changed since {run.folder} began ({what}): resume with the original data, or start from its weights "
-            "with --init and another --out"
-        )
-    if then != now:
-        write_text(recorded, json.dumps(now) + "\n")
 
 
 def _texts(corpus: Sequence[Document]) -> list[str]:

@@ -30,19 +30,19 @@ class ReconstructionReport:
     """The measurements at the end of a run.
 
     Args:
-        images: held-out images to measure with (0: all).
+        images: held-out images to measure with, at most; all are in memory together.
         classifier: folder of a classifier of images (`transfusion train classifier`) whose features Fréchet distances are taken
             in.
         inception: file with Inception's weights, for the same.
     """
 
-    images: int = 0
+    images: int = 1000
     classifier: str = ""
     inception: str = ""
 
     def __post_init__(self) -> None:
-        if self.images < 0:
-            raise ValueError(f"images must be 0 (all) or more, not {self.images}")
+        if self.images < 1:
+            raise ValueError(f"images must be at least 1, not {self.images}")
 
 
 @dataclass(frozen=True)
