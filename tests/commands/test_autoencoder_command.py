@@ -42,6 +42,11 @@ def test_a_vae_is_trained_measured_and_saved(data: Path, tmp_path: Path, capsys:
     assert (tmp_path / "reconstructions.png").is_file() and (tmp_path / "samples" / "step-00000002.png").is_file()
     steps = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert "gan_loss" not in steps[0] and "discriminator_grad_norm" in steps[-1] and "gan_loss" in steps[-1]
+    again = f"reconstruct {tmp_path} --data {data} --out {tmp_path / 'again'} --device cpu --side"
+    assert command(f"{again} 16") == 0
+    second = json.loads((tmp_path / "again" / "reconstruction.json").read_text())
+    assert second["metrics"] == record["metrics"] and second["weights"] == record["weights"]
+    assert command(f"{again} 18") == 1 and "multiple of 4" in capsys.readouterr().err
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
     assert command(line) == 0  # done: the same again
     assert "resuming from step 4" in capsys.readouterr().out

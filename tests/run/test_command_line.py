@@ -10,6 +10,7 @@ from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig
 from transfusion.commands.classifier import ClassifierOptions
 from transfusion.commands.evaluate import EvaluateOptions
 from transfusion.commands.generate import GenerateOptions
+from transfusion.commands.reconstruct import ReconstructOptions
 from transfusion.diffusion.sampler import DDPM, Euler, Heun
 from transfusion.evaluation.curves import Plot
 from transfusion.evaluation.results import Results
@@ -93,6 +94,7 @@ def test_the_settings_are_those_of_the_list() -> None:
         "train-classifier": ClassifierOptions(),
         "generate": GenerateOptions(),
         "evaluate": EvaluateOptions(),
+        "reconstruct": ReconstructOptions(),
         "results": Results(),
         "plot": Plot(),
     }

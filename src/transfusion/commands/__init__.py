@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "Train a recipe, an autoencoder or a classifier of images.",
     "generate": "Continue prompts with text and images.",
     "evaluate": "Measure a model on held-out data.",
+    "reconstruct": "Measure an autoencoder on held-out images.",
     "results": "Write tables of evaluation records.",
     "plot": "Draw the training curves of runs.",
     "config": "Print all settings of a recipe as YAML.",

@@ -11,7 +11,6 @@ The same command again resumes the run. In its folder:
 """
 
 import shlex
-from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,13 +19,9 @@ from transfusion import rng
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.vae import VAE
 from transfusion.codec.vq import VQ
-from transfusion.commands.report import print_table
+from transfusion.commands.reconstruct import load_images, load_judges, report
 from transfusion.data.images import Image, ImageStream, images, read_images
-from transfusion.data.media import Fit
-from transfusion.evaluation.classifier import ConvolutionalClassifier
-from transfusion.evaluation.features import InceptionFeatures
-from transfusion.evaluation.reconstruction import Features, psnr, reconstruct, score, sheet
-from transfusion.evaluation.record import Record
+from transfusion.evaluation.reconstruction import psnr, reconstruct, sheet
 from transfusion.model_folder import Budget
 from transfusion.run.autoencoder import PRESETS, AutoencoderRun, Kind
 from transfusion.run.command_line import HELP, changes, parse_preset
@@ -41,15 +36,6 @@ SHOWN = 20
 """Images of a sheet."""
 MEASURED = 10_000
 """Images at most that mean and scale of latents are measured with."""
-
-
-@dataclass(frozen=True, eq=False)
-class Judges:
-    """Extractors of the features that Fréchet distances are taken in, by name, their digests, and why others are missing."""
-
-    features: dict[str, Features]
-    digests: dict[str, str]
-    missing: dict[str, str]
 
 
 def run(kind: Kind, arguments: list[str], log: LogFn) -> int:
@@ -77,7 +63,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     dtype = pick_dtype(run.dtype, device)
     channels = run.model.convolutions.channels
     networks = PerceptualNetworks.load(run.losses, device)
-    judges = _judges(run, device)
+    judges = load_judges(run.report, device)
     corpus, held_out, note = read_images(run.data, run.images.fit(channels))
     for line in (note, networks.describe(run.losses)):
         if line:
@@ -107,7 +93,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     )
 
     def draw(step: int) -> Measured:
-        found = reconstruct(model, _load(shown[:SHOWN], run.images.fit(channels)))
+        found = reconstruct(model, load_images(shown[:SHOWN], run.images.fit(channels)))
         sheet(found, run.folder / "samples" / f"step-{step:08d}.png", shown_names)
         decibels = float(psnr(found.drawn, found.items).mean())
         return Measured({"psnr": decibels}, f"PSNR {decibels:.2f} dB on {len(found.items)} held-out images")
@@ -136,26 +122,10 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     trainer.average()
     _measure_latents(run, model, trained)
     model.save(run.folder / "model")
-    _report(run, model, _load(shown, run.images.fit(channels)), shown_names, judges, log, command=command)
+    log(f"autoencoder {model.digest} is saved in {run.folder / 'model'}")
+    items = load_images(shown, run.images.fit(channels))
+    report(model, items, shown_names, judges, run.folder, log, seed=run.seed, command=command)
     return model
-
-
-def _judges(run: AutoencoderRun, device: torch.device) -> Judges:
-    """Raises ValueError: a classifier or Inception's weights that cannot be read."""
-    features: dict[str, Features] = {}
-    digests: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    if run.report.classifier:
-        classifier = ConvolutionalClassifier.load(run.report.classifier)
-        features["classifier"], digests["classifier"] = classifier.features, classifier.digest
-    else:
-        missing["frechet_classifier"] = "no classifier: fit one with transfusion train classifier, and give --report.classifier"
-    if run.report.inception:
-        inception = InceptionFeatures(run.report.inception, device)
-        features["inception"], digests["inception"] = inception, inception.digest
-    else:
-        missing["frechet_inception"] = "no Inception weights: give the file with --report.inception"
-    return Judges(features, digests, missing)
 
 
 def _measure_latents(run: AutoencoderRun, model: VAE | VQ, trained: list[Image]) -> None:
@@ -163,32 +133,4 @@ def _measure_latents(run: AutoencoderRun, model: VAE | VQ, trained: list[Image])
     order = rng.generator(rng.key(run.seed, "measured")).permutation(len(trained))[:MEASURED]
     fit, size = run.images.fit(model.channels), run.images.batch_size
     chosen = [trained[int(i)] for i in order]
-    model.measure(_load(chosen[first : first + size], fit) for first in range(0, len(chosen), size))
-
-
-def _report(
-    run: AutoencoderRun,
-    model: VAE | VQ,
-    items: torch.Tensor,
-    names: list[str],
-    judges: Judges,
-    log: LogFn,
-    *,
-    command: str,
-) -> None:
-    """Reconstruct held-out images; the record, the sheet, a table."""
-    found = reconstruct(model, items)
-    metrics = score(model, found, seed=run.seed, features=judges.features)
-    settings = {"images": len(items), "side": run.images.side, "reduction": model.reduction}
-    settings |= {"latent_channels": model.latent_channels, "num_codes": model.num_codes if isinstance(model, VQ) else None}
-    Record("reconstruction", metrics, judges.missing, model.digest, judges.digests, run.seed, settings, command).save(
-        run.folder
-    )
-    sheet(found, run.folder / "reconstructions.png", names)
-    print_table(f"{run.model.kind}, {len(items):,} held-out images", {k.replace("_", " "): v for k, v in metrics.items()})
-    log(f"autoencoder {model.digest} is saved in {run.folder / 'model'}; sheet: {run.folder / 'reconstructions.png'}")
-
-
-def _load(chosen: list[Image], fit: Fit) -> torch.Tensor:
-    """Float32[image, channels, side, side]. Raises MediaError, naming the image, if one cannot be read."""
-    return torch.stack([replace(image, fit=fit).load() for image in chosen])
+    model.measure(load_images(chosen[first : first + size], fit) for first in range(0, len(chosen), size))

@@ -22,18 +22,18 @@ class Plot:
     """How curves are drawn.
 
     Args:
-        metric: metrics of metrics.jsonl, a panel each.
+        metric: metrics of metrics.jsonl, a panel each; none given: the losses of the runs.
         out: file for the PNG.
         smooth: window of the trailing mean, in logged steps; raw values are drawn fainter behind it (1: raw values only).
     """
 
-    metric: tuple[str, ...] = ("text_loss", "media_loss")
+    metric: tuple[str, ...] = ()
     out: str = "curves.png"
     smooth: int = 20
 
     def __post_init__(self) -> None:
-        if self.smooth < 1 or not self.metric:
-            raise ValueError("smooth is 1 step or more, and there is one metric or more")
+        if self.smooth < 1:
+            raise ValueError(f"smooth is 1 step or more, not {self.smooth}")
         if Path(self.out).is_dir() or Path(self.out).suffix not in SUFFIXES:
             raise ValueError(f"out is a file for the PNG (or {', '.join(SUFFIXES[1:])}), such as curves.png, not {self.out!r}")
 
@@ -48,7 +48,10 @@ class Plot:
         if not runs_curves:
             raise ConfigError("nothing to draw: give one run folder or more")
         known = dict.fromkeys(name for curves in runs_curves.values() for name in curves)
-        for name in self.metric:
+        metrics = self.metric or [name for name in known if name.endswith("_loss")]
+        if not metrics:
+            raise ConfigError(f"no losses in {', '.join(runs_curves)}: choose with --metric among {', '.join(known)}")
+        for name in metrics:
             if name not in known:
                 raise ConfigError(f"no metric {name!r} in {', '.join(runs_curves)}{nearest(name, known)}")
         try:
@@ -57,9 +60,9 @@ class Plot:
         except ImportError as error:
             raise ValueError("drawing curves needs matplotlib: pip install 'transfusion-kit[eval]'") from error
 
-        figure = Figure(figsize=(6.4 * len(self.metric), 4.2), layout="constrained")
+        figure = Figure(figsize=(6.4 * len(metrics), 4.2), layout="constrained")
         FigureCanvasAgg(figure)
-        for panel, name in zip(figure.subplots(1, len(self.metric), squeeze=False)[0], self.metric, strict=True):
+        for panel, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             for number, (run, curves) in enumerate(runs_curves.items()):
                 if name not in curves:
                     continue
