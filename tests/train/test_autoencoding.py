@@ -18,7 +18,7 @@ from transfusion.train.objective import At
 from transfusion.train.optimizer import AdamWConfig
 from transfusion.train.trainer import CheckpointConfig, Optimization, Trainer, TrainerConfig
 
-CONVOLUTIONS = ConvolutionsConfig(patch=4, widths=(16,), blocks=1, groups=4)
+CONVOLUTIONS = ConvolutionsConfig(patch=4, widths=(16,), blocks=1, groups=4, shortcut=False)
 LOSSES = LossesConfig(perceptual=0.5, identity=0.0, gan=0.5, gan_start=2)
 DISCRIMINATOR = DiscriminatorConfig(width=4, layers=2)
 

@@ -34,6 +34,8 @@ BATCH = 32
 """Pictures per pass."""
 DEPTHS = (8, 7, 6, 5, 4)
 """Bits a number that a bicubic reduction is kept in."""
+NAME = 12
+"""Characters of a name that a sheet has room for."""
 LEAST_ERROR = 1e-10
 """Mean squared error below which PSNR does not rise: 106 dB."""
 
@@ -153,7 +155,8 @@ def _codes(ids: Int[Tensor, "item rows columns"], num_codes: int) -> dict[str, E
 
 
 def sheet(found: Reconstructions, path: Path, names: Sequence[str], *, count: int = 20) -> None:
-    """Write a PNG of the first pictures: each row of originals above one of what became of them, with decibels."""
+    """Write a PNG of the first pictures: each row of originals, with the ends of their names, above one of what became of them,
+    with decibels."""
     decibels = psnr(found.drawn, found.items)
     images: list[Tensor] = []
     captions: list[str] = []
@@ -163,6 +166,6 @@ def sheet(found: Reconstructions, path: Path, names: Sequence[str], *, count: in
         empty = [torch.ones_like(found.items[0])] * (columns - len(row))
         images += [found.items[i] for i in row] + empty + [found.drawn[i] for i in row] + empty
         blank = [""] * len(empty)
-        captions += [names[i] for i in row] + blank + [f"{float(decibels[i]):.1f} dB" for i in row] + blank
+        captions += [names[i][-NAME:] for i in row] + blank + [f"{float(decibels[i]):.1f} dB" for i in row] + blank
     side = max(72, max(found.items.shape[-2:]))
     image_grid(images, captions, path, columns=columns, side=side)

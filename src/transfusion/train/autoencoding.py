@@ -102,10 +102,9 @@ class AutoencodingObjective(Objective[ImageBatch]):
     Args:
         model: the autoencoder.
         discriminator: its sizes; there is one where the GAN has a weight.
+        codebook: how that of a VQ learns.
+        networks: of perceptual losses.
         seed: keys what is drawn.
-
-    Raises:
-        ValueError: losses that the autoencoder does not have.
     """
 
     unit = "images"
@@ -121,13 +120,19 @@ class AutoencodingObjective(Objective[ImageBatch]):
         seed: int,
     ) -> None:
         super().__init__(model)
-        self.autoencoder, self.losses, self.seed = model, losses, seed
+        self.losses, self.seed = losses, seed
         self.discriminator = Discriminator(discriminator, model.channels) if losses.gan else None
         self.learner = CodebookLearner(model.codebook, codebook) if isinstance(model, VQ) else None
         if isinstance(model, VQ) and codebook.update == "ema":
             model.codebook.requires_grad_(False)
         self._networks = networks  # no submodule: neither trained nor kept in checkpoints
         self._average: EMA | None = None
+
+    @property
+    def autoencoder(self) -> VAE | VQ:
+        """The model."""
+        assert isinstance(self.model, VAE | VQ)
+        return self.model
 
     def averaged(self, ema: EMA) -> None:
         """The average of the weights, in which revived codes are replaced too."""
