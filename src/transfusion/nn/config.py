@@ -61,6 +61,8 @@ class TransformerConfig:
         mlp_width: hidden width of the MLP (None: 8/3 of the width, rounded up to a multiple of `mlp_multiple_of`).
         mlp_multiple_of: see `mlp_width`; Llama uses 256.
         qk_norm: RMSNorm on queries and keys, per head.
+        norm_order: "pre": x + f(norm(x)); "post": x + norm(f(x)), as Swin V2 (arXiv 2111.09883) and Chameleon (arXiv 2405.09818)
+            place the norms, so that no layer adds much more than another.
         qkv_bias: bias on queries, keys and values (Qwen 2).
         rope_theta: base of the rotary frequencies.
         rope_scaling: RoPE scaling for context extension.
@@ -87,6 +89,7 @@ class TransformerConfig:
     mlp_width: int | None = None
     mlp_multiple_of: int = 32
     qk_norm: bool = True
+    norm_order: Literal["pre", "post"] = "pre"
     qkv_bias: bool = False
     rope_theta: float = 10000.0
     rope_scaling: Scaling = Unscaled()
@@ -115,6 +118,13 @@ class TransformerConfig:
             raise ValueError(f"num_heads {heads} must be a multiple of num_kv_heads {sizes.num_kv_heads}")
         if self.modality_weights not in ("none", "mlp", "all"):
             raise ValueError(f"modality_weights must be none, mlp or all, not {self.modality_weights!r}")
+        if self.norm_order not in ("pre", "post"):
+            raise ValueError(f"norm_order must be pre or post, not {self.norm_order!r}")
+        if self.norm_order == "post" and self.moe.num_experts and self.moe.top_k == 1 and not self.moe.shared:
+            raise ValueError(
+                'norm_order "post" cancels the weight of a single expert, so its router would learn nothing: take '
+                "moe.top_k 2, or moe.shared"
+            )
         if self.residual not in ("plain", "hyper", "attention"):
             raise ValueError(f"residual must be plain, hyper or attention, not {self.residual!r}")
         if self.attention.alibi_heads > heads:

@@ -56,14 +56,15 @@ class Block(BlockWeights):
 
 
 class BlockWithOptions(Block):
-    """A layer with modality-specific weights, experts, another residual stream, long skips, adaLN or dropout.
+    """A layer with modality-specific weights, experts, another residual stream, norms behind its sublayers, long skips, adaLN or
+    dropout.
 
     Its own weights are those of text; `media[m]` holds those of modality m.
     """
 
     def __init__(self, config: TransformerConfig, num_modalities: int, layer: int) -> None:
         super().__init__(config, layer)
-        self.modality_weights = config.modality_weights
+        self.modality_weights, self.norm_is_last = config.modality_weights, config.norm_order == "post"
         self.media = nn.ModuleList(
             BlockWeights(config, AttentionWeights(config) if config.modality_weights == "all" else None)
             for _ in range(num_modalities if config.modality_weights != "none" else 0)
@@ -87,28 +88,35 @@ class BlockWithOptions(Block):
         return self.residuals[1](x, lambda h: self._mlp(h, context, for_mlp))
 
     def _attention(self, x: Tensor, context: ForwardContext, modulation: AdaLNParameters | None) -> Tensor:
-        """attention(norm(x)), each modality's tokens by its own weights."""
+        """attention(norm(x)), or norm(attention(x)), each modality's tokens by its own weights."""
         routing = context.routing if self.modality_weights == "all" else UNROUTED
         weights = self._weights(routing)
-        normed = _normalize([w.attention_norm for w in weights], x, modulation, routing)
-        projected = [w.attention.project(h) for w, h in zip(weights, normed, strict=True)]
+        norms = [w.attention_norm for w in weights]
+        inputs = routing.split(x) if self.norm_is_last else _normalize(norms, x, modulation, routing)
+        projected = [w.attention.project(h) for w, h in zip(weights, inputs, strict=True)]
         y = self.attention.attend(context, *(routing.join(pieces, x.shape) for pieces in zip(*projected, strict=True)))
         pieces = [w.attention.out(piece) for w, piece in zip(weights, routing.split(y), strict=True)]
-        return self._gate(routing.join(pieces, x.shape), modulation)
+        return self._finish(norms, routing.join(pieces, x.shape), modulation, routing)
 
     def _mlp(self, x: Tensor, context: ForwardContext, modulation: AdaLNParameters | None) -> Tensor:
-        """mlp(norm(x)), each modality's tokens by its own weights."""
+        """mlp(norm(x)), or norm(mlp(x)), each modality's tokens by its own weights."""
         routing = context.routing
         weights = self._weights(routing)
-        normed = _normalize([w.mlp_norm for w in weights], x, modulation, routing)
+        norms = [w.mlp_norm for w in weights]
+        inputs = routing.split(x) if self.norm_is_last else _normalize(norms, x, modulation, routing)
         if context.is_token is None:
-            pieces = [w.mlp(h) for w, h in zip(weights, normed, strict=True)]
+            pieces = [w.mlp(h) for w, h in zip(weights, inputs, strict=True)]
         else:
             is_token = routing.split(context.is_token)
-            pieces = [w.mlp(h, real) for w, h, real in zip(weights, normed, is_token, strict=True)]
-        return self._gate(routing.join(pieces, x.shape), modulation)
+            pieces = [w.mlp(h, real) for w, h, real in zip(weights, inputs, is_token, strict=True)]
+        return self._finish(norms, routing.join(pieces, x.shape), modulation, routing)
 
-    def _gate(self, y: Tensor, modulation: AdaLNParameters | None) -> Tensor:
+    def _finish(
+        self, norms: Sequence[RMSNorm], y: Tensor, modulation: AdaLNParameters | None, routing: ModalityRouting
+    ) -> Tensor:
+        """A sublayer's output as it is added to the stream: normalised, if its norm is the last, gated and dropped out."""
+        if self.norm_is_last:
+            y = routing.join(_normalize(norms, y, modulation, routing), y.shape)
         return self.dropout(y if modulation is None else y * modulation.gate)
 
     def _weights(self, routing: ModalityRouting) -> list[BlockWeights]:
@@ -137,7 +145,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, num_modalities: int = 0) -> None:
         super().__init__()
         self.config = config
-        options = (config.moe.num_experts, config.long_skips, config.adaln, config.dropout)
+        options = (config.moe.num_experts, config.long_skips, config.adaln, config.dropout, config.norm_order == "post")
         plain = config.modality_weights == "none" and config.residual == "plain" and not any(options)
         self.blocks = nn.ModuleList(
             Block(config, layer) if plain else BlockWithOptions(config, num_modalities, layer) for layer in range(config.depth)
