@@ -31,6 +31,9 @@ IMAGE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2))
 FREE = Modality("image", channels=1, shape=(4, 4), patch=(2, 2), largest=(8, 8))
 SOUND = Modality("sound", channels=3, shape=(6,), patch=(2,))
 VECTOR = Modality("vector", channels=5, shape=(), patch=())
+CODED = Modality("image", channels=1, shape=(2, 3), patch=(1, 1), codes=7)
+IDS = torch.tensor([[[3.0, 0.0, 6.0], [1.0, 1.0, 2.0]]])
+"""An item of `CODED`."""
 
 
 class Unshuffle(Autoencoder):

@@ -22,7 +22,7 @@ from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Sampler
 from transfusion.generate.engine import Engine, generate
-from transfusion.generate.logits import Decoding, Greedy
+from transfusion.generate.logits import Decoding, Greedy, Sample
 from transfusion.generate.state import Event, Request
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import Decoders
@@ -181,6 +181,7 @@ class Transfusion(nn.Module):
         sampler: Sampler | None = None,
         guidance: Guidance | None = None,
         decoding: Decoding = Greedy(),
+        code_decoding: Decoding = Sample(),
         dtype: torch.dtype = torch.float32,
         cache_slots: int = 128,
         exact: bool = False,
@@ -199,6 +200,7 @@ class Transfusion(nn.Module):
             max_tokens: text tokens to write at most; default 0 with `force`, else 128.
             max_items: media items to write at most; None: no limit.
             sampler, guidance: None: those of the model's config.
+            decoding, code_decoding: how tokens of text are chosen, and the codes of items of discrete modalities.
             cache_slots: sequences in the cache at once: documents, and their unconditional branches.
             exact: in bf16 too no document depends on those beside it, see `Engine`.
             on_event: called with every event (tokens, denoising steps with their estimates, items, documents, failures).
@@ -231,6 +233,7 @@ class Transfusion(nn.Module):
                 sampler=sampler or self.config.sampler,
                 guidance=guidance,
                 decoding=decoding,
+                code_decoding=code_decoding,
             )
             for prompt, prompt_seed in zip(prompts, seeds, strict=True)
         ]

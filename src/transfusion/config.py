@@ -49,13 +49,14 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def choices(kind: Any) -> dict[str, type]:
-    """Tag -> class of a union of tagged dataclasses, or of such a class alone; empty for any other type. Protocols in the union
+    """Tag -> class of a union of tagged dataclasses, or of such a class alone; empty for any other type, or one with a field
+    `kind`. Protocols in the union
     are left out: they stand for objects made in Python, which have no plain form."""
     members = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     members = tuple(m for m in members if not getattr(m, "_is_protocol", False))
     if not members:
         return {}
-    if all(dataclasses.is_dataclass(m) and hasattr(m, "kind") for m in members):
+    if all(dataclasses.is_dataclass(m) and hasattr(m, "kind") and "kind" not in hints(m) for m in members):
         return {typing.cast(Any, m).kind: typing.cast(type, m) for m in members}
     return {}
 

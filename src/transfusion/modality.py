@@ -1,6 +1,7 @@
-"""A modality: a continuous medium (images, sound, actions) and the grid of slots that an item of it fills.
+"""A modality: a medium (images, sound, actions) and the grid of slots that an item of it fills.
 
-An item is a latent tensor (channels, *shape); each patch of it becomes a slot of the sequence. `Modality.slots` alone computes
+An item is a latent tensor (channels, *shape); each patch of it becomes a slot of the sequence. Of a discrete modality it is a
+grid of ids of a codebook, and each id a token. `Modality.slots` alone computes
 the grid: tokenising, patchers and the engine all call it.
 """
 
@@ -13,8 +14,8 @@ IMAGE = "image"
 IMAGE_CHANNELS = (1, 3)
 """Channels of an item that is written and shown as an image: grey or RGB."""
 
-MAX_CHANNELS, MAX_PATCH, MAX_EXTENT = 2**16, 2**20, 2**14
-"""Channels, values of a patch, and slots along an axis where sizes vary, each a token: limits before memory is taken."""
+MAX_CHANNELS, MAX_PATCH, MAX_EXTENT, MAX_CODES = 2**16, 2**20, 2**14, 2**20
+"""Channels, values of a patch, slots along an axis where sizes vary, and codes, each a token: limits before memory is taken."""
 
 
 def is_image(shape: Sequence[int]) -> bool:
@@ -24,7 +25,7 @@ def is_image(shape: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Modality:
-    """A continuous medium.
+    """A medium.
 
     Args:
         name: its name in documents, for example "image".
@@ -33,6 +34,8 @@ class Modality:
         patch: latent elements of a slot, one number per axis.
         largest: largest size of an item, if sizes vary in steps of `patch`; size tokens then precede each item. None: every
             item has `shape`.
+        codes: ids of the codebook, if the medium is discrete (0: it is continuous). An item is then a tensor (1, *shape) of
+            whole numbers below it, and a patch is one of them.
 
     Raises:
         ValueError: the name is no identifier, or sizes are not positive, differ in axes, or are no multiples of the patch.
@@ -43,6 +46,7 @@ class Modality:
     shape: tuple[int, ...] = (32, 32)
     patch: tuple[int, ...] = (2, 2)
     largest: tuple[int, ...] | None = None
+    codes: int = 0
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name == "text":
@@ -58,6 +62,11 @@ class Modality:
         for label, shape in (("shape", self.shape), ("largest", self.largest)):
             if shape is not None:
                 self._check(label, shape)
+        if not 0 <= self.codes <= MAX_CODES:
+            raise ValueError(f"modality {self.name!r}: codes must be 0 to {MAX_CODES:,}, not {self.codes}")
+        if self.codes and (self.channels != 1 or any(size != 1 for size in self.patch)):
+            form = f"{self.channels} channels and patches of {self.patch}"
+            raise ValueError(f"modality {self.name!r}: ids of a codebook have 1 channel and patches of 1, not {form}")
         self.slots(self.shape)
         if self.patch_width > MAX_PATCH or (self.varies and max(self.extents, default=0) > MAX_EXTENT):
             raise ValueError(
@@ -75,7 +84,7 @@ class Modality:
     @property
     def is_image(self) -> bool:
         """Whether its items can be written and shown as images."""
-        return is_image((self.channels, *self.shape))
+        return is_image((self.channels, *self.shape)) and not self.codes
 
     @property
     def varies(self) -> bool:

@@ -142,9 +142,11 @@ def within_weights(folder: Path, settings: TransfusionConfig) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot read {folder / WEIGHTS}: {error}; the file is damaged or missing") from error
     rows = sum(shape[0] for name, shape in shapes.items() if name in ("embed.weight", "embed.new") and shape)
-    tokens = sum(sum(modality.extents) for modality in settings.model.modalities if modality.varies)
+    tokens = sum(modality.codes + sum(modality.extents) * modality.varies for modality in settings.model.modalities)
     if tokens > rows:
-        raise ValueError(f"{folder}: {CONFIG} asks for {tokens:,} size tokens, {WEIGHTS} has {rows:,} rows of tokens")
+        raise ValueError(
+            f"{folder}: {CONFIG} asks for {tokens:,} tokens of sizes and codes, {WEIGHTS} has {rows:,} rows of tokens"
+        )
     allowed = 2 * sum(math.prod(shape) + PER_TENSOR for shape in shapes.values()) + SLACK
     try:
         with Budget(allowed, f"{folder}: {CONFIG} asks for a far larger network than {WEIGHTS} holds"):

@@ -1,6 +1,8 @@
-"""The FLOPs of a document by formula, against PyTorch's counter while the document is computed."""
+"""The FLOPs of a document by formula, against PyTorch's counter while the document is computed; docs/flops.md."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,6 +45,17 @@ def test_the_formula_is_what_pytorch_counts(name: str) -> None:
     assert counted(m, batch, train=False) * 3 == flops.computed
     assert flops.computed * 0.95 < counted(m, batch, train=True) <= flops.computed
     assert flops.paper == 6 * m.network.num_parameters * batch.num_tokens
+
+
+def test_the_page_has_the_numbers_of_the_papers_sizes() -> None:
+    path = Path(__file__).parents[2] / "scripts" / "write_flops.py"
+    spec = importlib.util.spec_from_file_location("write_flops", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.PAGE.read_text(encoding="utf-8")
+    assert script.page(text) == text, "run: python scripts/write_flops.py"
+    assert text.count("| Chameleon |") == 5
 
 
 def test_documents_of_a_batch_add_up_whatever_row_they_are_in() -> None:

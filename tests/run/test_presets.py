@@ -14,7 +14,7 @@ from transfusion.diffusion.sampler import DDPM
 from transfusion.evaluation.record import Record
 from transfusion.model.network import Network
 from transfusion.recipes import RECIPES, find
-from transfusion.run.command_line import parse_run
+from transfusion.run.command_line import command_line, parse_run
 from transfusion.run.presets import LLAMA_2_IDS, PAPER_SIZES, PRESETS, paper_model, paper_optimizer, preset
 from transfusion.run.record import Run
 from transfusion.train.optimizer import AdamWConfig
@@ -58,6 +58,19 @@ def test_the_papers_patchers_have_the_papers_sizes(size: str) -> None:
 def test_the_large_preset_takes_the_papers_unet() -> None:
     run = parse_run(find("pictures").run(), ["--preset", "large", "--size", "0.16B"], "test")
     assert run.model.patcher == unet_patcher.PAPER and run.model.diffusion == PAPER and run.guidance.text == 3
+
+
+def test_the_chameleon_preset_has_its_stability_and_each_part_is_a_setting() -> None:
+    plain, run = (preset(name, find("digits").run()) for name in ("paper", "chameleon"))
+    model, transformer = run.model, run.model.transformer
+    assert (model.kind, model.z_loss, transformer.qk_norm, transformer.norm_order) == ("chameleon", 1e-5, True, "post")
+    assert run.optimizer.lr == pytest.approx(plain.optimizer.lr / 3) and run.guidance.text == 5
+    assert run.transform.image_first_noise == 1 and run.transform.image_first == 0.2
+    words = "--preset paper --model.kind chameleon --model.transformer.dropout 0.1 --model.z-loss 1e-4"
+    alone = parse_run(find("digits").run(), words.split(), "test")
+    assert alone.model.kind == "chameleon" and alone.model.z_loss == 1e-4 and alone.optimizer == plain.optimizer
+    assert alone.model.transformer == replace(plain.model.transformer, dropout=0.1)
+    assert parse_run(find("digits").run(), command_line(alone, find("digits").run()).split()[3:], "test") == alone
 
 
 def paper_numbers(words: str, recipe: str = "fashion") -> tuple[float, float, int]:

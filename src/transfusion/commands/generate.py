@@ -23,7 +23,7 @@ from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.suite import DocumentCounter
-from transfusion.generate.logits import Decoding, Greedy
+from transfusion.generate.logits import Decoding, Greedy, Sample
 from transfusion.modality import Modality, is_image
 from transfusion.model_folder import TransfusionConfig, read_settings
 from transfusion.run.command_line import parse, split_positional
@@ -56,6 +56,7 @@ class GenerateOptions:
         sampler: sampler for media (default: the run's).
         guidance: guidance scales (default: the run's).
         decoding: how tokens are chosen.
+        code_decoding: how the codes of discrete media are chosen.
     """
 
     prompt: str | None = None
@@ -71,6 +72,7 @@ class GenerateOptions:
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
     decoding: Decoding = Greedy()
+    code_decoding: Decoding = Sample()
 
 
 def run(arguments: list[str], log: LogFn) -> int:
@@ -148,6 +150,7 @@ def _generate(
                 sampler=options.sampler,
                 guidance=options.guidance,
                 decoding=options.decoding,
+                code_decoding=options.code_decoding,
                 dtype=dtype,
                 on_event=counter,
             )

@@ -19,7 +19,7 @@ from transfusion.run.command_line import command_line
 from transfusion.run.recipe import ClassTask, Recipe
 from transfusion.run.record import Run
 from transfusion.train.device import pick_device, pick_dtype
-from transfusion.train.log import LogFn, last_losses, progress, training_seconds
+from transfusion.train.log import LogFn, last_losses, progress, training_costs, training_seconds
 
 CLASS_ROWS = {
     "text_to_image_agreement": "images that show what their caption names",
@@ -53,7 +53,7 @@ def report(run: Run, recipe: Recipe, model: Transfusion, log: LogFn, *, training
     metrics, judge = measure
     numbers: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
     numbers |= {"classifier": judge} if judge else {}
-    numbers |= last_losses(run.folder)
+    numbers |= last_losses(run.folder) | training_costs(run.folder)
     for name, metric in metrics.items():
         numbers |= metric.to_report(name)
     remarks = no_better_than_chance(metrics, len(recipe.task.names) if isinstance(recipe.task, ClassTask) else 0)

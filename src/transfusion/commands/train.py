@@ -36,7 +36,7 @@ from transfusion.run.corpus import keep_corpus
 from transfusion.run.recipe import ClassTask
 from transfusion.run.record import Run, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
-from transfusion.train.log import LogFn, Measured, printable
+from transfusion.train.log import LogFn, Measured, printable, training_costs
 from transfusion.train.objective import TransfusionObjective
 from transfusion.train.trainer import Hook, Optimization, Trainer
 
@@ -164,6 +164,13 @@ def train(
     if trainer.resume(log):
         log(f"resuming from step {trainer.step}")
     trainer.run()
+    if costs := training_costs(run.folder):
+        computed, paper = costs["flops"], costs["flops_6nd"]
+        each = ", ".join(
+            f"{computed / max(costs[name], 1):.3g} ({paper / max(costs[name], 1):.3g}) a {name.removesuffix('s')}"
+            for name in ("tokens", "documents")
+        )
+        log(f"FLOPs of training, computed (and as 6 N D): {computed:.3g} ({paper:.3g}); {each}")
     trainer.average()
     if run.lora.rank:
         lora.save(model.network, run.folder / "adapter")

@@ -114,7 +114,7 @@ def collate(rows: Sequence[Sequence[TokenSequence]], length: int, vocabulary: Vo
             spans[at] = np.where(sequence.spans >= 0, sequence.spans + num_spans, -1)
             if target_weights is not None and sequence.target_weights is not None:
                 target_weights[at] = sequence.target_weights
-            for span in sequence.items:
+            for span in [span for span in sequence.items if span.codes is None]:
                 group = groups.setdefault((span.modality, span.grid), [])
                 group.append(replace(span, start=r * length + start + span.start))
             start, num_spans = start + len(sequence), num_spans + len(sequence.items)

@@ -7,6 +7,10 @@ An item that is both drawn and read has two spans at the same coordinates, its d
 one, BEGIN  noised ..  clean ..  END.
 Targets are the next token. There is no target at BEGIN and under slots (so END is never predicted: the decoder writes it), in
 text that is only context, and in a document without language loss.
+
+An item of a discrete modality has the ids of its codes in place of slots, which `TokenSequence.load` writes. They are tokens as
+text is: seen causally, never noised, one copy for all uses. If it is to be drawn ("draw", "both"), each is a target, the first
+one at BEGIN, also in a document without language loss; of use "read" or "context" none is.
 """
 
 import math
@@ -20,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transfusion import rng
-from transfusion.data.document import Document, DocumentLike, Media, Text, document, given
+from transfusion.data.document import Document, DocumentLike, Media, MediaError, Text, document, given
 from transfusion.data.transforms import once, with_uses
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.modality import Modality
@@ -81,6 +85,7 @@ class MediaSpan:
             same.
         copy: which of two copies this is; "" for an item that stands once.
         latents: loaded values, Float[channels, *size]; None before `TokenSequence.load`.
+        codes: ids of its modality's codebook; None where that is continuous.
     """
 
     media: Media
@@ -91,6 +96,7 @@ class MediaSpan:
     copy: Literal["", "noised", "clean"] = ""
     latents: Tensor | None = None
     key: int = 0
+    codes: range | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +104,7 @@ class TokenSequence:
     """A document as tokens.
 
     Args:
-        tokens: vocabulary ids; PAD under media slots.
+        tokens: vocabulary ids; PAD under media slots, and where codes are not loaded yet.
         targets: next token, IGNORE where no language loss is taken.
         positions, position: rotary coordinates, and that of the token that would come next.
         spans, items: index of the media span, -1 text; the media spans.
@@ -120,13 +126,41 @@ class TokenSequence:
         return len(self.tokens)
 
     def load(self, key: Callable[[int], int]) -> "TokenSequence":
-        """The sequence with its media loaded, each item once, and item i of the document keyed `key(i)`. Raises MediaError."""
+        """The sequence with its media loaded, each item once, and item i of the document keyed `key(i)`; those of discrete
+        modalities become tokens and targets. Raises MediaError."""
         latents: dict[int, Tensor] = {}
         for item in self.items:
             if item.index not in latents:
                 latents[item.index] = item.media.tensor()
         items = tuple(replace(item, latents=latents[item.index], key=key(item.index)) for item in self.items)
-        return replace(self, items=items)
+        return replace(self, items=items).with_codes()
+
+    def with_codes(self, end: int | None = None) -> "TokenSequence":
+        """The sequence with the ids of discrete items, those before `end` (None: all), as tokens and where wanted as targets.
+        Raises MediaError: values that are no ids of the codebook."""
+        items = [item for item in self.items if item.codes is not None and (end is None or item.start < end)]
+        if not items:
+            return self
+        tokens, targets = self.tokens.copy(), self.targets.copy()
+        for item in items:
+            assert item.codes is not None
+            ids = item.codes.start + codes_of(item.media.tensor() if item.latents is None else item.latents, len(item.codes))
+            tokens[item.start : item.start + len(ids)] = ids
+            before = targets[item.start - 1 : item.start - 1 + len(ids)]
+            before[before != IGNORE] = ids[before != IGNORE]
+        return replace(self, tokens=tokens, targets=targets)
+
+
+def codes_of(values: Float[Tensor, "1 ..."], count: int) -> Int[np.ndarray, " slot"]:
+    """The ids of a codebook that a discrete item holds, in reading order. Raises MediaError: they are no whole numbers from 0
+    to below `count`."""
+    numbers = values.double().flatten().cpu().numpy()
+    if not ((numbers >= 0) & (numbers < count) & (numbers == np.floor(numbers))).all():
+        raise MediaError(
+            f"an item of a discrete modality holds ids of its codebook, whole numbers from 0 to {count - 1}; these run from "
+            f"{numbers.min():g} to {numbers.max():g}: encode it with the autoencoder that the model was made for"
+        )
+    return numbers.astype(np.int64)
 
 
 def tokenize_document(
@@ -141,13 +175,17 @@ def tokenize_document(
     private: list[bool] = []
     positions: list[np.ndarray] = []
     items: list[MediaSpan] = []
+    is_code: list[bool] = []
     position, num_media = 0.0, 0
 
-    def append(ids: list[int], weight: float | tuple[float, ...], span: int = -1, is_private: bool = False) -> None:
+    def append(
+        ids: list[int], weight: float | tuple[float, ...], span: int = -1, is_private: bool = False, coded: bool = False
+    ) -> None:
         tokens.extend(ids)
         weights.extend(weight if isinstance(weight, tuple) else [weight] * len(ids))
         spans.extend([span] * len(ids))
         private.extend([is_private] * len(ids))
+        is_code.extend([coded] * len(ids))
 
     def append_text(ids: list[int], weight: float | tuple[float, ...]) -> None:
         nonlocal position
@@ -165,7 +203,13 @@ def tokenize_document(
             modality, grid = _grid(segment, vocabulary)
             append_text(vocabulary.frame(modality, grid), 1.0)
             slots, position = coordinates.place(position, grid)
-            for media, copy in _copies(segment, add_eos):
+            if modality.codes:
+                _check_discrete(segment)
+                index_of, codes = vocabulary.modalities.index(modality), vocabulary.codes(modality.name)
+                positions.append(slots)
+                items.append(MediaSpan(segment, index_of, grid, len(tokens), num_media, codes=codes))
+                append([vocabulary.pad] * len(slots), segment.weight if segment.has_loss else 0.0, coded=True)
+            for media, copy in () if modality.codes else _copies(segment, add_eos):
                 positions.append(slots)
                 items.append(MediaSpan(media, vocabulary.modalities.index(modality), grid, len(tokens), num_media, copy))
                 append([vocabulary.pad] * len(slots), 0.0, len(items) - 1, media.private)
@@ -180,12 +224,13 @@ def tokenize_document(
     ids = np.array(tokens, dtype=np.int64)
     targets = np.full(len(ids), IGNORE, dtype=np.int64)
     target_weights = None
-    if document.language_loss:
-        loss_weights = np.array(weights, dtype=np.float32)
-        has_loss = loss_weights > 0
-        targets[:-1][has_loss[1:]] = ids[1:][has_loss[1:]]
-        if not (loss_weights[has_loss] == 1).all():
-            target_weights = np.append(loss_weights[1:], np.float32(0))
+    loss_weights = np.array(weights, dtype=np.float32)
+    if not document.language_loss:
+        loss_weights[~np.array(is_code)] = 0
+    has_loss = loss_weights > 0
+    targets[:-1][has_loss[1:]] = ids[1:][has_loss[1:]]
+    if not (loss_weights[has_loss] == 1).all():
+        target_weights = np.append(loss_weights[1:], np.float32(0))
     return TokenSequence(
         tokens=ids,
         targets=targets,
@@ -249,6 +294,13 @@ def _copies(media: Media, add_eos: bool) -> tuple[tuple[Media, Literal["", "nois
     return (replace(media, use="draw", private=True), "noised"), (given(media), "clean")
 
 
+def _check_discrete(item: Media) -> None:
+    """Raises ValueError for what only items that are noised can have."""
+    given = {"noise": item.noise is not None, "a mask": item.mask is not None, "privacy": item.private}
+    if found := [name for name, has in given.items() if has]:
+        raise ValueError(f"an item of a discrete modality is never noised, and cannot have {found[0]}: leave it out")
+
+
 def max_length(document: Document, vocabulary: Vocabulary, cache: dict[object, int]) -> int:
     """Tokens of a document with the longest of its paraphrases. `cache` keeps the lengths of texts between calls. Raises
     ValueError: as `tokenize_document`."""
@@ -261,7 +313,8 @@ def max_length(document: Document, vocabulary: Vocabulary, cache: dict[object, i
                 total += max(cache[content] for content in contents)
                 continue
             modality, grid = _grid(segment, vocabulary)
-            total += len(vocabulary.frame(modality, grid)) + math.prod(grid) * (2 if segment.has_two_copies else 1) + 1
+            copies = 2 if segment.has_two_copies and not modality.codes else 1
+            total += len(vocabulary.frame(modality, grid)) + math.prod(grid) * copies + 1
         except ValueError as error:
             raise ValueError(f"document {document.name or '?'}, segment {index}: {error}") from error
     return total

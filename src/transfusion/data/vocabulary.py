@@ -1,4 +1,4 @@
-"""Vocabulary: text <-> ids by a `tokenizers` tokenizer, and a typed table of special tokens behind the text ids.
+"""Vocabulary: text <-> ids by a `tokenizers` tokenizer; behind the text ids a typed table of special tokens, and the codebooks.
 
 No text encodes to a special token: ours are outside the tokenizer, and the tokenizer's own, spelled in a text, are encoded as
 plain text.
@@ -27,22 +27,25 @@ MAX_IDS = 2**24
 LONGEST = 1000
 """Characters of a word, or of blanks between words, that a tokenizer is trained on whole."""
 LONG_WORD = re.compile(rf"\S{{{LONGEST}}}|\s{{{LONGEST}}}")
-Role = Literal["pad", "bos", "eos", "begin", "end", "size"]
+Role = Literal["pad", "bos", "eos", "begin", "end", "size", "code"]
 
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A special token: its role, the modality of a begin, end or size token, and a size token's axis and extent in slots."""
+    """A special token: its role, the modality of a begin, end, size or code token, a size token's axis and extent in slots, and
+    a code's number in its codebook."""
 
     role: Role
     modality: str = ""
     axis: int = -1
     extent: int = 0
+    code: int = -1
 
     @property
     def name(self) -> str:
         """A readable name, unique in a vocabulary."""
-        parts = [self.role.upper(), self.modality, f"{self.axis}:{self.extent}" if self.role == "size" else ""]
+        number = {"size": f"{self.axis}:{self.extent}", "code": str(self.code)}.get(self.role, "")
+        parts = [self.role.upper(), self.modality, number]
         return "<" + " ".join(part for part in parts if part) + ">"
 
 
@@ -216,10 +219,15 @@ class Vocabulary:
             self._ids[SpecialToken("eos")] = ids.eos[0]
             self._by_id |= dict.fromkeys(ids.eos, SpecialToken("eos"))
         self.ends = (self.id(SpecialToken("eos")),) if ids is None or not ids.eos else ids.eos  # each ends a document
+        self._codes: dict[str, range] = {}
+        end = self.num_text + len(self.special_tokens)
+        for modality in modalities:
+            self._codes[modality.name] = range(end, end + modality.codes)
+            end += modality.codes
         self.pad, self.bos, self.eos = (self.id(SpecialToken(role)) for role in ("pad", "bos", "eos"))
 
     def __len__(self) -> int:
-        return self.num_text + len(self.special_tokens)
+        return self.num_text + len(self.special_tokens) + sum(map(len, self._codes.values()))
 
     @property
     def num_language(self) -> int:
@@ -262,8 +270,17 @@ class Vocabulary:
         return self._ids[special]
 
     def special_token(self, token: int) -> SpecialToken | None:
-        """The special token of an id; None for text."""
+        """The special token of an id, or its code; None for text."""
+        if token >= self.num_text + len(self.special_tokens):
+            for modality, codes in self._codes.items():
+                if token in codes:
+                    return SpecialToken("code", modality, code=token - codes.start)
         return self._by_id.get(token)
+
+    def codes(self, modality: str) -> range:
+        """Ids of a modality's codebook, in its order; empty where it is continuous. They stand behind all other ids, and no
+        text encodes to them."""
+        return self._codes[modality]
 
     def begin(self, modality: str) -> int:
         """Id that opens an item."""
@@ -330,7 +347,8 @@ class Vocabulary:
         """A name for every id, by which embeddings are matched when the vocabulary changes."""
         tokens = [self.tokenizer.id_to_token(i) for i in range(self.num_text)]
         texts = [f"unused:{i}" if token is None else f"text:{token}" for i, token in enumerate(tokens)]
-        return texts + [special.name for special in self.special_tokens]
+        codes = [SpecialToken("code", name, code=i) for name, ids in self._codes.items() for i in range(len(ids))]
+        return texts + [special.name for special in (*self.special_tokens, *codes)]
 
     def save(self, path: Path) -> None:
         """Write the tokenizer; the special tokens follow from the modalities and the language model's ids."""

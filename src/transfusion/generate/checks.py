@@ -43,6 +43,7 @@ def check_types(request: Request) -> Request:
         raise ValueError(f"guidance: a Guidance, such as Guidance(text=3.0), not {request.guidance!r}")
     for name, value, methods, example in (
         ("decoding", request.decoding, ("choose",), "Greedy() or Sample()"),
+        ("code_decoding", request.code_decoding, ("choose",), "Greedy() or Sample()"),
         ("sampler", request.sampler, ("step", "times", "rule"), "Euler(num_steps=25) or another of its kind"),
     ):
         if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
@@ -72,6 +73,7 @@ def check_fit(
         if item.media.values is None:
             raise ValueError("a prompt's items need values; to have one generated, leave it out and force its modality")
         item.media.tensor()  # raises for bad values
+    prompt.with_codes()  # likewise
     for name in request.sizes:
         request.fixed_grid(vocabulary.modality(name))
     length, limit = len(prompt), min(capacity, request.max_length or capacity)

@@ -7,6 +7,9 @@ A step takes every document through the states that it can:
     queued --admit--> pending --extend--> text --choose a token--> pending --extend--> text ... --EOS--> done
                                             (after BEGIN) --> item --denoise--> item ... --clean item, END--> pending
 
+An item of a discrete modality is not denoised: after BEGIN its codes are chosen one a step, from logits that are guided as
+predictions are, and END follows the last.
+
 Documents are admitted when cache slots are free. What is pending, be it a prompt, a token or a finished item, is appended to
 the cache in one pass for all documents; then text takes one token and an item one denoising step. A document depends on its own
 request alone: its random numbers are keyed by its seed, its attention ends at its cache slot. (In bf16 its last bits depend on
@@ -31,11 +34,12 @@ from transfusion.data.vocabulary import SpecialToken, Vocabulary
 from transfusion.diffusion.sampler import Sampler
 from transfusion.generate.checks import check_fit, check_types
 from transfusion.generate.failures import GenerationError, attempt
-from transfusion.generate.items import start_item
+from transfusion.generate.items import start_codes, start_item
 from transfusion.generate.logits import Decoding
 from transfusion.generate.runner import Chunk, ChunkItem, ModelRunner
 from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length
 from transfusion.generate.state import (
+    ActiveCodes,
     ActiveDocument,
     ActiveItem,
     Denoising,
@@ -124,6 +128,7 @@ class Engine:
             self._admit()
             self._attempt(self._extend, [doc for doc in self._active.values() if doc.pending is not None])
             self._choose_tokens()
+            self._choose_codes()
             self._denoise()
         events, self._events = self._events, []
         return events
@@ -166,22 +171,34 @@ class Engine:
     def _write(self, doc: ActiveDocument, tokens: Sequence[int]) -> None:
         """Make tokens pending, behind what is."""
         positions = self.coordinates.text(doc.position, len(tokens))
-        chunk = Chunk.text(doc.cache_slot, tokens, positions, logits=doc.pending_item is None)
+        follows = doc.pending_item is None or doc.pending_item.modality.codes > 0  # what follows is chosen from logits
+        chunk = Chunk.text(doc.cache_slot, tokens, positions, logits=follows)
         doc.pending = chunk if doc.pending is None else doc.pending.then(chunk)
         doc.position += len(tokens)
 
     def _extend(self, docs: Sequence[ActiveDocument]) -> None:
-        """Append what is pending to the cache; the logits of the next token come of it, or a pending item starts."""
-        chunks, prefixes, items = [doc.pending for doc in docs if doc.pending is not None], [], {}
+        """Append what is pending to the cache; the logits of the next token or code come of it, or a pending item starts."""
+        chunks, items = [doc.pending for doc in docs if doc.pending is not None], {}
+        prefixes: list[Chunk] = []
+        coded = {doc.id: doc.coded for doc in docs}
         for doc in docs:
-            if doc.pending_item is not None:
+            if doc.pending_item is not None and doc.pending_item.modality.codes:
+                coded[doc.id], unconditional = start_codes(doc, doc.pending_item, self.vocabulary, self.coordinates)
+                prefixes += unconditional
+            elif doc.pending_item is not None:
                 about = self.vocabulary, self.coordinates, self.diffusion.schedule, self.runner.latent_dtype
                 items[doc.id], unconditional = start_item(doc, doc.pending_item, *about)
                 prefixes += unconditional
         for prefix in prefixes:
             self.runner.cache.truncate(prefix.cache_slot, 0)
-        for doc, logits in zip(docs, self.runner.extend([*chunks, *prefixes]), strict=False):
+        others = [chunk for doc in docs if doc.coded is not None for chunk in doc.coded.pending]
+        rows = self.runner.extend([*chunks, *prefixes, *others])
+        by_slot = {chunk.cache_slot: row for chunk, row in zip([*chunks, *prefixes, *others], rows, strict=True)}
+        for doc, logits in zip(docs, rows, strict=False):
             doc.pending, doc.pending_item, doc.item, doc.logits = None, None, items.get(doc.id), logits
+            if (item := coded[doc.id]) is not None:
+                found = [by_slot[branch.cache_slot] for branch in item.branches]
+                doc.coded, doc.logits, item.logits = item, None, [row for row in found if row is not None]
 
     def _attempt(self, run: Callable[[Sequence[ActiveDocument]], None], docs: Sequence[ActiveDocument]) -> None:
         """`run` for documents; those for which it raises have failed."""
@@ -314,6 +331,49 @@ class Engine:
 
     def _fits(self, doc: ActiveDocument, parser: SizeParser, grid: tuple[int, ...]) -> bool:
         return parser.length + item_length(parser.modality, grid) <= self._max_length(doc)
+
+    # ---- discrete items: logits -> a code -> pending ----------------------------------------------------------------
+
+    def _choose_codes(self) -> None:
+        """Choose the next code of every document inside a discrete item."""
+        groups: dict[tuple[Decoding, str], list[ActiveDocument]] = {}
+        for doc in self._active.values():
+            if doc.coded is not None and doc.coded.logits:
+                groups.setdefault((doc.request.code_decoding, doc.coded.modality), []).append(doc)
+        for (decoding, _), docs in groups.items():
+            self._attempt(partial(self._choose_code, decoding), docs)
+
+    def _choose_code(self, decoding: Decoding, docs: Sequence[ActiveDocument]) -> None:
+        items = [doc.coded for doc in docs if doc.coded is not None]
+        logits = torch.stack([item.guided() for item in items])
+        self._fail_unless_finite(docs, logits, "logits")
+        draws = [
+            rng.uniform(doc.request.seed, "item", doc.num_items, "code", len(item.chosen))
+            for doc, item in zip(docs, items, strict=True)
+        ]
+        codes = decoding.choose(logits, torch.tensor(draws)).tolist()
+        if any(not 0 <= code < logits.shape[1] for code in codes):
+            raise ValueError(f"{decoding!r} chose a code outside the codebook")
+        for doc, item, code in zip(docs, items, codes, strict=True):
+            if doc.id in self._active:
+                doc.pending, *item.pending = item.append(code)
+                item.logits = []
+                self._events.append(Token(doc.id, item.codes.start + code))
+                if len(item.chosen) == math.prod(item.grid):
+                    self._finish_codes(doc, item)
+
+    def _finish_codes(self, doc: ActiveDocument, item: ActiveCodes) -> None:
+        """Make END pending behind the last code, except where the document is complete with its item."""
+        media = Media(torch.tensor(item.chosen, dtype=torch.float32).reshape(1, *item.grid), item.modality)
+        doc.close_text()
+        doc.segments.append(media)
+        doc.coded, doc.num_items = None, doc.num_items + 1
+        self._events.append(ItemDone(doc.id, media, item.fallback))
+        if doc.num_tokens >= doc.request.max_tokens:
+            self._finish(doc, "tokens")
+            return
+        doc.position = item.next_position
+        self._write(doc, [self.vocabulary.end(item.modality)])
 
     # ---- items: noise -> denoised -> pending --------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""An item begins: from its own noise, behind its document and behind what guidance leaves of it."""
+"""An item begins behind its document and behind what guidance leaves of it: from its own noise, or with its first code."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from transfusion.diffusion.sampler import init_noise
 from transfusion.diffusion.schedule import Schedule
 from transfusion.generate.runner import Chunk
 from transfusion.generate.sizes import PendingItem
-from transfusion.generate.state import ActiveDocument, ActiveItem, ItemBranch
+from transfusion.generate.state import ActiveCodes, ActiveDocument, ActiveItem, ItemBranch
 
 
 def start_item(
@@ -25,6 +25,34 @@ def start_item(
     dtype: torch.dtype,
 ) -> tuple[ActiveItem, list[Chunk]]:
     """An item of noise behind a document's tokens, its latents in `dtype`, and the prefixes of its unconditional branches."""
+    modality, grid = pending.modality, pending.grid
+    branches, prefixes, next_position = _branches(doc, pending, vocabulary, coordinates)
+    noise, size = doc.request.noise, modality.shape_of(grid)
+    if noise is not None and not isinstance(noise, Tensor):
+        noise = noise(modality.name, size)
+    elif doc.request.force is None or doc.num_items:  # a tensor is the noise of the forced item alone
+        noise = None
+    if noise is None:
+        noise = rng.normal([doc.item_key("noise")], (modality.channels, *size))[0]
+    latents = init_noise(schedule, noise.to(dtype))
+    index = vocabulary.modalities.index(modality)
+    return ActiveItem(doc, index, grid, latents, branches, next_position, pending.fallback), prefixes
+
+
+def start_codes(
+    doc: ActiveDocument, pending: PendingItem, vocabulary: Vocabulary, coordinates: Coordinates
+) -> tuple[ActiveCodes, list[Chunk]]:
+    """An item of a discrete modality behind a document's tokens, without codes yet, and the prefixes of its unconditional
+    branches."""
+    branches, prefixes, next_position = _branches(doc, pending, vocabulary, coordinates)
+    ids = vocabulary.codes(pending.modality.name)
+    return ActiveCodes(pending.modality.name, pending.grid, ids, branches, next_position, pending.fallback), prefixes
+
+
+def _branches(
+    doc: ActiveDocument, pending: PendingItem, vocabulary: Vocabulary, coordinates: Coordinates
+) -> tuple[list[ItemBranch], list[Chunk], float]:
+    """The document's own branch and the unconditional ones, the prefixes of these, and the coordinate behind the item."""
     modality, grid = pending.modality, pending.grid
     positions, next_position = coordinates.place(doc.position, grid)
     context = doc.document()
@@ -39,15 +67,6 @@ def start_item(
         document = unconditional(whole, len(context.segments), text=branch.drop_text, media=branch.drop_media)
         sequence = tokenize_document(document, vocabulary, coordinates, add_eos=False)
         start = sequence.items[-1].start
-        prefixes.append(Chunk.prefix(cache_slot, sequence, start, logits=False))
+        prefixes.append(Chunk.prefix(cache_slot, sequence, start, logits=bool(modality.codes)))
         branches.append(ItemBranch(cache_slot, branch.weight, sequence.positions[start:], len(sequence.items) - 1))
-    noise, size = doc.request.noise, modality.shape_of(grid)
-    if noise is not None and not isinstance(noise, Tensor):
-        noise = noise(modality.name, size)
-    elif doc.request.force is None or doc.num_items:  # a tensor is the noise of the forced item alone
-        noise = None
-    if noise is None:
-        noise = rng.normal([doc.item_key("noise")], (modality.channels, *size))[0]
-    latents = init_noise(schedule, noise.to(dtype))
-    index = vocabulary.modalities.index(modality)
-    return ActiveItem(doc, index, grid, latents, branches, next_position, pending.fallback), prefixes
+    return branches, prefixes, next_position

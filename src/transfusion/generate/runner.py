@@ -52,7 +52,8 @@ class Chunk:
     @classmethod
     def prefix(cls, cache_slot: int, sequence: TokenSequence, end: int, *, logits: bool = True) -> "Chunk":
         """The first `end` tokens of a sequence, its media clean. Raises ValueError where they cannot be read."""
-        spans = [span for span in sequence.items if span.start < end]
+        sequence = sequence.with_codes(end)
+        spans = [span for span in sequence.items if span.start < end and span.codes is None]
         items = tuple(ChunkItem(span.modality, span.grid, span.media.tensor(), 0.0, span.start) for span in spans)
         arrays = sequence.positions[:end], sequence.spans[:end], sequence.private[:end]
         return cls(cache_slot, sequence.tokens[:end], *arrays, items, logits)

@@ -14,7 +14,7 @@ from transfusion.data.document import Document, Media, Segment, Text
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.generate.logits import Decoding, Greedy
+from transfusion.generate.logits import Decoding, Greedy, Sample
 from transfusion.generate.runner import Chunk
 from transfusion.generate.sizes import PendingItem, SizeError, SizeParser, item_length
 from transfusion.modality import Modality
@@ -37,6 +37,7 @@ class Request:
         max_new: the same of what is written behind the prompt, but an item that has begun is finished (None: no limit).
         noise: initial noise of the forced item, Float[channels, *size]; or of each item, by a function from its modality's name
             and its size (None, also from the function: drawn from the seed).
+        decoding, code_decoding: how tokens of text are chosen, and the codes of items of discrete modalities.
     """
 
     document: Document
@@ -51,6 +52,7 @@ class Request:
     max_new: int | None = None
     noise: Tensor | NoiseOfItem | None = None
     decoding: Decoding = Greedy()
+    code_decoding: Decoding = Sample()
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
 
@@ -73,7 +75,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A token was written. The tokens of an item's size come together, once the size is complete."""
+    """A token was written: of text, control, or a code of an item. The tokens of an item's size come together, once the size is
+    complete."""
 
     id: int
     token: int
@@ -154,6 +157,44 @@ class ActiveItem:
 
 
 @dataclass(eq=False)
+class ActiveCodes:
+    """An item of a discrete modality whose codes are being chosen, one a step.
+
+    Args:
+        modality: its name.
+        codes: ids of the codebook.
+        branches: the document itself, then the unconditional branches.
+        next_position, fallback: see `ActiveItem`.
+        chosen: the codes so far, as numbers in the codebook.
+        pending: the last code, behind each unconditional branch, for the next pass.
+        logits: of the next code, one row a branch, between a pass and the choice.
+    """
+
+    modality: str
+    grid: tuple[int, ...]
+    codes: range
+    branches: list[ItemBranch]
+    next_position: float
+    fallback: SizeError | None = None
+    chosen: list[int] = field(default_factory=list)
+    pending: list[Chunk] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+    def guided(self) -> Float[Tensor, " code"]:
+        """The logits of the codebook's ids alone: the sum over branches of weight * logits. After the softmax that is Ho and
+        Salimans' sum of log probabilities, for what is constant in a branch falls out."""
+        rows = torch.stack([row[self.codes.start : self.codes.stop] for row in self.logits])
+        return torch.tensor([branch.weight for branch in self.branches], dtype=rows.dtype) @ rows
+
+    def append(self, code: int) -> list[Chunk]:
+        """Note a code. Returns it as a chunk behind each branch, the document's first."""
+        at = slice(len(self.chosen), len(self.chosen) + 1)
+        self.chosen.append(code)
+        token = [self.codes.start + code]
+        return [Chunk.text(branch.cache_slot, token, branch.positions[at]) for branch in self.branches]
+
+
+@dataclass(eq=False)
 class ActiveDocument:
     """An unfinished document that holds cache slots. Between steps `pending` is set, or else `item`.
 
@@ -166,6 +207,7 @@ class ActiveDocument:
         segments, text: finished segments after the prompt, and the ids of the text segment being written.
         pending, pending_item: what the next pass appends to the cache, and the item that starts behind it, if any.
         logits: of the next token, between a pass and the choice of it.
+        item, coded: the item that is being denoised, or whose codes are being chosen.
     """
 
     id: int
@@ -185,6 +227,7 @@ class ActiveDocument:
     pending: Chunk | None = None
     pending_item: PendingItem | None = None
     item: ActiveItem | None = None
+    coded: ActiveCodes | None = None
 
     def close_text(self) -> None:
         """Make the ids written so far a segment."""
@@ -203,10 +246,14 @@ class ActiveDocument:
         return rng.key(self.request.seed, "item", self.num_items, *purpose)
 
     def allowed_tokens(self, vocabulary: Vocabulary, remaining: int) -> Bool[Tensor, " id"]:
-        """Ids that may come next, with `remaining` tokens of context; all of them while a size is written. An item may open if
-        another one is wanted, and its smallest (or fixed) grid fits."""
+        """Ids that may come next, with `remaining` tokens of context; all but codes while a size is written. An item may
+        open if another one is wanted, and its smallest (or fixed) grid fits."""
         if self.size_parser is not None:
-            return torch.ones(len(vocabulary), dtype=torch.bool)
+            allowed = torch.ones(len(vocabulary), dtype=torch.bool)
+            for modality in vocabulary.modalities:
+                codes = vocabulary.codes(modality.name)
+                allowed[codes.start : codes.stop] = False
+            return allowed
         allowed, request = vocabulary.writable.clone(), self.request
         allowed[list(vocabulary.ends)] = request.allow_eos
         may_open = request.max_items is None or self.num_items < request.max_items

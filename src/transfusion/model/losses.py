@@ -2,6 +2,8 @@
 
     total = text + lambda * media + sum of weight * auxiliary loss        (Transfusion, arXiv 2408.11039, eq. 4)
 
+With discrete media, text is the mean over all targets, text and codes alike; the two are told apart in the records only.
+
 Here: the text loss, the records, and their sum. The loss of a media item: `denoising.py`. Auxiliary losses: `auxiliary.py`.
 """
 
@@ -46,7 +48,7 @@ class Term:
     """A loss and its weight. Auxiliary losses are means over the items with a loss, as `Losses.media`.
 
     Args:
-        per: name of the loss whose count its sum is divided by ("": its own).
+        per: name of the loss whose count its sum is divided by ("": its own; of auxiliary losses, that of media).
     """
 
     name: str
@@ -71,37 +73,48 @@ class Losses:
         media: mean denoising loss of the items with a loss.
         by_modality: the same for each modality.
         auxiliary: the auxiliary losses that are on.
+        codes: mean cross-entropy of the targets that are codes of discrete media, in nats; None where a model has none.
     """
 
     text: Mean
     media: Mean
     by_modality: tuple[Mean, ...] = ()
     auxiliary: tuple[Term, ...] = ()
+    codes: Mean | None = None
 
     def __add__(self, other: "Losses") -> "Losses":
         by_modality = tuple(a + b for a, b in zip(self.by_modality, other.by_modality, strict=True))
         auxiliary = tuple(a + b for a, b in zip(self.auxiliary, other.auxiliary, strict=True))
-        return Losses(self.text + other.text, self.media + other.media, by_modality, auxiliary)
+        codes = None if self.codes is None or other.codes is None else self.codes + other.codes
+        return Losses(self.text + other.text, self.media + other.media, by_modality, auxiliary, codes)
 
     def detached(self) -> "Losses":
         """The same numbers without their graph."""
         auxiliary = tuple(term.detached() for term in self.auxiliary)
-        return Losses(self.text.detached(), self.media.detached(), tuple(m.detached() for m in self.by_modality), auxiliary)
+        by_modality = tuple(m.detached() for m in self.by_modality)
+        codes = None if self.codes is None else self.codes.detached()
+        return Losses(self.text.detached(), self.media.detached(), by_modality, auxiliary, codes)
+
+    @property
+    def targets(self) -> Tensor:
+        """Number of all targets, text and codes."""
+        return self.text.count if self.codes is None else self.text.count + self.codes.count
 
     def total(self, media_weight: float, counts: "Losses | None" = None) -> Float[Tensor, ""]:
         """text + lambda * media + the weighted auxiliary losses, each its own mean. If this batch belongs to a larger one, the
         sums are divided by the larger one's `counts`."""
         by = counts or self
-        return self.over(media_weight, by.text.count.clamp_min(1), by.media.count.clamp_min(1))
+        return self.over(media_weight, by.targets.clamp_min(1), by.media.count.clamp_min(1))
 
     def over(self, media_weight: float, texts: Tensor | int, items: Tensor | int) -> Float[Tensor, ""]:
-        """The same, divided by known numbers of text targets and of items with a loss (at least 1 each)."""
+        """The same, divided by known numbers of targets and of items with a loss (at least 1 each)."""
         return total(self.terms(media_weight), {"text": texts, "media": items})
 
     def terms(self, media_weight: float) -> tuple[Term, ...]:
-        """Text, media and the auxiliary losses as terms of one sum."""
-        auxiliary = (replace(term, per="media") for term in self.auxiliary)
-        return (Term("text", 1.0, self.text), Term("media", media_weight, self.media), *auxiliary)
+        """Text, media, codes and the auxiliary losses as terms of one sum. The count of "text" is that of all targets."""
+        auxiliary = (term if term.per else replace(term, per="media") for term in self.auxiliary)
+        codes = () if self.codes is None else (Term("codes", 1.0, self.codes, per="text"),)
+        return (Term("text", 1.0, self.text), Term("media", media_weight, self.media), *codes, *auxiliary)
 
 
 def total(terms: Sequence[Term], counts: Mapping[str, Tensor | int]) -> Float[Tensor, ""]:
@@ -120,6 +133,26 @@ def text_loss(
     else:
         nats = F.cross_entropy(logits, targets, reduction="none") @ weights.to(logits)
     return Mean(nats, logits.new_tensor(len(targets)))
+
+
+def text_and_codes(
+    logits: Float[Tensor, "target id"],
+    targets: Int[Tensor, " target"],
+    weights: Float[Tensor, " target"] | None,
+    first_code: int,
+) -> tuple[Mean, Mean]:
+    """`text_loss` of the targets below `first_code`, and of the others, which are codes."""
+    nats = F.cross_entropy(upcast(logits), targets, reduction="none")
+    nats = nats if weights is None else nats * weights.to(nats)
+    coded = (targets >= first_code).to(nats)
+    return Mean(nats @ (1 - coded), (1 - coded).sum()), Mean(nats @ coded, coded.sum())
+
+
+def z_loss(logits: Float[Tensor, "target id"]) -> Mean:
+    """The squared logarithm of the softmax's denominator, over targets: it keeps logits from growing (PaLM, arXiv 2204.02311;
+    Chameleon, arXiv 2405.09818, takes the weight 1e-5)."""
+    squares = upcast(logits).logsumexp(-1).square()
+    return Mean(squares.sum(), squares.new_tensor(len(squares)))
 
 
 def mean_per_item(error: Float[Tensor, "item channels ..."], masks: Float[Tensor, "item ..."] | None) -> Float[Tensor, " item"]:

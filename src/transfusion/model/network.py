@@ -10,7 +10,7 @@ logits <--head--    h  --patcher.decode--> predictions, from the slots
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ from transfusion.diffusion.process import Diffusion
 from transfusion.modality import Modality
 from transfusion.model.auxiliary import AuxiliaryLossConfig, Decoders, ForwardPass, RepresentationHead, auxiliary_losses
 from transfusion.model.denoising import NoisedGroup, add_noise, denoising_loss
-from transfusion.model.losses import Losses, Mean, text_loss
+from transfusion.model.losses import Losses, Mean, Term, text_and_codes, text_loss, z_loss
 from transfusion.nn.adaln import TimeCondition
 from transfusion.nn.attention import AttentionBackend, AttentionMetadata
 from transfusion.nn.cache import CacheView, KVCache
@@ -44,7 +44,10 @@ class ModelConfig:
     """Configuration of a network, apart from its vocabulary.
 
     Args:
-        modalities: the continuous media that it reads and writes; none: a language model.
+        kind: what media are. "transfusion": latents that are denoised as a whole. "chameleon": ids of a codebook that are
+            predicted one by one, as text is (Chameleon, arXiv 2405.09818); then `patcher`, `diffusion` and `media_weight` do
+            nothing, and the modalities have `codes`.
+        modalities: the media that it reads and writes; none: a language model.
         transformer: sizes and options of the transformer.
         patcher: latents <-> slots.
         patchers: the same for each modality, in order; modalities beyond these take `patcher`.
@@ -60,12 +63,15 @@ class ModelConfig:
             token before training, so that a vocabulary of many sizes does not outweigh the text (see
             `Vocabulary.opening_prior`). 0: all tokens alike.
         context_length: largest number of tokens and slots in a sequence.
+        z_loss: weight of the squared logarithm of the softmax's denominator, a mean over targets (`model/losses.py`). 0: off.
         auxiliary: auxiliary losses; off by default.
 
     Raises:
-        ValueError: a number out of its range; heads too small for a rotary frequency on each axis.
+        ValueError: a number out of its range; heads too small for a rotary frequency on each axis; modality-specific weights
+            with a discrete modality.
     """
 
+    kind: Literal["transfusion", "chameleon"] = "transfusion"
     modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
     transformer: TransformerConfig = TransformerConfig()
     patcher: PatcherConfig = LinearPatcherConfig()
@@ -78,11 +84,18 @@ class ModelConfig:
     attention_backend: AttentionBackend = "auto"
     opening_prior: float = 0.0
     context_length: int = 1024
+    z_loss: float = 0.0
     auxiliary: AuxiliaryLossConfig = AuxiliaryLossConfig()
 
     def __post_init__(self) -> None:
         if not 0 <= self.media_weight < math.inf:
             raise ValueError(f"media_weight must be a finite number, 0 or more, not {self.media_weight}")
+        if self.kind not in ("transfusion", "chameleon"):
+            raise ValueError(f"kind must be transfusion or chameleon, not {self.kind!r}")
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"z_loss must be a finite number, 0 or more, not {self.z_loss}")
+        if self.transformer.modality_weights != "none" and any(modality.codes for modality in self.modalities):
+            raise ValueError('codes of a discrete modality use the weights of text: set transformer.modality_weights to "none"')
         if not 0 <= self.opening_prior < math.inf:
             raise ValueError(f"opening_prior is a number of nats, 0 or more, not {self.opening_prior}")
         if not 1 <= self.context_length <= MAX_CONTEXT:
@@ -124,6 +137,13 @@ class Network(nn.Module):
         prior: Float[Tensor, " id"] | None = None,
     ) -> None:
         super().__init__()
+        if config.kind == "chameleon" and (continuous := [m.name for m in config.modalities if not m.codes]):
+            raise ValueError(
+                f"a model of kind chameleon has discrete media alone, and {continuous[0]!r} has no codes: give an autoencoder "
+                "with a codebook, or the modality's `codes`"
+            )
+        self.first_code = vocabulary_size - sum(modality.codes for modality in config.modalities)
+        """The least id of a code; where there are none, the number of ids."""
         modules = modules or {}
         patchers = choose(config.patcher, config.patchers, config.modalities, modules)
         self.config = replace(config, patchers=patchers) if modules else config
@@ -140,12 +160,14 @@ class Network(nn.Module):
         self.time_embedding = TimeEmbedding(256, width) if transformer.adaln else None
         self.axial: nn.ModuleDict | None = None
         each = config.axial if isinstance(config.axial, tuple) else (config.axial,) * len(config.modalities)
-        axial = [m for m, has_axial in zip(config.modalities, each, strict=True) if has_axial and m.shape]
+        axial = [m for m, has_axial in zip(config.modalities, each, strict=True) if has_axial and m.shape and not m.codes]
         if config.axial is True or axial:
             self.axial = nn.ModuleDict({m.name: AxialPositions(m.extents, width) for m in axial})
         init_weights(self, transformer.depth)
         self.patchers = nn.ModuleDict()
         for patcher, modality in zip(patchers, config.modalities, strict=True):
+            if modality.codes:
+                continue
             if isinstance(patcher, LinearPatcherConfig) and patcher.time == "none" and not transformer.adaln:
                 raise ValueError(
                     f"no time conditioning for {modality.name!r}: patcher.time='none' needs transformer.adaln; or take time "
@@ -292,7 +314,11 @@ class Network(nn.Module):
         metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
         h, skips = self.hidden(batch.tokens, batch.positions, media, metadata=metadata)
         logits = self.head(h[batch.loss_index])[:, :num_ids]
-        text = text_loss(logits, batch.targets.flatten()[batch.loss_index], batch.target_weights)
+        targets, codes = batch.targets.flatten()[batch.loss_index], None
+        if any(modality.codes for modality in self.config.modalities):
+            text, codes = text_and_codes(logits, targets, batch.target_weights, self.first_code)
+        else:
+            text = text_loss(logits, targets, batch.target_weights)
         predictions = self.predict(h, media, skips)
         zero = Mean(text.sum.new_zeros(()), text.sum.new_zeros(()))
         by_modality = [zero for _ in self.config.modalities]
@@ -301,7 +327,9 @@ class Network(nn.Module):
         run = ForwardPass(batch, metadata, media, predictions)
         by_index = [(decoders or {}).get(modality.name) for modality in self.config.modalities]
         terms = auxiliary_losses(auxiliary, diffusion, run, self, self.representation, teacher, by_index)
-        return Losses(text, sum(by_modality, zero), tuple(by_modality), terms)
+        if self.config.z_loss:
+            terms = (*terms, Term("z", self.config.z_loss, z_loss(logits), per="text"))
+        return Losses(text, sum(by_modality, zero), tuple(by_modality), terms, codes)
 
     def cache(self, slots: int, capacity: int, dtype: torch.dtype) -> KVCache:
         """An empty key-value cache for this network."""

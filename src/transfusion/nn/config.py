@@ -61,8 +61,8 @@ class TransformerConfig:
         mlp_width: hidden width of the MLP (None: 8/3 of the width, rounded up to a multiple of `mlp_multiple_of`).
         mlp_multiple_of: see `mlp_width`; Llama uses 256.
         qk_norm: RMSNorm on queries and keys, per head.
-        norm_order: "pre": x + f(norm(x)); "post": x + norm(f(x)), as Swin V2 (arXiv 2111.09883) and Chameleon (arXiv 2405.09818)
-            place the norms, so that no layer adds much more than another.
+        norm_order: "pre": x + f(norm(x)); "post": x + norm(f(x)), so that no layer adds much more than another, as in Swin V2
+            (arXiv 2111.09883) and Chameleon (arXiv 2405.09818).
         qkv_bias: bias on queries, keys and values (Qwen 2).
         rope_theta: base of the rotary frequencies.
         rope_scaling: RoPE scaling for context extension.

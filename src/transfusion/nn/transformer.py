@@ -56,8 +56,7 @@ class Block(BlockWeights):
 
 
 class BlockWithOptions(Block):
-    """A layer with modality-specific weights, experts, another residual stream, norms behind its sublayers, long skips, adaLN or
-    dropout.
+    """A layer with modality-specific weights, experts, another residual stream or order of norms, long skips, adaLN or dropout.
 
     Its own weights are those of text; `media[m]` holds those of modality m.
     """

@@ -60,7 +60,8 @@ def changes(chosen: object, default: object) -> list[str]:
     """The words of a command line that make a configuration out of its default, `out` left out."""
     usual, now = flat(config.to_plain(default)), flat(config.to_plain(chosen))
     # where the kind differs, all its settings are printed: those shared with the default's kind may differ in their defaults
-    other_kinds = tuple(k.removesuffix("kind") for k, v in now.items() if k.endswith(".kind") and usual.get(k) != v)
+    tagged = [name for name in now if name.endswith(".kind") and name not in names(chosen)]
+    other_kinds = tuple(name.removesuffix("kind") for name in tagged if usual.get(name) != now[name])
     words: list[str] = []
     for name, value in now.items():
         if name != "out" and (name not in usual or usual[name] != value or name.startswith(other_kinds)):
@@ -155,7 +156,7 @@ def choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
-        if not (word.startswith("--") and flag(word).endswith(".kind")):
+        if not (word.startswith("--") and flag(word).endswith(".kind")) or flag(word) in names(default):
             rest.append(word)
             continue
         _, equals, tag = word.partition("=")

@@ -79,6 +79,23 @@ def large(run: Run) -> Run:
     return replace(run, model=replace(run.model, patcher=unet_patcher.PAPER), guidance=Guidance(text=3.0))
 
 
+def chameleon(run: Run) -> Run:
+    """The discrete baseline (its section 4.2; Chameleon Team 2024, arXiv 2405.09818): the paper's preset with pictures as
+    ids of a codebook, predicted one by one. What keeps it stable: QK-norm, norms behind sublayers, a z-loss of 1e-5, a third
+    of the paper's learning rate. Guidance on logits is 5. In turned pairs the picture is learned too, for no noise is to be
+    limited. Chameleon's dropout of 0.1 (of its 7B model, which has the usual order of norms) is
+    `--model.transformer.dropout`."""
+    run = paper(run)
+    optimizer = run.optimizer
+    transformer = replace(run.model.transformer, qk_norm=True, norm_order="post")
+    return replace(
+        run,
+        model=replace(run.model, kind="chameleon", transformer=transformer, z_loss=1e-5),
+        optimizer=replace(optimizer, lr=optimizer.lr / 3, min_lr=optimizer.min_lr / 3),
+        transform=replace(run.transform, image_first_noise=1.0),
+    )
+
+
 def flow(run: Run) -> Run:
     """Flow matching as this project trains it: straight path, clean-data prediction under a velocity loss (JiT, arXiv
     2511.13720), logit-normal times; sizes, rates and budget stay the recipe's own."""
@@ -86,7 +103,7 @@ def flow(run: Run) -> Run:
     return replace(run, model=replace(run.model, diffusion=diffusion), sampler=Euler(num_steps=25, shift=run.sampler.shift))
 
 
-PRESETS: dict[str, Callable[[Run], Run]] = {"paper": paper, "large": large, "flow": flow}
+PRESETS: dict[str, Callable[[Run], Run]] = {"paper": paper, "large": large, "chameleon": chameleon, "flow": flow}
 
 PAPER_SIZES = {
     "0.16B": TransformerConfig(width=768, depth=16, num_heads=12, mlp_multiple_of=256, qk_norm=False),
@@ -113,6 +130,13 @@ def paper_model(size: str, patcher: PatcherConfig = LinearPatcherConfig(time="pa
         media_weight=5.0,
         context_length=4096,
     )
+
+
+def chameleon_model(size: str) -> ModelConfig:
+    """The paper's Chameleon of a size, on 32 x 32 ids of 16,384 codes for 256 x 256 pixels."""
+    tokens = Modality(IMAGE, channels=1, shape=(32, 32), patch=(1, 1), codes=16_384)
+    trunk = replace(transformer(size), qk_norm=True, norm_order="post")
+    return replace(paper_model(size), kind="chameleon", modalities=(tokens,), transformer=trunk, z_loss=1e-5)
 
 
 def transformer(size: str) -> TransformerConfig:

@@ -118,6 +118,14 @@ def training_seconds(folder: Path) -> float:
     return sum(record["seconds"] for record in _records(folder))
 
 
+def training_costs(folder: Path) -> dict[str, float]:
+    """FLOPs, tokens and documents of a run's steps, over all its processes (`TransfusionObjective.costs`); those that the log
+    has."""
+    records = _records(folder)
+    names = ("flops", "flops_6nd", "tokens", "documents")
+    return {name: sum(record[name] for record in records) for name in names if records and all(name in r for r in records)}
+
+
 def last_losses(folder: Path, count: int = 50) -> dict[str, float]:
     """The mean of each loss over a run's last steps."""
     records = _records(folder)[-count:]

@@ -15,7 +15,9 @@ from torch import nn
 
 from transfusion.data.batch import Batch
 from transfusion.model.auxiliary import Decoders
+from transfusion.model.flops import FlopCounter
 from transfusion.model.losses import Losses, Term
+from transfusion.model.network import Network
 from transfusion.nn.ema import EMA
 from transfusion.nn.moe import balancing
 
@@ -104,6 +106,10 @@ class Objective(nn.Module, Generic[B]):
         """Size of a batch in `unit`, for its share of a step and for speeds."""
         raise NotImplementedError
 
+    def costs(self, batch: B) -> Mapping[str, float]:
+        """Further numbers of a batch, before it is on the device; the log has their sums over a step."""
+        return {}
+
     def averaged(self, ema: EMA) -> None:
         """Called once, before the first step, with the average of `model`."""
 
@@ -130,6 +136,8 @@ class TransfusionObjective(Objective[Batch]):
         super().__init__(model)
         self.media_weight, self.decoders = media_weight, decoders
         self._needs_ema_teacher = needs_ema_teacher
+        network = getattr(model, "network", model)
+        self._flops = FlopCounter(network) if isinstance(network, Network) else None
         self._teacher: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
 
     def averaged(self, ema: EMA) -> None:
@@ -145,6 +153,14 @@ class TransfusionObjective(Objective[Batch]):
     def size(self, batch: Batch) -> int:
         """Tokens and slots, without padding."""
         return batch.num_tokens
+
+    def costs(self, batch: Batch) -> dict[str, float]:
+        """FLOPs, computed and as 6 N D (`model/flops.py`), and the tokens and documents that they were for."""
+        if self._flops is None:
+            return {}
+        flops = self._flops.batch(batch)
+        documents = int((batch.documents.amax(1) + 1).sum())
+        return {"flops": flops.computed, "flops_6nd": flops.paper, "tokens": batch.num_tokens, "documents": documents}
 
     def loss(self, batch: Batch, at: At) -> tuple[Term, ...]:
         """Text, media, and the auxiliary losses that are on."""

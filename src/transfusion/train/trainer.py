@@ -239,6 +239,9 @@ class Trainer(Generic[B]):
             counts.update(self.objective.counts(batch))
         divisors = {name: max(count, 1) for name, count in counts.items()}
         sizes = [self.objective.size(batch) for batch in batches]
+        costs: Counter[str] = Counter()
+        for batch in batches:
+            costs.update(self.objective.costs(batch))  # type: ignore[arg-type]
         sums: dict[str, Term] = {}
         for batch, size in zip(batches, sizes, strict=True):
             at = At(self.step, self.config.steps, size / max(sum(sizes), 1))
@@ -248,7 +251,8 @@ class Trainer(Generic[B]):
             for term in terms:
                 sums[term.name] = sums[term.name] + term.detached() if term.name in sums else term.detached()
         norms = [each.prepare(self.step, self.config.steps) for each in self.optimizers]
-        measured = {f"{name}_loss": term.mean.value.item() for name, term in sums.items()}
+        measured: dict[str, float] = {f"{name}_loss": term.mean.value.item() for name, term in sums.items()}
+        measured |= costs
         for each, norm in zip(self.optimizers, norms, strict=True):
             measured |= each.metrics(norm)
         self.step += 1
