@@ -60,6 +60,8 @@ def test_a_vq_is_trained_its_use_logged_and_its_data_watched(
 ) -> None:
     pictures, out = tmp_path / "pictures", tmp_path / "run"
     shutil.copytree(data, pictures)
+    whole = (pictures / "0.png").read_bytes()
+    (pictures / "0.png").write_bytes(whole[: len(whole) // 2])  # its header can be read, its pixels cannot
     line = f"train vq --data {pictures} --out {out} {SHORT} --model.num-codes 16"
     assert command(line) == 0
     model = load_autoencoder(out)
@@ -68,6 +70,7 @@ def test_a_vq_is_trained_its_use_logged_and_its_data_watched(
     assert 0 < steps[-1]["codes_used"] <= 1 and 1 <= steps[-1]["perplexity"] <= 16
     metrics = json.loads((out / "reconstruction.json").read_text())["metrics"]
     assert 0 < metrics["codes_used"]["value"] <= 1
+    assert "0.png" in capsys.readouterr().out
     for i in range(60):
         png(pictures / f"{i}.png", seed=1)
     assert command(line) == 2

@@ -19,7 +19,7 @@ from transfusion import rng
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.vae import VAE
 from transfusion.codec.vq import VQ
-from transfusion.commands.reconstruct import load_images, load_judges, report
+from transfusion.commands.reconstruct import load_held_out, load_images, load_judges, report
 from transfusion.data.images import Image, ImageStream, images, read_images
 from transfusion.evaluation.reconstruction import psnr, reconstruct, sheet
 from transfusion.model_folder import Budget
@@ -64,13 +64,13 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     channels = run.model.convolutions.channels
     networks = PerceptualNetworks.load(run.losses, device)
     judges = load_judges(run.report, device)
-    corpus, held_out, note = read_images(run.data, run.images.fit(channels))
+    fit = run.images.fit(channels)
+    corpus, held_out, note = read_images(run.data, fit)
     for line in (note, networks.describe(run.losses)):
         if line:
             log(line)
     trained, names = images(corpus.report(log))
-    shown, shown_names = images(held_out)
-    shown, shown_names = shown[: run.report.images], shown_names[: run.report.images]
+    shown, shown_names = load_held_out(held_out, fit, run.report.images, log)
     keep_record(run)
     keep_corpus(run.folder, corpus, instead="choose another --out")
     with (
@@ -93,7 +93,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     )
 
     def draw(step: int) -> Measured:
-        found = reconstruct(model, load_images(shown[:SHOWN], run.images.fit(channels)))
+        found = reconstruct(model, shown[:SHOWN])
         sheet(found, run.folder / "samples" / f"step-{step:08d}.png", shown_names)
         decibels = float(psnr(found.drawn, found.items).mean())
         return Measured({"psnr": decibels}, f"PSNR {decibels:.2f} dB on {len(found.items)} held-out images")
@@ -120,17 +120,17 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
         log(f"resuming from step {trainer.step}")
     trainer.run()
     trainer.average()
-    _measure_latents(run, model, trained)
+    _measure_latents(run, model, trained, log)
     model.save(run.folder / "model")
     log(f"autoencoder {model.digest} is saved in {run.folder / 'model'}")
-    items = load_images(shown, run.images.fit(channels))
-    report(model, items, shown_names, judges, run.folder, log, seed=run.seed, command=command)
+    report(model, shown, shown_names, judges, run.folder, log, seed=run.seed, command=command)
     return model
 
 
-def _measure_latents(run: AutoencoderRun, model: VAE | VQ, trained: list[Image]) -> None:
+def _measure_latents(run: AutoencoderRun, model: VAE | VQ, trained: list[Image], log: LogFn) -> None:
     """Mean and scale of the latents' channels, over training images as they are, without augmentation."""
     order = rng.generator(rng.key(run.seed, "measured")).permutation(len(trained))[:MEASURED]
     fit, size = run.images.fit(model.channels), run.images.batch_size
     chosen = [trained[int(i)] for i in order]
-    model.measure(load_images(chosen[first : first + size], fit) for first in range(0, len(chosen), size))
+    batches = (load_images(chosen[first : first + size], fit, log)[0] for first in range(0, len(chosen), size))
+    model.measure(batch for batch in batches if len(batch))

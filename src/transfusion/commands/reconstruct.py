@@ -18,6 +18,7 @@ from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.autoencoders import load_autoencoder
 from transfusion.codec.vq import VQ
 from transfusion.commands.report import print_table
+from transfusion.data.document import Document, MediaError
 from transfusion.data.images import Image, images, read_images
 from transfusion.data.media import Fit
 from transfusion.evaluation.classifier import ConvolutionalClassifier
@@ -80,8 +81,7 @@ def run(arguments: list[str], log: LogFn) -> int:
     _, held_out, note = read_images(options.data, fit)
     if note:
         log(note)
-    shown, titles = images(held_out)
-    items = load_images(shown[: options.report.images], fit)
+    items, titles = load_held_out(held_out, fit, options.report.images, log)
     command = shlex.join(["transfusion", "reconstruct", names[0], *changes(options, ReconstructOptions())])
     report(autoencoder, items, titles, judges, Path(options.out), log, seed=options.seed, command=command)
     return 0
@@ -130,6 +130,22 @@ def load_judges(config: ReconstructionReport, device: torch.device) -> Judges:
     return Judges(features, digests, missing)
 
 
-def load_images(chosen: Sequence[Image], fit: Fit) -> torch.Tensor:
-    """Float32[image, channels, height, width]. Raises MediaError, naming the image, if one cannot be read."""
-    return torch.stack([replace(image, fit=fit).load() for image in chosen])
+def load_held_out(documents: Sequence[Document], fit: Fit, most: int, log: LogFn) -> tuple[torch.Tensor, list[str]]:
+    """The first images of documents, and their names; those that cannot be read are told and left out. Raises ValueError if
+    none can be."""
+    found, names = images(documents)
+    items, kept = load_images(found[:most], fit, log)
+    if not kept:
+        raise ValueError("none of the held-out images can be read: mend them, or give others with --data")
+    return items, [names[i] for i in kept]
+
+
+def load_images(chosen: Sequence[Image], fit: Fit, log: LogFn) -> tuple[torch.Tensor, list[int]]:
+    """Float32[image, channels, height, width] of the images that can be read, and their numbers; the others are told."""
+    items: dict[int, torch.Tensor] = {}
+    for number, image in enumerate(chosen):
+        try:
+            items[number] = replace(image, fit=fit).load()
+        except MediaError as error:
+            log(f"left out: {error}")
+    return torch.stack([*items.values()]) if items else torch.zeros(0, *fit.shape), [*items]
