@@ -93,7 +93,8 @@ def kept_classifier(run: Run, task: ClassTask) -> Classifier | None:
     if classifier.names != task.names:
         raise ValueError(
             f"the classifier in {folder} has {', '.join(classifier.names)}; the captions of {run.recipe} name "
-            f"{', '.join(task.names)}: give another --report.classifier"
+            f"{', '.join(task.names)}: give another --report.classifier, or fit one with these names "
+            f"(transfusion train classifier --names ...)"
         )
     return classifier
 

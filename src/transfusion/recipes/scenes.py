@@ -11,6 +11,7 @@ kind; LOG.md). AdamW at the usual times: 0.36 and 0.32 of position and attributi
 from collections.abc import Sequence
 
 from transfusion import rng
+from transfusion.codec.linear_patcher import LinearPatcherConfig
 from transfusion.data.corpus import captioned
 from transfusion.data.document import Document, Media
 from transfusion.data.loader import PackingConfig
@@ -50,7 +51,8 @@ def run() -> Run:
             modalities=(image,),
             transformer=TransformerConfig(width=128, depth=6, num_heads=4),
             diffusion=Diffusion(times=LogitNormal(mean=2.2, std=1.2)),
-            media_weight=3.0,
+            patcher=LinearPatcherConfig(slot_scale=0.25),
+            media_weight=5.0,
             context_length=128,
         ),
         transform=DocumentTransform(image_first=0.0, condition_dropout=ConditionDropout(text=0.1)),
