@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from command import SHORT, command
 from small import model, png
@@ -101,6 +102,9 @@ def test_prompts_that_are_no_file(saved: Path, kind: str, capfd) -> None:
     [
         "inception BAD",
         "inception .",
+        "inception EMPTY",
+        "inception WORDS",
+        "inception LIST",
         "clip BAD",
         "clip .",
         "classifier BAD",
@@ -113,9 +117,20 @@ def test_evaluate_ends_before_work_where_a_file_cannot_be_read(
     saved: Path, words: str, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:
     monkeypatch.setattr(Transfusion, "from_pretrained", lambda *a, **k: pytest.fail("work began"))
+    Path("EMPTY").write_bytes(b"")
+    Path("WORDS").write_text("hello world")
+    torch.save([1], "LIST")
     for suite in ("draw", "text read"):
         assert command(f"evaluate saved --suite {suite} --{words}") in (1, 2)
         assert "".join(capfd.readouterr())
+
+
+def test_a_run_whose_settings_cannot_be_read_is_not_measured(saved: Path, capfd) -> None:
+    """Its own training pictures would pass as held-out ones."""
+    for content in ("recipe: [pictures\n", "recipe: 3\n", "[]"):
+        (saved / "run.yaml").write_text(content)
+        assert command("evaluate saved --suite draw --data .") in (1, 2)
+        assert "run.yaml cannot be read" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["folder", "folder/", "curves", "curves.xyz", "."])

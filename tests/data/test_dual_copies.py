@@ -2,6 +2,7 @@
 """Dual copies: what follows reads the clean one, the noised one takes the loss, and no number is another than it would be in
 the document without copies that has the same to read."""
 
+import math
 from dataclasses import replace
 from itertools import islice
 
@@ -312,3 +313,9 @@ def test_a_prompt_goes_on_from_the_clean_item() -> None:
         if media.use == "both":
             first, said = value, made[0].text
     assert (value - first).abs().max() < 1e-9 and made[0].text == said
+
+
+@pytest.mark.parametrize("shares", [{"text": math.nan}, {"media": math.nan}, {"text": 0.6, "both": 0.6}, {"both": -0.1}])
+def test_shares_of_dropped_conditions_are_shares(shares: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="sum to 1 at most"):
+        ConditionDropout(**shares)

@@ -1,7 +1,7 @@
 """A pass that fails ends its own documents, with an event that names them; all others go on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -300,3 +300,33 @@ def test_what_cannot_be_grouped_is_refused_and_an_illegal_choice_ends_its_own_do
     first, second = [engine.add(request) for request in asked]
     ends = {event.id: event for event in engine.run() if isinstance(event, Done | Failed)}
     assert isinstance(ends[first], Done) and isinstance(ends[second], Failed) and "1000000" in ends[second].reason
+
+
+def wrong_shape(name: str, size: tuple[int, ...]) -> torch.Tensor:
+    return torch.zeros(3)
+
+
+def no_tensor(name: str, size: tuple[int, ...]) -> torch.Tensor:
+    return "noise"  # type: ignore[return-value]
+
+
+def raising(name: str, size: tuple[int, ...]) -> torch.Tensor:
+    raise RuntimeError("no noise today")
+
+
+@pytest.mark.parametrize("noise", [wrong_shape, no_tensor, raising])
+def test_a_noise_function_that_fails_ends_its_own_document_alone(noise: Callable[..., torch.Tensor]) -> None:
+    m = model()
+    engine = Engine(m.network, m.vocabulary, cache_slots=8)
+    asked = drawing(4)
+    asked[2] = replace(asked[2], noise=noise)
+    ids = [engine.add(request) for request in asked]
+    ends = {event.id: event for event in run(engine) if isinstance(event, Done | Failed)}
+    failed = ends.pop(ids[2])
+    assert isinstance(failed, Failed) and ("noise function" in failed.reason or "no noise today" in failed.reason)
+    alone = Engine(m.network, m.vocabulary, cache_slots=8)
+    for id, request in zip(ids, asked, strict=True):
+        if id != ids[2]:
+            (expected,) = generate(alone, [request])
+            assert isinstance(ends[id], Done)
+            assert torch.allclose(ends[id].document.media[-1].tensor(), expected.media[-1].tensor(), atol=1e-5)

@@ -81,6 +81,28 @@ def test_changed_pictures_are_noticed(tmp_path: Path, files: Path, change: str) 
     assert (tmp_path / "run" / "corpus.json").read_text() == kept
 
 
+LEARNING: dict[str, Callable[[Document], Document]] = {
+    "use": lambda d: replace(d, segments=tuple(replace(s, use="read") if isinstance(s, Media) else s for s in d.segments)),
+    "weight": lambda d: replace(d, segments=tuple(replace(s, weight=0.5) if isinstance(s, Text) else s for s in d.segments)),
+    "loss": lambda d: replace(d, segments=tuple(replace(s, loss=False) if isinstance(s, Text) else s for s in d.segments)),
+    "paraphrases": lambda d: replace(
+        d, segments=tuple(replace(s, paraphrases=("another",)) if isinstance(s, Text) else s for s in d.segments)
+    ),
+    "mask": lambda d: replace(
+        d, segments=tuple(replace(s, mask=torch.eye(4)) if isinstance(s, Media) else s for s in d.segments)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", LEARNING)
+def test_what_is_learned_of_a_document_counts_too(tmp_path: Path, change: str) -> None:
+    options = run(tmp_path / "run", 1)
+    train(options, corpus(), [], quiet)
+    first, *others = corpus()
+    with pytest.raises(ConfigError, match=r"the data has changed.*the same texts, with other uses, losses, weights or"):
+        train(options, [LEARNING[change](first), *others], [], quiet)
+
+
 def test_the_same_pictures_in_another_place_or_of_another_time_are_the_same(tmp_path: Path, files: Path) -> None:
     options = run(tmp_path / "run", 1)
     train(options, read(files), [], quiet)

@@ -104,6 +104,7 @@ def run(arguments: list[str], log: LogFn) -> int:
         raise ConfigError("name one suite or more: --suite draw read")
     (folder,) = folders
     _check_files(options)
+    _run(folder)
     device = pick_device(options.device)
     model = Transfusion.from_pretrained(folder, device=device).eval()
     model.config = replace(model.config, sampler=options.sampler, guidance=options.guidance)
@@ -174,11 +175,17 @@ def _prepare(
 
 
 def _run(folder: str) -> Run | None:
-    """The run that a folder holds; None for a model alone."""
+    """The run that a folder holds; None for a model alone. Raises ValueError: its run.yaml cannot be read, so it is not known
+    what it was trained on."""
     for kept in (Path(folder) / "run.yaml", Path(folder).parent / "run.yaml"):
         if kept.exists():
-            with suppress(OSError, ValueError):
+            try:
                 return config.from_yaml(Run, read_text(kept))
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"{kept} cannot be read ({error}), so it is not known what was trained on: restore it, or remove it "
+                    "to measure the model alone"
+                ) from error
     return None
 
 

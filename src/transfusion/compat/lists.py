@@ -325,6 +325,7 @@ class Lists:
         shape, axes = tuple(tensor.shape), len(modality.patch) + 1
         if tensor.ndim != axes:
             hint = "; give a single item, without a batch axis" if tensor.ndim == axes + 1 else ""
+            hint += ", or build the model with modality_num_dim and a modality_default_shape of the items' axes"
             raise ValueError(f"latents of modality {index} have {axes} axes, ({form}), not {tensor.ndim} as in {shape}{hint}")
         channels = shape[0 if first else -1]
         if channels != modality.channels:

@@ -113,6 +113,24 @@ def text_digest(documents: Iterable[Document]) -> str:
     return f"{rng.key(*(repr(content) for content in contents)):x}"
 
 
+def learning_digest(documents: Iterable[Document]) -> str:
+    """16 hex digits of what documents say of their learning beside names, texts and media: paraphrases, losses, weights, uses,
+    times, noise and masks."""
+
+    def parts() -> Iterator[bytes]:
+        for document in documents:
+            yield repr(document.language_loss).encode()
+            for s in document.segments:
+                if isinstance(s, Text):
+                    yield repr((s.loss, s.paraphrases, s.weight)).encode()
+                else:
+                    yield repr((s.use, s.times, float(s.weight), s.private, s.size)).encode()
+                    for tensor in (s.noise, s.mask):
+                        yield b"" if tensor is None else tensor.detach().cpu().double().contiguous().numpy().tobytes()
+
+    return _digest(parts())
+
+
 def media_digest(documents: Iterable[Document]) -> str:
     """16 hex digits of all media that documents hold in memory; of a `LazyMedia` of another kind, its shape alone."""
 

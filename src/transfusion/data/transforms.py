@@ -25,7 +25,8 @@ class ConditionDropout:
     both: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.text, self.media, self.both) < 0 or self.text + self.media + self.both > 1:
+        shares = (self.text, self.media, self.both)
+        if not (all(share >= 0 for share in shares) and sum(shares) <= 1):
             raise ValueError(f"condition dropout needs shares of 0 or more that sum to 1 at most, not {self}")
 
 

@@ -3,7 +3,6 @@
 Nothing is downloaded. Distances compare only under the same weights, so each extractor has a digest of them.
 """
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,8 @@ class InceptionFeatures:
             # refuses pickles with code, which the extractor itself would run
             torch.load(path, map_location="cpu", weights_only=True)
             self._network = FeatureExtractorInceptionV3(self.name, ["2048"], str(path)).to(device)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # a file that is no pickle makes the unpickler raise nearly anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"{path} holds no weights of torch-fidelity's Inception v3 ({reason})") from error
         self._device = device
         self.digest = digest.of_files([path])

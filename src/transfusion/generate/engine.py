@@ -57,7 +57,8 @@ PATIENCE = 4
 
 
 class Engine:
-    """Generates documents with a network, in its current weights: a change of them is noticed at the next step.
+    """Generates documents with a network, in its current weights: a change of them is noticed at the next step (in bf16 all but
+    writes in place through `.data` or numpy, of which PyTorch keeps no count: make a new engine after those).
 
     `fallbacks` counts, by reason, the items whose written size could not be used and that got their modality's default.
 
@@ -178,17 +179,27 @@ class Engine:
 
     def _extend(self, docs: Sequence[ActiveDocument]) -> None:
         """Append what is pending to the cache; the logits of the next token or code come of it, or a pending item starts."""
-        chunks, items = [doc.pending for doc in docs if doc.pending is not None], {}
         prefixes: list[Chunk] = []
+        items: dict[int, ActiveItem] = {}
         coded = {doc.id: doc.coded for doc in docs}
-        for doc in docs:
-            if doc.pending_item is not None and doc.pending_item.modality.codes:
+
+        def start(docs: Sequence[ActiveDocument]) -> None:
+            (doc,) = docs
+            if doc.pending_item is None:
+                return
+            if doc.pending_item.modality.codes:
                 coded[doc.id], unconditional = start_codes(doc, doc.pending_item, self.vocabulary, self.coordinates)
-                prefixes += unconditional
-            elif doc.pending_item is not None:
+            else:
                 about = self.vocabulary, self.coordinates, self.diffusion.schedule, self.runner.latent_dtype
                 items[doc.id], unconditional = start_item(doc, doc.pending_item, *about)
-                prefixes += unconditional
+            prefixes.extend(unconditional)
+
+        for doc in docs:  # each alone: its request's noise may be a function that fails
+            self._attempt(start, [doc])
+        docs = [doc for doc in docs if doc.id in self._active]
+        if not docs:
+            return
+        chunks = [doc.pending for doc in docs if doc.pending is not None]
         for prefix in prefixes:
             self.runner.cache.truncate(prefix.cache_slot, 0)
         others = [chunk for doc in docs if doc.coded is not None for chunk in doc.coded.pending]

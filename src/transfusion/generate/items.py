@@ -30,6 +30,11 @@ def start_item(
     noise, size = doc.request.noise, modality.shape_of(grid)
     if noise is not None and not isinstance(noise, Tensor):
         noise = noise(modality.name, size)
+        if noise is not None and (not isinstance(noise, Tensor) or noise.shape != (modality.channels, *size)):
+            found = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+            raise ValueError(
+                f"the request's noise function must give None or a tensor {(modality.channels, *size)}, not {found}"
+            )
     elif doc.request.force is None or doc.num_items:  # a tensor is the noise of the forced item alone
         noise = None
     if noise is None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transfusion.config import ConfigError
-from transfusion.data.corpus import files_digest, media_digest, media_files, status_digest, text_digest
+from transfusion.data.corpus import files_digest, learning_digest, media_digest, media_files, status_digest, text_digest
 from transfusion.data.document import Document
 from transfusion.files import read_json, write_text
 
@@ -27,6 +27,7 @@ def keep_corpus(folder: Path, corpus: Sequence[Document], *, instead: str) -> No
     now = {
         "documents": len(corpus),
         "digest": text_digest(corpus),
+        "learning": learning_digest(corpus),
         "media": media_digest(corpus),
         "status": status_digest(files),
     }
@@ -40,10 +41,16 @@ def keep_corpus(folder: Path, corpus: Sequence[Document], *, instead: str) -> No
     # files of another time or place may still hold the same: only then are all read again
     unchanged = "files" in then and then.get("status") == now["status"]
     now["files"] = then["files"] if unchanged else files_digest(files)
-    differ = [name for name in ("documents", "digest", "media", "files") if name in then and then[name] != now[name]]
+    compared = ("documents", "digest", "learning", "media", "files")
+    differ = [name for name in compared if name in then and then[name] != now[name]]
     if differ:
         what = f"{counted:,} documents then, {len(corpus):,} now"
-        what = {"documents": what, "digest": f"{what}, with other names or texts"}.get(differ[0], "the same texts, other media")
+        said = {
+            "documents": what,
+            "digest": f"{what}, with other names or texts",
+            "learning": "the same texts, with other uses, losses, weights or paraphrases",
+        }
+        what = said.get(differ[0], "the same texts, other media")
         raise ConfigError(f"the data has changed since {folder} began ({what}): resume with the original data, or {instead}")
     if then != now:
         write_text(recorded, json.dumps(now) + "\n")
