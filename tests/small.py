@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transfusion.api import Transfusion
 from transfusion.codec.autoencoder import Autoencoder
+from transfusion.codec.codecs import Autoencoders
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.codec.patchers import LinearPatcherConfig, PatcherConfig
 from transfusion.data.document import Document, Media, Text
@@ -65,6 +66,7 @@ def model(
     guidance: Guidance = Guidance(text=3.0),
     patcher: PatcherConfig = LinearPatcherConfig(),
     modules: CustomModules | None = None,
+    autoencoder: Autoencoders | None = None,
     axial: bool = False,
     auxiliary: AuxiliaryLossConfig = AuxiliaryLossConfig(),
     **transformer: object,
@@ -86,7 +88,7 @@ def model(
         guidance=guidance,
     )
     torch.manual_seed(1)
-    found = Transfusion(settings, vocabulary(*settings.model.modalities), modules=modules).eval()
+    found = Transfusion(settings, vocabulary(*settings.model.modalities), modules=modules, autoencoder=autoencoder).eval()
     with torch.no_grad():
         for p in found.parameters():
             p.copy_(torch.randn(p.shape) * (0.3 if p.ndim > 1 else 0.5) + (1.0 if p.ndim == 1 else 0.0))

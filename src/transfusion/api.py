@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from transfusion import rng
+from transfusion.codec.codecs import Autoencoders, Codecs
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.data.batch import Batch, collate
 from transfusion.data.document import Document, DocumentLike, document
@@ -33,8 +34,10 @@ from transfusion.model.transfer import LoadReport, init_from
 from transfusion.model_folder import (
     TOKENIZER,
     TransfusionConfig,
+    as_digests,
     find,
     fit,
+    read_autoencoders,
     read_settings,
     read_weights,
     verify,
@@ -53,12 +56,22 @@ class Transfusion(nn.Module):
         config: the network, and the defaults of `generate`.
         vocabulary: tokenizer and control tokens; its modalities must be those of `config.model`.
         modules: patchers of your own, {"image": (encoder, decoder)}; see `CustomPatcherConfig`.
+        autoencoder: of the modality "image", or autoencoders by the name of their modality. The modality states the form of
+            latents; documents hold items (pixels), in prompts and in answers. It is frozen, and none of this module's weights.
 
     Raises:
-        ValueError: config and vocabulary name different modalities or language models.
+        ValueError: config and vocabulary name different modalities or language models; or the config was made with other
+            autoencoders.
     """
 
-    def __init__(self, config: TransfusionConfig, vocabulary: Vocabulary, *, modules: CustomModules | None = None) -> None:
+    def __init__(
+        self,
+        config: TransfusionConfig,
+        vocabulary: Vocabulary,
+        *,
+        modules: CustomModules | None = None,
+        autoencoder: Autoencoders | None = None,
+    ) -> None:
         super().__init__()
         if vocabulary.modalities != config.model.modalities:
             raise ValueError("the vocabulary was made for other modalities than the model's")
@@ -68,13 +81,20 @@ class Transfusion(nn.Module):
         nats, count = config.model.opening_prior, vocabulary.num_language
         prior = vocabulary.opening_prior(nats) if nats else None
         self.network = Network(config.model, len(vocabulary), modules, num_pretrained_ids=count, prior=prior)
-        self.config = replace(config, model=self.network.config)
+        self.codecs = Codecs(autoencoder, config.model.modalities)
+        config.check_autoencoders(self.codecs.digests)
+        self.config = replace(config, model=self.network.config, autoencoders=as_digests(self.codecs.digests))
         self.learned = LearnedDocuments()
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.network.device
+
+    @property
+    def item_modalities(self) -> tuple[Modality, ...]:
+        """The modalities as documents have them: in pixels, where the model learns latents."""
+        return self.codecs.item_modalities
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
@@ -125,7 +145,15 @@ class Transfusion(nn.Module):
     def tokenize(self, documents: Sequence[DocumentLike], *, seed: int = 0, add_eos: bool = True) -> list[TokenSequence]:
         """See `tokenize_documents`; `add_eos`: whether each document is complete, so that its end is learned."""
         coordinates, length = self.config.model.coordinates, self.config.model.context_length
-        return tokenize_documents(documents, self.vocabulary, coordinates, context_length=length, seed=seed, add_eos=add_eos)
+        return tokenize_documents(
+            documents,
+            self.vocabulary,
+            coordinates,
+            context_length=length,
+            seed=seed,
+            add_eos=add_eos,
+            encoded=self.codecs.to(self.device).encoded,
+        )
 
     def collate(self, sequences: Sequence[TokenSequence]) -> Batch:
         """Sequences packed in one row without padding, on the model's device."""
@@ -194,7 +222,7 @@ class Transfusion(nn.Module):
             seed: the seed of prompt i is made from it and i.
             seeds: one seed a prompt, instead of `seed`.
             force: name of a modality; an item of it is generated right after each prompt ("image": draw the prompt).
-            size: size of the forced item in latent elements.
+            size: size of the forced item, along each axis: in pixels, also where the model learned latents.
             sizes: modality name -> size of all its items; else, where sizes vary, the model writes them.
             max_length: tokens of the whole sequence at most: prompt, slots and control tokens included.
             max_tokens: text tokens to write at most; default 0 with `force`, else 128.
@@ -260,7 +288,7 @@ class Transfusion(nn.Module):
         held = max((request.cache_slots for request in requests), default=1)
         cache_slots = max(held, min(cache_slots, held * len(requests)))
         options = {"capacity": capacity, "dtype": dtype, "decode_text": decode_text, "exact": exact}
-        return Engine(self.network, self.vocabulary, cache_slots=cache_slots, **options)
+        return Engine(self.network, self.vocabulary, cache_slots=cache_slots, codecs=self.codecs, **options)
 
     # ---- weights ----------------------------------------------------------------------------------------------------
 
@@ -277,26 +305,35 @@ class Transfusion(nn.Module):
         """
         if self.network.lora is not None:
             raise ValueError("the network has adapters: merge them first (lora.merge), or save them alone (lora.save)")
-        write(Path(folder), self.config, self.vocabulary, self.network, self.learned)
+        write(Path(folder), self.config, self.vocabulary, self.network, self.learned, self.codecs)
 
     @classmethod
     def from_pretrained(
-        cls: type[Model], folder: str | Path, *, device: str | torch.device = "cpu", modules: CustomModules | None = None
+        cls: type[Model],
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        modules: CustomModules | None = None,
+        autoencoder: Autoencoders | None = None,
     ) -> Model:
         """Read a model folder, or the model of a run folder.
 
         Args:
             modules: patchers of your own, where the model was made with some; their weights are read from the folder.
+            autoencoder: one of your own class, where the model was made with such; any other is read from the folder.
 
         Raises:
-            ValueError: no model, another format, files that are not as they were written, missing modules, or weights that do
-                not fit; the message names what differs.
+            ValueError: no model, another format, files that are not as they were written, missing modules, another autoencoder,
+                or weights that do not fit; the message names what differs.
         """
         folder, config = find(folder), read_settings(folder)
         verify(folder)
         with within_weights(folder, config):
             vocabulary = Vocabulary.load(folder / TOKENIZER, config.model.modalities, config.language)
-            model = cls(config, vocabulary, modules=modules)
+            if autoencoder is None and config.autoencoders:
+                autoencoder = read_autoencoders(folder, config)
+            codecs = {} if autoencoder is None else {"autoencoder": autoencoder}
+            model = cls(config, vocabulary, modules=modules, **codecs)
         fit(model.network, read_weights(folder, tie_embeddings=config.model.tie_embeddings))
         model.learned = LearnedDocuments.load(folder)
         return model.to(device)
@@ -312,6 +349,7 @@ class Transfusion(nn.Module):
         context_length: int | None = None,
         config: TransfusionConfig = TransfusionConfig(),
         modules: CustomModules | None = None,
+        autoencoder: Autoencoders | None = None,
         seed: int = 0,
         revision: str | None = None,
         device: str | torch.device = "cpu",
@@ -327,6 +365,7 @@ class Transfusion(nn.Module):
             copies: whether such weights start as copies of the text's.
             context_length: tokens of context (None: that of the language model, at most 2048).
             config: patchers, diffusion and sampling; the transformer's sizes are the language model's.
+            autoencoder: see the class.
             seed: random seed of the new weights.
             revision: branch, tag or commit on the hub.
 
@@ -340,6 +379,7 @@ class Transfusion(nn.Module):
         source.check()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key(seed, "weights"))
-            model = cls(replace(config, model=network, language=vocabulary.ids), vocabulary, modules=modules)
+            codecs = {} if autoencoder is None else {"autoencoder": autoencoder}
+            model = cls(replace(config, model=network, language=vocabulary.ids), vocabulary, modules=modules, **codecs)
             source.load(model.network, copies=copies)
         return model.to(device)

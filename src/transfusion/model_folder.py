@@ -1,5 +1,5 @@
 """A model folder: `config.json`, `tokenizer.json`, `documents.json` (what it learned), `model.safetensors`, and `MANIFEST.json`
-with their digests. No pickle.
+with their digests; in `autoencoders/`, those of its modalities that are learned as latents. No pickle.
 
 What is read may come from anywhere: every file must be as the manifest says, weights must have exactly the names, shapes and
 kinds that the settings ask for, and settings may not ask for more memory than the weights take.
@@ -10,7 +10,7 @@ import math
 import reprlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from transfusion import config
+from transfusion.codec.autoencoder import Autoencoder
+from transfusion.codec.autoencoders import load_autoencoder
+from transfusion.codec.codecs import Codecs
 from transfusion.config import ConfigError
 from transfusion.data.learned import FILE as DOCUMENTS
 from transfusion.data.learned import LearnedDocuments
@@ -37,6 +40,26 @@ FORMAT = 2
 """Rises when the names or the meaning of a field in `config.json` or of a weight change."""
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
+AUTOENCODERS = "autoencoders"
+"""The folder with a folder of each autoencoder, named for its modality."""
+
+
+@dataclass(frozen=True)
+class AutoencoderDigest:
+    """The autoencoder whose latents a model learned, by its digest.
+
+    Args:
+        modality: name of the modality.
+        digest: `Autoencoder.digest`.
+    """
+
+    modality: str
+    digest: str
+
+
+def as_digests(digests: Mapping[str, str]) -> tuple[AutoencoderDigest, ...]:
+    """Digests by modality, as a config holds them."""
+    return tuple(AutoencoderDigest(name, digest) for name, digest in sorted(digests.items()))
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,7 @@ class TransfusionConfig:
         condition_dropout: how often training dropped the conditions of an item, see `resolve_guidance`.
         sampler, guidance: defaults of `generate`.
         language: the language model that the text ids come from, if any.
+        autoencoders: of the modalities that are learned as latents.
         format: version of the model folder.
     """
 
@@ -56,6 +80,7 @@ class TransfusionConfig:
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
     language: PretrainedVocabulary | None = None
+    autoencoders: tuple[AutoencoderDigest, ...] = ()
     format: int = FORMAT
 
     @property
@@ -63,6 +88,16 @@ class TransfusionConfig:
         """Conditions that training dropped, of "text" and "media": guidance by these has an unconditional branch."""
         drop = self.condition_dropout
         return tuple(name for name in ("text", "media") if getattr(drop, name) + drop.both > 0)
+
+    def check_autoencoders(self, digests: Mapping[str, str]) -> None:
+        """Raise ValueError unless these, by modality, are the autoencoders that a trained model has; a new one takes any."""
+        wanted = {kept.modality: kept.digest for kept in self.autoencoders}
+        for name in {**wanted, **digests} if wanted else ():
+            if wanted.get(name) != digests.get(name):
+                raise ValueError(
+                    f"this model learned {name!r} {_autoencoder(wanted.get(name))}, not {_autoencoder(digests.get(name))}: "
+                    "give it the one that it was trained with (autoencoder=)"
+                )
 
     def resolve_guidance(self, asked: Guidance | None, *, draws: bool) -> Guidance:
         """The guidance to generate with: `asked`, or the default; scale 1 (off) for conditions that training never dropped.
@@ -83,12 +118,24 @@ class TransfusionConfig:
         return replace(guidance, **{name: 1.0 for name in ("text", "media") if name not in self.guidable})
 
 
+def _autoencoder(digest: str | None) -> str:
+    return f"with autoencoder {digest}" if digest else "without an autoencoder"
+
+
 def write(
-    folder: Path, settings: TransfusionConfig, vocabulary: Vocabulary, network: Network, learned: LearnedDocuments
+    folder: Path,
+    settings: TransfusionConfig,
+    vocabulary: Vocabulary,
+    network: Network,
+    learned: LearnedDocuments,
+    codecs: Codecs,
 ) -> None:
     """Write a model folder; an old model is replaced once all files of the new one are written, the manifest last. Raises
     OSError if it can't be written."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name, autoencoder in codecs.autoencoders.items():
+        if autoencoder.settings is not None:  # one of the user's own class is given to `from_pretrained` again
+            autoencoder.save(folder / AUTOENCODERS / name)
     weights = network.state_dict()
     if settings.model.tie_embeddings:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
@@ -104,6 +151,20 @@ def write(
         partial[CONFIG].write_text(json.dumps(config.to_plain(settings), indent=2) + "\n", encoding="utf-8")
         files = manifest({name: file for name, file in partial.items() if name != MANIFEST})
         partial[MANIFEST].write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_autoencoders(folder: Path, settings: TransfusionConfig) -> dict[str, Autoencoder]:
+    """The autoencoders of a model folder, by modality. Raises ValueError: one is missing or damaged."""
+    found = {}
+    for kept in settings.autoencoders:
+        place = folder / AUTOENCODERS / kept.modality
+        if not kept.modality.isidentifier() or not place.is_dir():
+            raise ValueError(
+                f"{folder} holds no autoencoder of {kept.modality!r}: copy the folder whole, or, if it is of a class of your "
+                "own, give it (autoencoder=)"
+            )
+        found[kept.modality] = load_autoencoder(place)
+    return found
 
 
 def add_to_manifest(folder: Path, name: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from transfusion.codec.patchers import LinearPatcherConfig, UNetPatcherConfig
 from transfusion.commands.classifier import ClassifierOptions
+from transfusion.commands.data import EncodeOptions, MeasureOptions
 from transfusion.commands.evaluate import EvaluateOptions
 from transfusion.commands.generate import GenerateOptions
 from transfusion.commands.reconstruct import ReconstructOptions
@@ -95,6 +96,8 @@ def test_the_settings_are_those_of_the_list() -> None:
         "generate": GenerateOptions(),
         "evaluate": EvaluateOptions(),
         "reconstruct": ReconstructOptions(),
+        "data-encode": EncodeOptions(),
+        "data-measure": MeasureOptions(),
         "results": Results(),
         "plot": Plot(),
     }

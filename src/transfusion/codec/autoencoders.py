@@ -27,12 +27,13 @@ Settings: TypeAlias = DiffusersSettings | VAEConfig | VQConfig | CodesConfig
 """The settings of every kind that is written to a folder: `kind` in its `config.json` tells them apart."""
 
 
-def load_autoencoder(spec: str | Path) -> Autoencoder:
-    """A frozen autoencoder in evaluation mode, on the CPU.
+def load_autoencoder(spec: str | Path, *, freeze: bool = True) -> Autoencoder:
+    """An autoencoder in evaluation mode, on the CPU.
 
     Args:
         spec: a folder that `Autoencoder.save` wrote, or the run that trained it; a folder that diffusers wrote; or
             hf://OWNER/MODEL or hf://OWNER/MODEL/SUBFOLDER on the Hugging Face hub (extras `vae` and `hf`).
+        freeze: whether it is frozen, as it must be in use; else it can be measured, or trained on.
 
     Raises:
         ValueError: there is none, of another kind or format, files that are missing or not as they were written, weights that
@@ -41,7 +42,8 @@ def load_autoencoder(spec: str | Path) -> Autoencoder:
     folder = _fetch(str(spec)) if str(spec).startswith(HUB) else _find(Path(spec))
     plain = _read(folder / CONFIG)
     if plain.get("_class_name") in CLASSES:
-        return from_diffusers(folder, plain["_class_name"]).freeze()
+        theirs = from_diffusers(folder, plain["_class_name"])
+        return theirs.freeze() if freeze else theirs
     if "_class_name" in plain:
         raise ValueError(f"{folder} holds a {short(plain['_class_name'])} of diffusers; these are read: {', '.join(CLASSES)}")
     if "kind" not in plain:
@@ -65,7 +67,7 @@ def load_autoencoder(spec: str | Path) -> Autoencoder:
     if differ:
         raise ValueError(f"{folder}: its weights are not those that its {CONFIG} describes ({', '.join(differ[:4])})")
     autoencoder.load_state_dict(weights, assign=True)
-    return autoencoder.freeze()
+    return autoencoder.freeze() if freeze else autoencoder
 
 
 def _find(folder: Path) -> Path:

@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "Continue prompts with text and images.",
     "evaluate": "Measure a model on held-out data.",
     "reconstruct": "Measure an autoencoder on held-out images.",
+    "data": "Encode pictures as latents once, or measure an autoencoder's latents.",
     "results": "Write tables of evaluation records.",
     "plot": "Draw the training curves of runs.",
     "config": "Print all settings of a recipe as YAML.",

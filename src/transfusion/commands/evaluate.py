@@ -18,6 +18,7 @@ from transfusion.commands.report import fitted_classifier, print_table
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.media import Fit
+from transfusion.data.sources.latents import is_latents
 from transfusion.data.sources.read import read as read_data
 from transfusion.data.sources.scenes import held_out_scenes
 from transfusion.diffusion.guidance import Guidance
@@ -259,9 +260,11 @@ def _read(run: Run | None, options: EvaluateOptions, model: Transfusion, log: Lo
     data = options.data or (run.data if run else "")
     if not data:
         raise ValueError("this folder has no record of its data: give held-out documents with --data")
-    fit = Fit.of(model.config.model.modalities) or Fit((1, 1))
+    if is_latents(Path(data)):
+        raise ValueError(f"{data} holds latents, and what is drawn is compared with pictures: give those with --data")
+    fit = Fit.of(model.item_modalities) or Fit((1, 1))
     trained: list[Document] = []
-    if run is not None and run.data and _task(run) is None:
+    if run is not None and run.data and _task(run) is None and not is_latents(Path(run.data)):
         with suppress(ValueError):  # they may have been moved since
             trained = list(read_data(run.data, fit))
     return list(read_data(data, fit, train=False).report(log)), trained
@@ -271,7 +274,7 @@ def _coco(model: Transfusion, options: EvaluateOptions) -> list[Document]:
     """Prompts of the validation captions, then Karpathy's test images."""
     if not options.data:
         raise ValueError("coco needs --data PATH: the folder with MS-COCO's annotations and pictures")
-    fit = Fit.of(model.config.model.modalities)
+    fit = Fit.of(model.item_modalities)
     if fit is None:
         raise ValueError("this model has no modality of pictures")
     prompts = coco.read_prompts(options.data, fit, options.samples or coco.NUM_PROMPTS, options.seed)

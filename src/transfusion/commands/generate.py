@@ -120,7 +120,7 @@ def _prompts(model: Transfusion, options: GenerateOptions) -> list[Document]:
     if options.prompt is not None:
         return [Document((Text(options.prompt),) if options.prompt else ())]
     path = Path(options.prompts or "")
-    fit = Fit.of(model.config.model.modalities) or Fit((1, 1))
+    fit = Fit.of(model.item_modalities) or Fit((1, 1))
     try:
         prompts = [parse_line(line, path.parent, fit, name) for name, line in read_lines(path)]
     except OSError as error:

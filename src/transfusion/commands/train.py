@@ -16,6 +16,8 @@ import torch
 
 from transfusion import rng
 from transfusion.api import Transfusion
+from transfusion.codec.autoencoder import Autoencoder
+from transfusion.codec.latent_corpus import LatentCorpus
 from transfusion.commands import autoencoder, classifier
 from transfusion.commands.report import kept_classifier, report
 from transfusion.config import ConfigError
@@ -33,6 +35,7 @@ from transfusion.recipes import RECIPES, find
 from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.corpus import keep_corpus
+from transfusion.run.latents import on_latents, open_autoencoder
 from transfusion.run.recipe import ClassTask
 from transfusion.run.record import Run, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
@@ -68,6 +71,7 @@ def train_recipe(run: Run, log: LogFn) -> int:
     recipe = find(run.recipe)
     if isinstance(recipe.task, ClassTask):
         kept_classifier(run, recipe.task)  # one that cannot judge is refused before the training
+    run, autoencoder = open_autoencoder(run)  # one that does not fit is refused before the data is read
     documents = recipe.documents(run, log)
     prompts = recipe.prompts(documents)
     try:
@@ -75,7 +79,7 @@ def train_recipe(run: Run, log: LogFn) -> int:
     except ValueError as error:
         held_out = ()
         log(f"note: the held-out split cannot be read, so captions are measured on training pictures: {error}")
-    model = train(run, documents, prompts, log, held_out=held_out)
+    model = train(run, documents, prompts, log, held_out=held_out, autoencoder=autoencoder)
     report(run, recipe, model, log, training=time.monotonic() - began)
     words = [
         "transfusion",
@@ -91,7 +95,13 @@ def train_recipe(run: Run, log: LogFn) -> int:
 
 
 def train(
-    run: Run, corpus: Sequence[Document], prompts: Sequence[str], log: LogFn, *, held_out: Sequence[Document] = ()
+    run: Run,
+    corpus: Sequence[Document],
+    prompts: Sequence[str],
+    log: LogFn,
+    *,
+    held_out: Sequence[Document] = (),
+    autoencoder: Autoencoder | None = None,
 ) -> Transfusion:
     """Train a run, from its newest checkpoint if it has one. Returns the model with averaged weights, saved in `model/`.
 
@@ -99,26 +109,31 @@ def train(
         prompts: of the samples of the first modality, generated every `trainer.sample_every` steps.
         held_out: documents that are not trained on, for caption preference, which is measured as often and at the end; without
             them it is measured on the corpus.
+        autoencoder: one made in Python, instead of that of `run.autoencoder`; the same resumes the run.
 
     Raises:
-        ConfigError: settings contradict each other, or the folder holds another run.
-        ValueError: no checkpoint is usable, or the data cannot be packed.
+        ConfigError: settings contradict each other, or the folder holds another run; an autoencoder that does not fit the run.
+        ValueError: no checkpoint is usable, the data cannot be packed, or holds latents of another autoencoder.
         OSError: the folder can't be written.
         Diverged: losses are not finite for `trainer.patience` steps.
     """
     if run.init:
         run = adopt_init(run, find(run.recipe).run().model)
+    run, autoencoder = open_autoencoder(run, autoencoder)
     _prepare(run, log)
     if not (run.folder / "checkpoints").exists():
         (run.folder / TOKENIZER).unlink(missing_ok=True)  # an earlier attempt's, of other texts
     keep_corpus(run.folder, corpus, instead="start from its weights with --init and another --out")
-    model = build(run, corpus, log)
+    model = build(run, corpus, log, autoencoder)
     model.vocabulary.save(run.folder / TOKENIZER)
     device = pick_device(run.device)
     dtype = pick_dtype(run.dtype, device)
     log(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
+    if autoencoder is not None:
+        log(f"pictures are learned as latents of autoencoder {autoencoder.digest} ({run.autoencoder or 'given in Python'})")
+    model.codecs.to(device)
     loader = Loader(
-        corpus,
+        LatentCorpus(corpus, model.codecs),
         transform=run.transform,
         packing=run.packing,
         vocabulary=model.vocabulary,
@@ -147,7 +162,10 @@ def train(
     if measure := _caption_preference(run, model, corpus, held_out, dtype):
         hooks.append(Hook(measure, run.trainer.sample_every, at_end=True))
     objective = TransfusionObjective(
-        model, media_weight=run.model.media_weight, needs_ema_teacher=run.model.auxiliary.needs_ema_teacher
+        model,
+        media_weight=run.model.media_weight,
+        needs_ema_teacher=run.model.auxiliary.needs_ema_teacher,
+        decoders=model.codecs.decoders if run.model.auxiliary.reconstruction else None,
     )
     trainer = Trainer(
         objective,
@@ -212,7 +230,7 @@ def _caption_preference(
     return measure
 
 
-def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
+def build(run: Run, corpus: Sequence[Document], log: LogFn, autoencoder: Autoencoder | None = None) -> Transfusion:
     """The model of a run on its device, with new weights or those of `init`, whose config it has adopted (`adopt_init`).
 
     Raises:
@@ -221,6 +239,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
     """
     if run.init and isinstance(run.tokenizer, TokenizerFile):
         raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
+    run = on_latents(run, autoencoder)
     settings = TransfusionConfig(run.model, run.transform.condition_dropout, run.sampler, run.guidance)
     if run.init and is_language_model(run.init):
         model = Transfusion.from_language_model(
@@ -228,6 +247,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
             modality_weights=run.model.transformer.modality_weights,
             context_length=run.model.context_length,
             config=settings,
+            autoencoder=autoencoder,
             seed=run.seed,
         )
         sizes = model.config.model.transformer
@@ -236,7 +256,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
             f"modality weights {sizes.modality_weights}"
         )
     else:
-        model = _build_own(run, settings, corpus, log)
+        model = _build_own(run, settings, corpus, log, autoencoder)
     if run.lora.rank:
         lora.add(model.network, run.lora, seed=run.seed)
         trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
@@ -245,7 +265,9 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn) -> Transfusion:
     return model.to(pick_device(run.device))
 
 
-def _build_own(run: Run, settings: TransfusionConfig, corpus: Sequence[Document], log: LogFn) -> Transfusion:
+def _build_own(
+    run: Run, settings: TransfusionConfig, corpus: Sequence[Document], log: LogFn, autoencoder: Autoencoder | None
+) -> Transfusion:
     """The model of a run: new, or from a model folder."""
     saved = run.folder / TOKENIZER
     source = Transfusion.from_pretrained(run.init) if run.init else None
@@ -260,10 +282,12 @@ def _build_own(run: Run, settings: TransfusionConfig, corpus: Sequence[Document]
     sizes = "the settings of --model ask for more weights than this machine's memory holds"
     with torch.random.fork_rng(devices=[]), Budget(memory() // 4, sizes):
         torch.manual_seed(rng.key(run.seed, "weights"))
-        model = Transfusion(settings, vocabulary)
+        model = Transfusion(settings, vocabulary, autoencoder=autoencoder)
     start = "scratch" if source is None else f"{run.init}: {model.init_from(source)}"
     if not (run.folder / "checkpoints").is_dir():
         log(f"starting from {start}")
+        if source is not None and source.codecs.digests != model.codecs.digests:
+            log(f"note: {run.init} learned latents of other autoencoders than this run does: its patchers start from theirs")
     return model
 
 

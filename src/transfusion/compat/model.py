@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfusion.codec.codecs import Autoencoders
 from transfusion.codec.custom_patcher import CustomModules
 from transfusion.compat import training
 from transfusion.compat.coders import Coders
@@ -49,6 +50,7 @@ class Transfusion(Generating):
         *,
         modules: CustomModules | None = None,
         compat: CompatConfig = CompatConfig(),
+        autoencoder: Autoencoders | None = None,
         **words: Any,
     ) -> None:
         autoencoders: dict[str, Coders] = {}
@@ -60,7 +62,7 @@ class Transfusion(Generating):
             modules = {**pairs, **(modules or {})} or None
         elif words:
             raise ValueError(f"config and vocabulary exclude {', '.join(words)}: change the config, or leave both out")
-        super().__init__(config, vocabulary, modules=modules)
+        super().__init__(config, vocabulary, modules=modules, autoencoder=autoencoder)
         self.compat = compat
         self.autoencoders = nn.ModuleDict(autoencoders)
         self._gradients: dict[int, bool] = {}  # by the id of a decoder, whether it gives its latents a gradient
@@ -73,14 +75,19 @@ class Transfusion(Generating):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", modules: CustomModules | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        modules: CustomModules | None = None,
+        autoencoder: Autoencoders | None = None,
     ) -> "Transfusion":
         """Read a model folder, written by this class or by `transfusion.Transfusion`.
 
         Raises:
             ValueError: as there, or a `compat.json` that is damaged or belongs to another `config.json`.
         """
-        model = super().from_pretrained(folder, device=device, modules=modules)
+        model = super().from_pretrained(folder, device=device, modules=modules, autoencoder=autoencoder)
         model.compat = CompatConfig.load(find(folder))
         if model.compat.autoencoded:
             names = ", ".join(model.compat.autoencoded)

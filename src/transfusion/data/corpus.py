@@ -13,6 +13,7 @@ from torch import Tensor
 
 from transfusion import rng
 from transfusion.data.document import Document, Media, MediaError, Text
+from transfusion.data.latents import StoredLatents
 from transfusion.data.media import ArrayFile, DecodedImage, EncodedImage
 from transfusion.files import sha256
 
@@ -147,11 +148,15 @@ def media_digest(documents: Iterable[Document]) -> str:
     return _digest(parts())
 
 
+_FILES = {ArrayFile: "path", EncodedImage: "source", StoredLatents: "file"}
+"""Kinds of media that may be in a file, and where they hold its path."""
+
+
 def media_files(documents: Iterable[Document]) -> list[Path]:
-    """The files that hold media of documents, in their order."""
+    """The files that hold media of documents, each once, in their order."""
     values = [media.values for document in documents for media in document.media]
-    sources = [v.path if isinstance(v, ArrayFile) else v.source if isinstance(v, EncodedImage) else None for v in values]
-    return [source for source in sources if isinstance(source, Path)]
+    sources = [getattr(v, _FILES[type(v)]) if type(v) in _FILES else None for v in values]
+    return list(dict.fromkeys(source for source in sources if isinstance(source, Path)))
 
 
 def status_digest(files: Iterable[Path]) -> str:

@@ -252,17 +252,18 @@ def tokenize_documents(
     context_length: int,
     seed: int,
     add_eos: bool = True,
+    encoded: Callable[[Document], Document] = lambda document: document,
 ) -> list[TokenSequence]:
     """Documents as token sequences with their latents loaded; the key of an item is (seed, index of the document, item). In
     complete documents (`add_eos`) the use of every item is said (`with_uses`); items stand once where two copies do not fit in
-    the context. Raises ValueError: no documents, an empty one, one beyond the context, or one that is refused; the message
-    names it."""
+    the context. `encoded` gives a document with latents for its items. Raises ValueError: no documents, an empty one, one
+    beyond the context, or one that is refused; the message names it."""
     if isinstance(documents, str | Tensor | Document | Media | Text):
         raise ValueError(f"a list of documents is wanted, not one {type(documents).__name__}: put it in a list")
     sequences = []
     for index, content in enumerate(documents):
         try:
-            whole = document(content)
+            whole = encoded(document(content))
             if not whole.segments:
                 raise ValueError(f"document {index} is empty: leave it out")
             named = whole if whole.name else replace(whole, name=str(index))

@@ -1,4 +1,4 @@
-"""A source's document -> the document that an epoch trains on: paraphrase, order, use of its media, condition dropout.
+"""A source's document -> the document that an epoch trains on: paraphrase, view, order, use of its media, condition dropout.
 
 Each choice is drawn by the key (seed, epoch, sample, purpose).
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from transfusion import rng
 from transfusion.data.document import ANY_TIME, Document, Media, Segment, Text, unconditional
+from transfusion.data.latents import StoredLatents
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class DocumentTransform:
             if isinstance(segment, Text) and segment.paraphrases:
                 choices = (segment.content, *segment.paraphrases)
                 segments[index] = replace(segment, content=choices[int(draw("wording", index) * len(choices))], paraphrases=())
+        for index, segment in enumerate(segments):
+            if isinstance(segment, Media) and isinstance(segment.values, StoredLatents):
+                views = segment.values
+                segments[index] = replace(segment, values=views.view(int(draw("view", index) * len(views.rows))))
         if _is_reorderable(segments) and draw("order") < self.image_first:
             segments = self._item_first(segments)
         whole = with_uses(replace(document, segments=tuple(segments)))

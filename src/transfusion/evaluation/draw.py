@@ -110,7 +110,7 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     else:
         results.measure(lambda: _nearest_training(images, real, trained), "nearest_training")
     if real is not None:
-        patch = model.vocabulary.modality(IMAGE).patch
+        patch = next(modality.patch for modality in model.item_modalities if modality.name == IMAGE)
         results.measure(lambda: appearance(images, real, patch), *SEEN)
     if not context.inception:
         results.miss(NO_INCEPTION, "fid", "kid")

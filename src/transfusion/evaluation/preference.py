@@ -211,9 +211,13 @@ def _sequences(model: Transfusion, pair: CaptionPair, times: Sequence[float], ke
     """The pair's picture behind its own caption at each time, then behind the other; none where it can't be read or does not
     fit."""
     sequences = []
+    try:
+        item = model.codecs.to(model.device).encoded_item(pair.picture, now=True)
+    except MediaError:
+        return []
     for text in (pair.own, pair.other):
         for t in times:
-            picture = Media(pair.picture.values, pair.picture.modality, times=(t, t))
+            picture = Media(item.values, item.modality, times=(t, t))
             document = Document((Text(text), picture))
             sequence = tokenize_document(document, model.vocabulary, model.config.model.coordinates, add_eos=False)
             if len(sequence) > model.config.model.context_length:

@@ -134,7 +134,8 @@ def make_record(
 ) -> Record:
     """A suite's record with the fields that all suites share."""
     sampling = {name: config.to_plain(getattr(model.config, name)) for name in ("sampler", "guidance")}
-    settings = {**sampling, "dtype": str(context.dtype).removeprefix("torch."), **context.notes}
+    codecs = {f"autoencoder.{name}": digest for name, digest in model.codecs.digests.items()}
+    settings = {**sampling, "dtype": str(context.dtype).removeprefix("torch."), **codecs, **context.notes}
     weights = digest.of_tensors(model.network.state_dict())
     name = context.suite or suite
     return Record(name, metrics, missing or {}, weights, classifiers or {}, context.seed, settings, context.command)

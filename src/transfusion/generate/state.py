@@ -31,7 +31,7 @@ class Request:
         max_tokens, max_items: text tokens and media items to write at most; None: no limit.
         allow_eos: whether the model may end the document; if not, it ends at `max_tokens` or `max_length`.
         force: name of a modality; one item of it is generated right after the prompt.
-        size: the forced item's size in latent elements (None: `sizes`, or the modality's default).
+        size: the forced item's size, in pixels also where the model knows latents (None: `sizes`, or the modality's default).
         sizes: modality name -> size of all its items, instead of sizes that the model writes.
         max_length: tokens of the whole sequence at most: prompt, text, slots and control tokens (None: the engine's capacity).
         max_new: the same of what is written behind the prompt, but an item that has begun is finished (None: no limit).
@@ -84,17 +84,20 @@ class Token:
 
 @dataclass(frozen=True, eq=False)
 class Denoising:
-    """An item took a denoising step; `estimate` is the current estimate of its clean latents, Float[channels, *size]."""
+    """An item of `modality` took a denoising step; `estimate` is the current estimate of its clean latents, Float[channels,
+    *size], which `Engine.preview` shows as an item."""
 
     id: int
     step: int
     num_steps: int
     estimate: Tensor
+    modality: str
 
 
 @dataclass(frozen=True, eq=False)
 class ItemDone:
-    """An item is finished. `fallback`: why it has its modality's default size and not the written one, if so."""
+    """An item is finished; it is pixels, also where the model knows latents. `fallback`: why it has its modality's default size
+    and not the written one, if so."""
 
     id: int
     media: Media

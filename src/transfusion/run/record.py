@@ -53,6 +53,9 @@ class Run:
         init: weights to start from: a run or model folder; or a language model, as a folder or hf://OWNER/MODEL on the Hugging
             Face hub, whose transformer and tokenizer the run adopts. `optimizer.language_lr_scale` 0 freezes a language
             model, `model.transformer.modality_weights` adds weights for media.
+        autoencoder: pictures are learned as its latents: a folder that `transfusion train` or diffusers wrote, or
+            hf://OWNER/MODEL[/SUBFOLDER]. The other settings stay those of pictures: sizes and patches in pixels.
+        autoencoder_digest: of the autoencoder; recorded, and any other is refused (default: that of the one given).
         device: auto takes cuda, else mps, else cpu.
         dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
         tokenizer: text <-> ids.
@@ -73,6 +76,8 @@ class Run:
     out: str = ""
     seed: int = 0
     init: str = ""
+    autoencoder: str = ""
+    autoencoder_digest: str = ""
     device: Device = "auto"
     dtype: Dtype = "auto"
     tokenizer: Tokenizer = BPE()
@@ -98,6 +103,7 @@ class Run:
         same = replace(
             self,
             out="",
+            autoencoder="" if self.autoencoder_digest else self.autoencoder,
             report=ReportConfig(),
             checkpoint=CheckpointConfig(),
             trainer=replace(self.trainer, log_every=1, sample_every=0),

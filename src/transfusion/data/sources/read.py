@@ -2,6 +2,7 @@
 
 folder with [data/]*.parquet          Parquet, Hugging Face's convention (image bytes, text columns)
 folder with *-idx3-ubyte[.gz]         MNIST family
+folder with shards and MANIFEST.json  latents, encoded by `transfusion data encode`
 folder with captions.jsonl            JSONL with files beside it
 folder of images                      image.png + image.txt, or the image's folder as its caption
 *.jsonl, *.parquet                    that file
@@ -25,6 +26,8 @@ from transfusion.data.corpus import Captions, Corpus, caption, captioned, unchan
 from transfusion.data.document import Document, Media, MediaError
 from transfusion.data.media import MAX_PIXELS, DecodedImage, EncodedImage, Fit
 from transfusion.data.sources.jsonl import read_jsonl
+from transfusion.data.sources.latents import has_held_out as latents_have_held_out
+from transfusion.data.sources.latents import is_latents, read_latents
 from transfusion.data.sources.parquet import read_parquet
 from transfusion.files import inside, open_file, read_text
 
@@ -59,6 +62,8 @@ def _read_file(path: Path, fit: Fit, captions: Captions | None) -> Corpus:
 
 
 def _read_folder(path: Path, fit: Fit, captions: Captions | None, train: bool) -> Corpus:
+    if is_latents(path):
+        return read_latents(path, fit, train=train)
     if tables := _tables(path):
         return read_parquet([_own(table, path) for table in tables if _is_training(table) == train], fit, captions)
     if _seen(path, "*-idx3-ubyte*"):
@@ -71,6 +76,8 @@ def _read_folder(path: Path, fit: Fit, captions: Captions | None, train: bool) -
 def has_held_out(path: str | Path) -> bool:
     """Whether a path has a held-out split beside the one to train on, which `read` gives for `train=False`."""
     path = Path(path)
+    if is_latents(path):
+        return latents_have_held_out(path)
     if tables := _tables(path):
         return len({_is_training(table) for table in tables}) == 2
     return bool(_seen(path, "t10k-images-idx3-ubyte*"))
