@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from small import model, picture
+from small import CODED, IDS, model, picture
 from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
@@ -161,3 +161,12 @@ def test_scenes_are_compared_with_scenes_of_their_kind() -> None:
         assert kinds[pair.own] == scene_of(pair.picture).kind
     found = caption_preference(model(image), documents, samples=len(documents))
     assert found["caption_preference_swapped"].count == 8 and found["caption_preference"].count == 22
+
+
+def test_of_a_discrete_item_the_error_is_the_nats_of_its_codes() -> None:
+    m, item = model(CODED), Media(IDS)
+    ((own, other),) = caption_errors(m, [CaptionPair(item, "a cat", "b")]).tolist()
+    for error, caption in ((own, "a cat"), (other, "b")):
+        codes = m(m.batch([Document((Text(caption), item))])).codes
+        assert codes is not None and error == pytest.approx(float(codes.sum.detach()), rel=1e-5)
+    assert own != other

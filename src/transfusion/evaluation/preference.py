@@ -7,8 +7,9 @@ caption_preference_swapped  of scenes: the same against the own caption with its
 
 Each picture is noised once, at t = 0.8 (`TIMES`; 1 is noise), and denoised behind both captions, without guidance: the same
 picture, the same noise, the same time. Its error is the training loss of an item, w(t) * mean squared error, with several times
-their mean. The other caption has the same wording where there are several, and is no wording of the own one; for a scene it is
-that of a scene of the same kind. An error tied counts half, so a model that ignores captions has 0.5: chance.
+their mean. An item of a discrete modality is not noised: its error is the cross-entropy of its codes. The other caption has the
+same wording where there are several, and is no wording of the own one; for a scene it is that of a scene of the same kind. An
+error tied counts half, so a model that ignores captions has 0.5: chance.
 
 The loss alone does not show this: a network can lower it by removing noise better while its pictures follow the noise alone.
 Measuring 200 pictures is one forward pass over 400 short documents: 0.6 seconds of one core on the quickstart's model, as
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 
 from transfusion import rng
@@ -230,14 +232,17 @@ def _sequences(model: Transfusion, pair: CaptionPair, times: Sequence[float], ke
 
 
 def _batch_errors(model: Transfusion, sequences: Sequence[TokenSequence], dtype: torch.dtype) -> Float[np.ndarray, " sequence"]:
-    """The denoising error of the item of each sequence."""
+    """The denoising error of the item of each sequence; of discrete items, the nats of all codes."""
     network, batch = model.network, model.collate(sequences)
     metadata = AttentionMetadata.of_rows(batch.documents, batch.spans, batch.private)
     noised = network.add_noise(batch)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         h, skips = network.hidden(batch.tokens, batch.positions, noised, metadata=metadata)
         predictions = network.predict(h, noised, skips)
-    errors = np.zeros(len(sequences))
+        targets, owners = batch.targets.flatten(), batch.documents.flatten()
+        coded = batch.loss_index[targets[batch.loss_index] >= network.first_code]
+        nats = F.cross_entropy(network.head(h[coded]).float(), targets[coded], reduction="none").double()
+    errors = torch.zeros(len(sequences), dtype=torch.float64).index_add(0, owners[coded].cpu(), nats.cpu()).numpy()
     for group, item, prediction in zip(batch.media, noised, predictions, strict=True):
         of_items = denoising_errors(network.config.diffusion, group, item, prediction)
         errors[batch.documents.flatten()[group.slots[:, 0]].cpu().numpy()] = of_items.double().cpu().numpy()
