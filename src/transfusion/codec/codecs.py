@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from transfusion.codec.autoencoder import Autoencoder
+from transfusion.codec.codes import Codes
 from transfusion.data.document import Document, LazyMedia, Media, MediaError
 from transfusion.data.latents import AnyLatents, Decoded, Latents
 from transfusion.modality import IMAGE, Modality
@@ -39,6 +40,12 @@ class Codecs:
             if not isinstance(autoencoder, Autoencoder):
                 raise ValueError(
                     f"the autoencoder of {name!r} is a {type(autoencoder).__name__}: make it a subclass of Autoencoder"
+                )
+            codes = autoencoder.num_codes if isinstance(autoencoder, Codes) else 0
+            if codes != self.modalities[name].codes:
+                raise ValueError(
+                    f"modality {name!r} has a codebook of {self.modalities[name].codes:,} codes, its autoencoder one of "
+                    f"{codes:,} (0: it gives latents): give the autoencoder that the model was made for"
                 )
             if autoencoder.latent_channels != self.modalities[name].channels:
                 raise ValueError(
@@ -180,13 +187,14 @@ def item_form(modality: Modality, autoencoder: Autoencoder) -> Modality:
         return tuple(extent * autoencoder.reduction for extent in extents)
 
     largest = None if modality.largest is None else larger(modality.largest)
-    form = {"shape": larger(modality.shape), "patch": larger(modality.patch), "largest": largest}
+    form = {"shape": larger(modality.shape), "patch": larger(modality.patch), "largest": largest, "codes": 0}
     return replace(modality, channels=autoencoder.channels, **form)
 
 
 def latent_form(modality: Modality, autoencoder: Autoencoder) -> Modality:
     """A modality of items as the modality of their latents: a patch stays as large as it was, in pixels, but one latent at
-    least. Raises ValueError: channels, a size or a patch that does not fit the autoencoder."""
+    least. Where latents are ids it is discrete, and a patch is one of them. Raises ValueError: channels, a size or a patch that
+    does not fit the autoencoder."""
     if modality.channels != autoencoder.channels:
         raise ValueError(
             f"modality {modality.name!r} has {modality.channels} channels, its autoencoder takes {autoencoder.channels}: give "
@@ -204,6 +212,8 @@ def latent_form(modality: Modality, autoencoder: Autoencoder) -> Modality:
         )
     largest = None if modality.largest is None else smaller(modality.largest)
     form = {"shape": shape, "patch": smaller(patch), "largest": largest}
+    if isinstance(autoencoder, Codes):
+        form |= {"patch": (1,) * len(shape), "codes": autoencoder.num_codes}
     return replace(modality, channels=autoencoder.latent_channels, **form)
 
 

@@ -383,15 +383,16 @@ class Engine:
                 item.logits = []
                 self._events.append(Token(doc.id, item.codes.start + code))
                 if len(item.chosen) == math.prod(item.grid):
-                    self._finish_codes(doc, item)
+                    self._attempt(partial(self._finish_codes, item), [doc])
 
-    def _finish_codes(self, doc: ActiveDocument, item: ActiveCodes) -> None:
+    def _finish_codes(self, item: ActiveCodes, docs: Sequence[ActiveDocument]) -> None:
         """Make END pending behind the last code, except where the document is complete with its item."""
-        media = Media(torch.tensor(item.chosen, dtype=torch.float32).reshape(1, *item.grid), item.modality)
+        (doc,) = docs
+        media = self.codecs.drawn(item.modality, torch.tensor(item.chosen, dtype=torch.float32).reshape(1, *item.grid))
         doc.close_text()
         doc.segments.append(media)
         doc.coded, doc.num_items = None, doc.num_items + 1
-        self._events.append(ItemDone(doc.id, media, item.fallback))
+        self._events.append(ItemDone(doc.id, self.codecs.item(media), item.fallback))
         if doc.num_tokens >= doc.request.max_tokens:
             self._finish(doc, "tokens")
             return

@@ -1,6 +1,7 @@
 """A run on latents. Its settings state items as its data has them (pixels, also a patch's extent); here they become those of a
 model that learns their latents.
 
+    --autoencoder C     with --model.kind chameleon, C of a codebook: ids instead of latents, a token each
     --autoencoder C     a picture of 64 x 64 pixels in patches of 8 x 8, and C of reduction 4: 16 x 16 latents, patches of 2 x 2
 """
 
@@ -9,6 +10,7 @@ from dataclasses import replace
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.autoencoders import load_autoencoder
 from transfusion.codec.codecs import latent_form
+from transfusion.codec.codes import Codes
 from transfusion.config import ConfigError
 from transfusion.modality import IMAGE
 from transfusion.run.record import Run
@@ -32,6 +34,11 @@ def open_autoencoder(run: Run, autoencoder: Autoencoder | None = None) -> tuple[
             raise ConfigError(f"this run learns latents of autoencoder {run.autoencoder_digest}: give it with --autoencoder")
         return run, None
     autoencoder = load_autoencoder(run.autoencoder) if autoencoder is None else autoencoder.freeze()
+    if run.model.kind == "chameleon":
+        try:
+            autoencoder = Codes.of(autoencoder).freeze()
+        except ValueError as error:
+            raise ConfigError(f"--autoencoder {run.autoencoder}: {error}") from error
     if run.autoencoder_digest not in ("", autoencoder.digest):
         raise ConfigError(
             f"--autoencoder {run.autoencoder} has digest {autoencoder.digest}, the run wants {run.autoencoder_digest}: give "
