@@ -19,6 +19,8 @@ OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 SUMMARY = {
     "agreement": ("draw", "agreement"),
     "agreement, held-out paraphrases": ("draw-held-out-paraphrases", "agreement"),
+    "scenes wholly right": ("scenes", "all"),
+    "scenes, held-out combinations": ("scenes", "all_held_out"),
     "caption preference": ("draw", "caption_preference"),
     "reading accuracy": ("read", "accuracy"),
     "Fréchet, classifier features": ("draw", "frechet_classifier"),

@@ -44,9 +44,6 @@ class ModelConfig:
     """Configuration of a network, apart from its vocabulary.
 
     Args:
-        kind: what media are. "transfusion": latents that are denoised as a whole. "chameleon": ids of a codebook that are
-            predicted one by one, as text is (Chameleon, arXiv 2405.09818); then `patcher`, `diffusion` and `media_weight` do
-            nothing, and the modalities have `codes`.
         modalities: the media that it reads and writes; none: a language model.
         transformer: sizes and options of the transformer.
         patcher: latents <-> slots.
@@ -65,13 +62,15 @@ class ModelConfig:
         context_length: largest number of tokens and slots in a sequence.
         z_loss: weight of the squared logarithm of the softmax's denominator, a mean over targets (`model/losses.py`). 0: off.
         auxiliary: auxiliary losses; off by default.
+        kind: what media are. "transfusion": latents that are denoised as a whole. "chameleon": ids of a codebook that are
+            predicted one by one, as text is (Chameleon, arXiv 2405.09818); then `patcher`, `diffusion` and `media_weight` do
+            nothing, and the modalities have `codes`.
 
     Raises:
         ValueError: a number out of its range; heads too small for a rotary frequency on each axis; modality-specific weights
             with a discrete modality.
     """
 
-    kind: Literal["transfusion", "chameleon"] = "transfusion"
     modalities: tuple[Modality, ...] = field(default_factory=lambda: (Modality(),))
     transformer: TransformerConfig = TransformerConfig()
     patcher: PatcherConfig = LinearPatcherConfig()
@@ -86,6 +85,7 @@ class ModelConfig:
     context_length: int = 1024
     z_loss: float = 0.0
     auxiliary: AuxiliaryLossConfig = AuxiliaryLossConfig()
+    kind: Literal["transfusion", "chameleon"] = "transfusion"
 
     def __post_init__(self) -> None:
         if not 0 <= self.media_weight < math.inf:

@@ -2,8 +2,8 @@
 
 transfusion train fashion --data PATH
 
-60,000 images to train on, 10,000 held out. 1,600 steps, 13 minutes on 2 cores: 0.895 of the images show what their caption
-names; 0.853 of the held-out images are captioned correctly.
+60,000 images to train on, 10,000 held out. 2,800 steps of Muon, 14 minutes on 2 cores: 0.930 of the images show what their
+caption names; 0.866 of the held-out ones are captioned correctly. Guidance stops above t = 0.8, where it makes them pale.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from transfusion.run.recipe import ClassTask, Labelled, Recipe
 from transfusion.run.record import ReportConfig, Run
 from transfusion.train.device import pick_dtype
 from transfusion.train.log import LogFn
-from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.optimizer import MuonConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -48,12 +48,12 @@ def run() -> Run:
             context_length=256,
         ),
         transform=DocumentTransform(image_first=0.5, condition_dropout=ConditionDropout(text=0.1)),
-        packing=PackingConfig(row_length=1024, rows=4),
-        trainer=TrainerConfig(steps=1600, ema_decay=0.998, sample_every=400),
-        optimizer=AdamWConfig(lr=1.5e-3, warmup=100, weight_decay=0.05),
+        packing=PackingConfig(row_length=1024, rows=2),
+        trainer=TrainerConfig(steps=2800, ema_decay=0.998, sample_every=700),
+        optimizer=MuonConfig(lr=3e-3, warmup=100, weight_decay=0.05),
         checkpoint=CheckpointConfig(every=200, keep=2),
         sampler=Euler(num_steps=25, shift=2.0),
-        guidance=Guidance(text=3.0),
+        guidance=Guidance(text=3.0, high=0.8),
         report=ReportConfig(images=1000, readings=2000),
     )
 
