@@ -61,10 +61,11 @@ class ConvolutionsConfig:
                 f"blocks must be 1 to {MAX_BLOCKS}, middle 0 to {MAX_BLOCKS} and heads at least 1, not {self.blocks}, "
                 f"{self.middle} and {self.heads}"
             )
-        if not 0 <= self.attention < self.blocks + self.middle or self.widths[len(self.widths) - 1] % self.heads:
+        coarsest = self.widths[len(self.widths) - 1]
+        if not 0 <= self.attention < self.blocks + self.middle or coarsest % self.heads:
             raise ValueError(
                 f"{self.attention} attention layers of {self.heads} heads need as many blocks and one more at the coarsest "
-                f"resolution, which has {self.blocks + self.middle}, and a width ({self.widths[-1]}) that the heads divide"
+                f"resolution, which has {self.blocks + self.middle}, and a width ({coarsest}) that the heads divide"
             )
         if self.groups < 0 or (self.groups and any(width % self.groups for width in self.widths)):
             raise ValueError(f"widths {self.widths} must be multiples of groups ({self.groups}); 0 leaves the norms out")
