@@ -103,7 +103,7 @@ class Codecs:
             latents = Latents(digest, make.shape, lambda: cached(make), item)
         if now:
             latents = Latents.of(replace(item, values=latents, mask=None).tensor(), digest, item)
-        mask = None if item.mask is None else _mean_of_squares(item.mask, autoencoder.reduction)
+        mask = None if item.mask is None else _mean_of_blocks(item.mask, autoencoder.reduction)
         return replace(item, values=latents, mask=mask)
 
     def latent_size(self, name: str, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -217,7 +217,7 @@ def latent_form(modality: Modality, autoencoder: Autoencoder) -> Modality:
     return replace(modality, channels=autoencoder.latent_channels, **form)
 
 
-def _mean_of_squares(mask: Tensor, reduction: int) -> Tensor:
+def _mean_of_blocks(mask: Tensor, reduction: int) -> Tensor:
     """The weights of latents: the mean over the elements that each stands for."""
     for axis in range(mask.ndim):
         mask = mask.float().unflatten(axis, (-1, reduction)).mean(axis + 1)

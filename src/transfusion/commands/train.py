@@ -37,7 +37,7 @@ from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.corpus import keep_corpus
 from transfusion.run.latents import on_latents, open_autoencoder
 from transfusion.run.recipe import ClassTask
-from transfusion.run.record import Run, keep_record
+from transfusion.run.record import Run, check_warmup, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured, printable, training_costs
 from transfusion.train.objective import TransfusionObjective
@@ -143,22 +143,12 @@ def train(
     )
     for line in loader.left_out:
         log(f"left out: {line}")
-
     if loader.num_single:
         log(
             f"note: {loader.num_single:,} documents have items that are drawn and read but no room in a row for two copies of "
             f"them: they stand once, and what follows is learned from noised items; more room: --packing.row-length"
         )
-
-    def draw(step: int) -> None:
-        modality, samples = run.model.modalities[0], run.folder / "samples" / f"step-{step:08d}"
-        documents = model.generate(list(prompts), force=modality.name, seed=run.seed, dtype=dtype)
-        if modality.is_image:
-            image_grid([d.media[-1].tensor() for d in documents], list(prompts), samples.with_suffix(".png"))
-        else:
-            write_documents(documents, samples)
-
-    hooks = [Hook(draw, run.trainer.sample_every)] if prompts and run.model.modalities else []
+    hooks = [_samples(run, model, prompts, dtype)] if prompts and run.model.modalities else []
     if measure := _caption_preference(run, model, corpus, held_out, dtype):
         hooks.append(Hook(measure, run.trainer.sample_every, at_end=True))
     objective = TransfusionObjective(
@@ -182,13 +172,7 @@ def train(
     if trainer.resume(log):
         log(f"resuming from step {trainer.step}")
     trainer.run()
-    if costs := training_costs(run.folder):
-        computed, paper = costs["flops"], costs["flops_6nd"]
-        each = ", ".join(
-            f"{computed / max(costs[name], 1):.3g} ({paper / max(costs[name], 1):.3g}) a {name.removesuffix('s')}"
-            for name in ("tokens", "documents")
-        )
-        log(f"FLOPs of training, computed (and as 6 N D): {computed:.3g} ({paper:.3g}); {each}")
+    _log_costs(run, log)
     trainer.average()
     if run.lora.rank:
         lora.save(model.network, run.folder / "adapter")
@@ -196,6 +180,32 @@ def train(
     model.learned = LearnedDocuments.of(corpus, run.transform, seed=run.seed, prompts=prompts)
     model.eval().save_pretrained(run.folder / "model")
     return model
+
+
+def _samples(run: Run, model: Transfusion, prompts: Sequence[str], dtype: torch.dtype) -> Hook:
+    """The hook that draws the prompts on the way."""
+
+    def draw(step: int) -> None:
+        modality, samples = run.model.modalities[0], run.folder / "samples" / f"step-{step:08d}"
+        documents = model.generate(list(prompts), force=modality.name, seed=run.seed, dtype=dtype)
+        if modality.is_image:
+            image_grid([d.media[-1].tensor() for d in documents], list(prompts), samples.with_suffix(".png"))
+        else:
+            write_documents(documents, samples)
+
+    return Hook(draw, run.trainer.sample_every)
+
+
+def _log_costs(run: Run, log: LogFn) -> None:
+    """FLOPs of the whole training, of a token and of a document."""
+    if not (costs := training_costs(run.folder)):
+        return
+    computed, paper = costs["flops"], costs["flops_6nd"]
+    each = ", ".join(
+        f"{computed / max(costs[name], 1):.3g} ({paper / max(costs[name], 1):.3g}) a {name.removesuffix('s')}"
+        for name in ("tokens", "documents")
+    )
+    log(f"FLOPs of training, computed (and as 6 N D): {computed:.3g} ({paper:.3g}); {each}")
 
 
 def _caption_preference(
@@ -308,13 +318,7 @@ def _prepare(run: Run, log: LogFn) -> None:
             f"{run.lora.rank} or --optimizer.language-lr-scale {run.optimizer.language_lr_scale:g}"
         )
     pick_device(run.device)
-    warmup, steps = run.optimizer.warmup, run.trainer.steps
-    if warmup >= steps:
-        raise ConfigError(
-            f"the warm-up of {warmup} steps does not end within the run of {steps}, so the learning rate would never come to "
-            f"its peak: set --optimizer.warmup to {steps * 16 // 1000} (the paper's share, 1.6 %), or --trainer.steps to more "
-            f"than {warmup}"
-        )
+    check_warmup(run)
     keep_record(run)
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from transfusion import rng
 from transfusion.codec.codecs import Codecs
-from transfusion.data.document import Document, Text
+from transfusion.data.document import Document, Media, Text
 from transfusion.data.tokenize import TokenSequence
 from transfusion.data.vocabulary import SpecialToken, Vocabulary
 from transfusion.diffusion.sampler import Sampler
@@ -261,6 +261,17 @@ class Engine:
                 segments[index] = replace(segment, content=self.vocabulary.decode(segment.content))
         return replace(document, segments=tuple(segments))
 
+    def _takes_more(self, doc: ActiveDocument, media: Media, fallback: SizeError | None) -> bool:
+        """Append a finished item to its document, which is complete if it may take no token behind it: then False."""
+        doc.close_text()
+        doc.segments.append(media)
+        doc.item, doc.coded, doc.num_items = None, None, doc.num_items + 1
+        self._events.append(ItemDone(doc.id, self.codecs.item(media), fallback))
+        if doc.num_tokens < doc.request.max_tokens:
+            return True
+        self._finish(doc, "tokens")
+        return False
+
     # ---- text: logits -> pending tokens -----------------------------------------------------------------------------
 
     def _choose_tokens(self) -> None:
@@ -387,14 +398,8 @@ class Engine:
 
     def _finish_codes(self, item: ActiveCodes, docs: Sequence[ActiveDocument]) -> None:
         """Make END pending behind the last code, except where the document is complete with its item."""
-        (doc,) = docs
-        media = self.codecs.drawn(item.modality, torch.tensor(item.chosen, dtype=torch.float32).reshape(1, *item.grid))
-        doc.close_text()
-        doc.segments.append(media)
-        doc.coded, doc.num_items = None, doc.num_items + 1
-        self._events.append(ItemDone(doc.id, self.codecs.item(media), item.fallback))
-        if doc.num_tokens >= doc.request.max_tokens:
-            self._finish(doc, "tokens")
+        (doc,), codes = docs, torch.tensor(item.chosen, dtype=torch.float32).reshape(1, *item.grid)
+        if not self._takes_more(doc, self.codecs.drawn(item.modality, codes), item.fallback):
             return
         doc.position = item.next_position
         self._write(doc, [self.vocabulary.end(item.modality)])
@@ -459,13 +464,7 @@ class Engine:
     def _finish_item(self, item: ActiveItem, docs: Sequence[ActiveDocument]) -> None:
         """Make clean latents and END pending, except where the document is complete with its item."""
         (doc,), modality = docs, self.vocabulary.modalities[item.modality]
-        media = self.codecs.drawn(modality.name, item.latents)
-        doc.close_text()
-        doc.segments.append(media)
-        doc.item, doc.num_items = None, doc.num_items + 1
-        self._events.append(ItemDone(doc.id, self.codecs.item(media), item.fallback))
-        if doc.num_tokens >= doc.request.max_tokens:
-            self._finish(doc, "tokens")
+        if not self._takes_more(doc, self.codecs.drawn(modality.name, item.latents), item.fallback):
             return
         branch, count = item.branches[0], math.prod(item.grid)
         clean = ChunkItem(item.modality, item.grid, item.latents, 0.0, 0)

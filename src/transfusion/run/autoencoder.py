@@ -4,11 +4,10 @@ transfusion train vae --data PATH
 transfusion train vq --data PATH --preset paper
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from transfusion import config
 from transfusion.codec.convolutions import ConvolutionsConfig
 from transfusion.codec.discriminator import DiscriminatorConfig
 from transfusion.codec.similarity import num_scales
@@ -16,6 +15,7 @@ from transfusion.codec.vae import VAEConfig
 from transfusion.codec.vq import VQConfig
 from transfusion.config import ConfigError
 from transfusion.data.images import ImagesConfig
+from transfusion.run.record import check_warmup, learned_digest
 from transfusion.train.autoencoding import LossesConfig
 from transfusion.train.codebook import CodebookConfig
 from transfusion.train.device import Device, Dtype
@@ -89,14 +89,7 @@ class AutoencoderRun:
     @property
     def digest(self) -> str:
         """12 hex digits that name what the run learns: logging, output, checkpoints and report do not count."""
-        same = replace(
-            self,
-            out="",
-            report=ReconstructionReport(),
-            checkpoint=CheckpointConfig(),
-            trainer=replace(self.trainer, log_every=1, sample_every=0),
-        )
-        return config.digest(same)
+        return learned_digest(self, ReconstructionReport())
 
     def check(self, kind: Kind) -> None:
         """Raise ConfigError for settings that contradict each other or the command's kind, before any work."""
@@ -115,11 +108,7 @@ class AutoencoderRun:
                 f"images.batch_size ({self.images.batch_size}) must be a multiple of trainer.accumulate "
                 f"({self.trainer.accumulate})"
             )
-        if self.optimizer.warmup >= self.trainer.steps:
-            raise ConfigError(
-                f"the warm-up of {self.optimizer.warmup} steps does not end within the run of {self.trainer.steps}: set "
-                f"--optimizer.warmup to less, or --trainer.steps to more"
-            )
+        check_warmup(self)
         if self.optimizer.language_lr_scale != 1.0:
             raise ConfigError("an autoencoder holds no language model: leave out --optimizer.language-lr-scale")
         try:

@@ -100,15 +100,8 @@ class Run:
     @property
     def digest(self) -> str:
         """12 hex digits that name what the run learns: logging, output, checkpoints and report do not count."""
-        same = replace(
-            self,
-            out="",
-            autoencoder="" if self.autoencoder_digest else self.autoencoder,
-            report=ReportConfig(),
-            checkpoint=CheckpointConfig(),
-            trainer=replace(self.trainer, log_every=1, sample_every=0),
-        )
-        return config.digest(same)
+        named = replace(self, autoencoder="" if self.autoencoder_digest else self.autoencoder)
+        return learned_digest(named, ReportConfig())
 
 
 def flat(plain: object, prefix: str = "") -> dict[str, object]:
@@ -121,13 +114,38 @@ def flat(plain: object, prefix: str = "") -> dict[str, object]:
 
 
 class Recorded(Protocol):
-    """What `keep_record` keeps: a dataclass of settings."""
+    """What `keep_record` keeps: a dataclass of settings, with fields `out` and `report` beside these."""
+
+    @property
+    def trainer(self) -> TrainerConfig: ...
+
+    @property
+    def optimizer(self) -> AdamWConfig: ...
 
     @property
     def folder(self) -> Path: ...
 
     @property
     def digest(self) -> str: ...
+
+
+def learned_digest(run: Recorded, report: object) -> str:
+    """12 hex digits of the settings of a run that its weights depend on: without its output, logs, checkpoints and report, in
+    whose place `report` stands."""
+    trainer = replace(run.trainer, log_every=1, sample_every=0)
+    same = replace(run, out="", report=report, checkpoint=CheckpointConfig(), trainer=trainer)  # type: ignore[type-var]
+    return config.digest(same)
+
+
+def check_warmup(run: Recorded) -> None:
+    """Raise ConfigError if the warm-up does not end within the run."""
+    warmup, steps = run.optimizer.warmup, run.trainer.steps
+    if warmup >= steps:
+        raise ConfigError(
+            f"the warm-up of {warmup} steps does not end within the run of {steps}, so the learning rate would never come to "
+            f"its peak: set --optimizer.warmup to {steps * 16 // 1000} (the paper's share, 1.6 %), or --trainer.steps to more "
+            f"than {warmup}"
+        )
 
 
 def keep_record(run: Recorded) -> None:

@@ -6,6 +6,7 @@ where sums and counts are those of all batches of the step. Counts are known bef
 micro-batches, or over processes, and its gradient stays the same.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -77,7 +78,7 @@ class At:
     share: float = 1.0
 
 
-class Objective(nn.Module, Generic[B]):
+class Objective(nn.Module, Generic[B], ABC):
     """Networks under training, and their losses.
 
     `model` is averaged, given to hooks and saved. What else a subclass holds (a discriminator) is trained and kept in
@@ -94,17 +95,17 @@ class Objective(nn.Module, Generic[B]):
         super().__init__()
         self.model = model
 
+    @abstractmethod
     def counts(self, batch: B) -> Mapping[str, int]:
         """The number of terms of each loss of a batch, by name, before it is computed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, batch: B, at: At) -> Sequence[Term]:
         """The losses of a batch on the device, with their weights. Names are keys of `counts`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self, batch: B) -> int:
         """Size of a batch in `unit`, for its share of a step and for speeds."""
-        raise NotImplementedError
 
     def costs(self, batch: B) -> Mapping[str, float]:
         """Further numbers of a batch, before it is on the device; the log has their sums over a step."""

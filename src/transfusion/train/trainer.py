@@ -107,11 +107,9 @@ class Optimization:
     def __init__(self, module: nn.Module, config: OptimizerConfig, *, name: str = "", start: int = 0) -> None:
         self.config, self.name, self.start = config, name, start
         self.optimizer = config.build(module)
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The weights that it updates."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        updated = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self.parameters = [p for p in module.parameters() if id(p) in updated]
+        """The weights that it updates, in the module's order: the norm of their gradients depends on it in the last digit."""
 
     def prepare(self, step: int, steps: int) -> float:
         """Set the learning rate of a step, clip the gradients; returns their norm before. Before `start` they are dropped."""
