@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from small import documents, model
 from transfusion import config
+from transfusion.codec.convolutions import ConvolutionsConfig
+from transfusion.codec.vae import VAEConfig
 from transfusion.nn.config import TransformerConfig
-from transfusion.nn.layers import HiddenMatrix, hidden_matrices, split_matrices
+from transfusion.nn.layers import HiddenMatrix, hidden_convolutions, hidden_matrices, split_matrices
 from transfusion.nn.transformer import Transformer
 from transfusion.recipes import digits
 from transfusion.run.command_line import parse
@@ -39,8 +41,8 @@ def moved(module: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch
     """What one step adds to each weight."""
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizer = config.build(module)
-    assert isinstance(optimizer, MuonAdamW)
-    optimizer._dtype = dtype
+    if isinstance(optimizer, MuonAdamW):
+        optimizer._dtype = dtype
     optimizer.step()
     return {name: p.detach() - before[name] for name, p in module.named_parameters()}
 
@@ -116,6 +118,25 @@ def test_a_fused_step_is_the_steps_of_its_matrices() -> None:
     ).step()
     expected = orthogonal(experts.grad.reshape(6, 4, 6), dtype=torch.float32).view(3, 8, 6) * 0.2 * 6**0.5
     assert (experts + expected).abs().max() < 1e-4
+
+
+def test_a_convolution_moves_as_the_matrix_of_its_outputs() -> None:
+    """The convolutions of an autoencoder's residual blocks; AdamW updates the rest as it does without them."""
+    module = with_gradients(VAEConfig(ConvolutionsConfig(patch=2, widths=(8, 16), blocks=1, groups=4), 4).build())
+    other = with_gradients(deepcopy(module))
+    names = {id(p): name for name, p in module.named_parameters()}
+    hidden = {names[id(m.weight)] for m in hidden_convolutions(module)}
+    assert hidden == {name for name in names.values() if name.endswith(("first.weight", "second.weight"))} and len(hidden) == 12
+    steps = moved(module, replace(PLAIN, nesterov=False))
+    by_adamw = moved(other, AdamWConfig(lr=PLAIN.lr, weight_decay=PLAIN.weight_decay))
+    for name, p in module.named_parameters():
+        assert p.grad is not None
+        if name not in hidden:
+            assert torch.equal(steps[name], by_adamw[name]), name
+            continue
+        matrix = p.grad.flatten(1)
+        expected = orthogonal(matrix[None], dtype=torch.float32)[0] * 0.2 * max(matrix.shape) ** 0.5
+        assert (steps[name].flatten(1) + expected).abs().max() < 1e-4, name
 
 
 def test_orthogonalization_of_wide_tall_and_zero_matrices() -> None:

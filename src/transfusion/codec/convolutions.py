@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transfusion.modality import IMAGE_CHANNELS
+from transfusion.nn.layers import HiddenConv2d
 from transfusion.nn.unet import GridAttention
 
 EPS = 1e-6
@@ -81,8 +82,8 @@ class Residual(nn.Module):
 
     def __init__(self, proj_in: int, proj_out: int, groups: int) -> None:
         super().__init__()
-        self.first_norm, self.first = norm(proj_in, groups), convolution(proj_in, proj_out)
-        self.second_norm, self.second = norm(proj_out, groups), convolution(proj_out, proj_out)
+        self.first_norm, self.first = norm(proj_in, groups), HiddenConv2d(proj_in, proj_out, 3, padding=1)
+        self.second_norm, self.second = norm(proj_out, groups), HiddenConv2d(proj_out, proj_out, 3, padding=1)
         self.around = nn.Identity() if proj_in == proj_out else nn.Conv2d(proj_in, proj_out, 1)
         nn.init.zeros_(self.second.weight)
         assert self.second.bias is not None

@@ -101,7 +101,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     optimizers = [Optimization(model, run.optimizer)]
     if objective.discriminator is not None:
         start = run.losses.gan_start
-        optimizers.append(Optimization(objective.discriminator, run.optimizer, name="discriminator", start=start))
+        optimizers.append(Optimization(objective.discriminator, run.discriminator_optimizer, name="discriminator", start=start))
         if start >= run.trainer.steps:
             log(f"the discriminator would begin at step {start:,}, after the last one: this run has none (--losses.gan-start)")
     trainer = Trainer(

@@ -63,10 +63,15 @@ class Linear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
+class HiddenConv2d(nn.Conv2d):
+    """A convolution between hidden features, which Muon updates as the matrix [output, input * height * width]."""
+
+
 @dataclass(frozen=True, eq=False)
 class HiddenMatrix:
-    """A weight [output, input] or [expert, output, input], the outputs of each matrix fused in it (queries, keys, values; gate,
-    up), and the outputs of an attention head (0: no heads). Muon needs each matrix alone.
+    """A weight [output, input], [expert, output, input] or, of a convolution, [output, input, height, width], the outputs of
+    each matrix fused in it (queries, keys, values; gate, up), and those of an attention head (0: no heads). Muon needs each
+    matrix alone.
 
     Raises:
         ValueError: sizes that do not add up to the weight's outputs.
@@ -77,7 +82,7 @@ class HiddenMatrix:
     head_dim: int = 0
 
     def __post_init__(self) -> None:
-        if self.weight.ndim not in (2, 3) or sum(self.splits) != self.weight.shape[-2]:
+        if self.weight.ndim not in (2, 3, 4) or sum(self.splits) != self.weight.shape[0 if self.weight.ndim == 4 else -2]:
             raise ValueError(f"splits {self.splits} must add up to the outputs of a weight of shape {tuple(self.weight.shape)}")
         if self.head_dim and any(size % self.head_dim for size in self.splits):
             raise ValueError(f"splits {self.splits} must be multiples of head_dim {self.head_dim}")
@@ -90,13 +95,20 @@ class HiddenMatrix:
 
 
 def hidden_matrices(module: nn.Module) -> list[HiddenMatrix]:
-    """The trainable hidden matrices of a module and its children."""
+    """The trainable hidden matrices of a module and its children, without convolutions."""
     linears = [child for child in module.modules() if isinstance(child, Linear) and child.weight.requires_grad]
     return [HiddenMatrix(linear.weight, linear.splits, linear.head_dim) for linear in linears]
 
 
+def hidden_convolutions(module: nn.Module) -> list[HiddenMatrix]:
+    """The trainable hidden convolutions of a module and its children."""
+    found = [child for child in module.modules() if isinstance(child, HiddenConv2d) and child.weight.requires_grad]
+    return [HiddenMatrix(child.weight, (child.out_channels,)) for child in found]
+
+
 def split_matrices(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     """Views [output, input] of the matrices of a weight, or of a tensor of its shape."""
+    x = x.view(len(x), -1) if x.ndim == 4 else x
     return [m for split in torch.split(x, list(sizes), dim=-2) for m in (split if split.ndim == 3 else (split,))]
 
 

@@ -19,10 +19,13 @@ from transfusion.run.record import check_warmup, learned_digest
 from transfusion.train.autoencoding import LossesConfig
 from transfusion.train.codebook import CodebookConfig
 from transfusion.train.device import Device, Dtype
-from transfusion.train.optimizer import AdamWConfig
+from transfusion.train.optimizer import AdamWConfig, MuonConfig, OptimizerConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
 Kind: TypeAlias = Literal["vae", "vq"]
+
+DISCRIMINATOR = AdamWConfig(lr=1e-4, min_lr=1e-4, warmup=0, beta1=0.5, beta2=0.9, weight_decay=0.0)
+"""Adam with a constant rate, as Esser et al. 2020 (arXiv 2012.09841) have it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class AutoencoderRun:
         discriminator: sizes.
         codebook: how the codebook of a VQ learns.
         trainer: number of steps, logging; `sample_every` is the steps between sheets of reconstructions.
-        optimizer: optimizer and learning rate, of the autoencoder and of the discriminator.
+        optimizer: optimizer and learning rate of the autoencoder.
+        discriminator_optimizer: the discriminator's.
         checkpoint: checkpoints.
         report: measurements at the end.
     """
@@ -77,7 +81,8 @@ class AutoencoderRun:
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     codebook: CodebookConfig = CodebookConfig()
     trainer: TrainerConfig = TrainerConfig()
-    optimizer: AdamWConfig = AdamWConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    discriminator_optimizer: AdamWConfig = DISCRIMINATOR
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReconstructionReport = ReconstructionReport()
 
@@ -109,8 +114,11 @@ class AutoencoderRun:
                 f"({self.trainer.accumulate})"
             )
         check_warmup(self)
-        if self.optimizer.language_lr_scale != 1.0:
-            raise ConfigError("an autoencoder holds no language model: leave out --optimizer.language-lr-scale")
+        for name in ("optimizer", "discriminator_optimizer"):
+            if getattr(self, name).language_lr_scale != 1.0:
+                raise ConfigError(
+                    f"an autoencoder holds no language model: leave out --{name.replace('_', '-')}.language-lr-scale"
+                )
         try:
             if self.losses.gan:
                 self.discriminator.check(side)
@@ -122,15 +130,16 @@ class AutoencoderRun:
 
 def small(kind: Kind) -> AutoencoderRun:
     """For pictures of 32 to 128 pixels on a processor: reduction 4, all convolutions on the latents' grid, no
-    discriminator. 5,000 steps take some 2,400 seconds of a core."""
+    discriminator. Muon and small batches are what teaches: in the same time 3 dB and 1.5 dB more than AdamW and twice the batch
+    (LOG.md)."""
     convolutions = ConvolutionsConfig(patch=4, widths=(128,), blocks=2, groups=8)
     return AutoencoderRun(
-        images=ImagesConfig(side=64, batch_size=32),
+        images=ImagesConfig(side=64, batch_size=16),
         model=VAEConfig(convolutions) if kind == "vae" else VQConfig(convolutions),
         losses=LossesConfig(perceptual=0.1, gan=0.0),
         codebook=CodebookConfig(update="ema"),
         trainer=TrainerConfig(steps=5000, sample_every=500),
-        optimizer=AdamWConfig(lr=2e-3, min_lr=1e-5, warmup=100, weight_decay=0.01),
+        optimizer=MuonConfig(lr=3e-3, min_lr=1e-5, warmup=100, weight_decay=0.01),
     )
 
 

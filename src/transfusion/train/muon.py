@@ -6,7 +6,8 @@ O has the singular vectors of U and singular values near 1: all directions of a 
 s = 0.2 sqrt(max(rows, columns)) the root mean square of an update is AdamW's ("Muon is scalable", arXiv 2502.16982, section
 2.2), so both use one learning rate and weight decay. Muon is for hidden matrices; embeddings, head, norms and biases use AdamW.
 
-Fused projections (queries, keys, values; gate, up) are orthogonalized matrix by matrix (`nn/layers.py`).
+Fused projections (queries, keys, values; gate, up) are orthogonalized matrix by matrix (`nn/layers.py`), a convolution as the
+matrix [output, input * height * width] (Jordan 2024).
 """
 
 import math

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from transfusion.model.network import Network
-from transfusion.nn.layers import HiddenMatrix, hidden_matrices
+from transfusion.nn.layers import HiddenMatrix, hidden_convolutions, hidden_matrices
 from transfusion.nn.transformer import Transformer
 from transfusion.train.muon import MuonAdamW
 
@@ -104,7 +104,8 @@ class AdamWConfig:
 
 @dataclass(frozen=True)
 class MuonConfig(AdamWConfig):
-    """Muon for the transformer's hidden matrices, AdamW for embeddings, head, patchers, norms, biases and LoRA's adapters.
+    """Muon for the transformer's hidden matrices and for the convolutions within an autoencoder's residual blocks; AdamW for
+    embeddings, head, patchers, norms, biases and LoRA's adapters.
 
     Args:
         lr_scale: factor on the learning rate of Muon's matrices.
@@ -143,9 +144,12 @@ class MuonConfig(AdamWConfig):
 
     def _groups(self, module: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
         transformers = [child for child in module.modules() if isinstance(child, Transformer)]
-        matrices = [m for child in transformers for m in hidden_matrices(child)]
-        if not transformers:
-            raise ValueError("Muon needs hidden matrices of a transformer, and there is none: use optimizer.kind adamw")
+        matrices = [m for child in transformers for m in hidden_matrices(child)] + hidden_convolutions(module)
+        if not transformers and not matrices:
+            raise ValueError(
+                "Muon needs hidden matrices of a transformer or convolutions of an autoencoder, and there are none: use "
+                "optimizer.kind adamw"
+            )
         if not matrices:  # all frozen, under LoRA
             return super()._groups(module, parameters)
         hidden, chosen = {id(m.weight) for m in matrices}, {id(p) for p in parameters}
