@@ -138,7 +138,7 @@ def small(kind: Kind) -> AutoencoderRun:
         model=VAEConfig(convolutions) if kind == "vae" else VQConfig(convolutions),
         losses=LossesConfig(perceptual=0.1, gan=0.0),
         codebook=CodebookConfig(update="ema"),
-        trainer=TrainerConfig(steps=5000, sample_every=500),
+        trainer=TrainerConfig(steps=3000, sample_every=500),
         optimizer=MuonConfig(lr=3e-3, min_lr=1e-5, warmup=100, weight_decay=0.01),
     )
 
