@@ -11,6 +11,8 @@ The same command again resumes the run. In its folder:
 """
 
 import shlex
+import time
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,7 +22,7 @@ from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.vae import VAE
 from transfusion.codec.vq import VQ
 from transfusion.commands.reconstruct import load_held_out, load_images, load_judges, report
-from transfusion.data.images import Image, ImageStream, images, read_images
+from transfusion.data.images import Image, ImageBatch, ImagePosition, ImageStream, images, read_images
 from transfusion.evaluation.reconstruction import psnr, reconstruct, sheet
 from transfusion.model_folder import Budget
 from transfusion.run.autoencoder import PRESETS, AutoencoderRun, Kind
@@ -30,6 +32,7 @@ from transfusion.run.record import keep_record
 from transfusion.train.autoencoding import AutoencodingObjective, PerceptualNetworks
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured
+from transfusion.train.objective import At
 from transfusion.train.trainer import Hook, Optimization, Trainer
 
 SHOWN = 20
@@ -125,6 +128,33 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     log(f"autoencoder {model.digest} is saved in {run.folder / 'model'}")
     report(model, shown, shown_names, judges, run.folder, log, seed=run.seed, command=command)
     return model
+
+
+def step_seconds(run: AutoencoderRun) -> float:
+    """Seconds of a step of an autoencoder's run without discriminator, on noise."""
+    device = pick_device(run.device)
+    dtype = pick_dtype(run.dtype, device)
+    with torch.random.fork_rng(devices=[]):
+        model = run.model.build()
+        networks = PerceptualNetworks.load(run.losses, device)
+        parts = {"discriminator": run.discriminator, "codebook": run.codebook, "networks": networks}
+        objective = AutoencodingObjective(model, replace(run.losses, gan=0.0), seed=0, **parts).to(device)
+    count, side = run.images.batch_size, run.images.side
+    noise = rng.normal([rng.key("step", i) for i in range(count)], (model.channels, side, side)).to(device)
+    batch = ImageBatch(noise, tuple(range(count)), ImagePosition(), ("",) * count)
+    optimization, times = Optimization(model, run.optimizer), []
+    for step in range(4):
+        began = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            terms = objective.loss(batch, At(step, 4))
+        torch.stack([term.weight * term.mean.value for term in terms]).sum().backward()
+        optimization.prepare(step, 4)
+        optimization.optimizer.step()
+        objective.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 def _measure_latents(run: AutoencoderRun, model: VAE | VQ, trained: list[Image], log: LogFn) -> None:

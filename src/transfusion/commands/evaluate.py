@@ -19,6 +19,7 @@ from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.media import Fit
 from transfusion.data.sources.latents import is_latents
+from transfusion.data.sources.read import has_held_out
 from transfusion.data.sources.read import read as read_data
 from transfusion.data.sources.scenes import held_out_scenes
 from transfusion.diffusion.guidance import Guidance
@@ -263,6 +264,10 @@ def _read(run: Run | None, options: EvaluateOptions, model: Transfusion, log: Lo
     if is_latents(Path(data)):
         raise ValueError(f"{data} holds latents, and what is drawn is compared with pictures: give those with --data")
     fit = Fit.of(model.item_modalities) or Fit((1, 1))
+    if run is not None and run.held_out and data == run.data and not has_held_out(data):
+        kept, held_out = find(run.recipe).split(run, log)
+        if held_out:
+            return list(held_out), list(kept)
     trained: list[Document] = []
     if run is not None and run.data and _task(run) is None and not is_latents(Path(run.data)):
         with suppress(ValueError):  # they may have been moved since

@@ -2,31 +2,38 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transfusion.api import Transfusion
+from transfusion.data.document import Document
+from transfusion.data.latents import AnyLatents
 from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
 from transfusion.evaluation import draw, read, scenes
 from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import MANIFEST, Classifier, ConvolutionalClassifier, accuracy
 from transfusion.evaluation.estimate import Estimate, short
 from transfusion.evaluation.image_grid import image_grid
-from transfusion.evaluation.suite import EvalContext
+from transfusion.evaluation.suite import EvalContext, stack_images
+from transfusion.modality import IMAGE
 from transfusion.run.command_line import command_line
 from transfusion.run.recipe import ClassTask, Recipe
 from transfusion.run.record import Run
 from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.log import LogFn, last_losses, progress, training_costs, training_seconds
 
+MOST_TRAINED, MOST_REAL, SHOWN = 3000, 1000, 100
+"""Training images that drawn ones are compared with, held-out ones, and images of a grid."""
 CLASS_ROWS = {
     "text_to_image_agreement": "images that show what their caption names",
     "text_to_image_agreement_held_out_paraphrases": "the same, captions never trained on",
     "image_to_text_accuracy": "held-out images captioned correctly",
     "classifier_accuracy": "the classifier, on held-out real images",
     "caption_preference": "own caption preferred, held-out images",
+    "caption_gap": "how much worse another caption is",
     "frechet_pixels": "Fréchet distance to held-out images",
     "frechet_pixels_real": "the same, of training images",
     "frechet_classifier": "Fréchet distance in the classifier's features",
@@ -39,18 +46,34 @@ CLASS_ROWS = {
 """Name in `report.json` -> row of the table."""
 
 
-def report(run: Run, recipe: Recipe, model: Transfusion, log: LogFn, *, training: float) -> None:
-    """Measure the task of a run's recipe and write the report; nothing if the recipe has no task.
+def report(
+    run: Run,
+    recipe: Recipe,
+    model: Transfusion,
+    log: LogFn,
+    *,
+    training: float,
+    documents: Sequence[Document] = (),
+    held_out: Sequence[Document] = (),
+) -> None:
+    """Measure the task of a run's recipe and write the report; where it has none, drawings from held-out captions. Nothing if
+    there is nothing to draw.
 
     Args:
         training: seconds that this process has spent on training.
+        documents: that were trained on.
+        held_out: that were not.
     """
-    if recipe.task is None:
-        return
     began = time.monotonic()
     command = command_line(run, recipe.run())
-    measure = _classes(run, recipe.task, model, command) if isinstance(recipe.task, ClassTask) else _scenes(run, model, command)
-    metrics, judge = measure
+    if isinstance(recipe.task, ClassTask):
+        metrics, judge = _classes(run, recipe.task, model, command)
+    elif recipe.task is not None:
+        metrics, judge = _scenes(run, model, command)
+    else:
+        metrics, judge = _pictures(run, model, documents, held_out, command, log), ""
+    if not metrics and recipe.task is None:
+        return
     numbers: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
     numbers |= {"classifier": judge} if judge else {}
     numbers |= last_losses(run.folder) | training_costs(run.folder)
@@ -157,6 +180,38 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> tup
     record.save(records)
     metrics["image_to_text_accuracy"] = record.metrics["accuracy"]
     return {name: metrics[name] for name in CLASS_ROWS if name in metrics}, classifier.digest
+
+
+def _pictures(
+    run: Run, model: Transfusion, documents: Sequence[Document], held_out: Sequence[Document], command: str, log: LogFn
+) -> dict[str, Estimate]:
+    """Captions that are used, distances to real images and to training images, of images drawn from held-out captions, or from
+    those of training where none are held out; the record, and the grid `samples.png`. Empty without images."""
+
+    def of_one_image(documents: Sequence[Document], most: int) -> list[Document]:
+        one = (d for d in documents if [m.modality for m in d.media] == [IMAGE])
+        return list(islice((d for d in one if not isinstance(d.media[0].values, AnyLatents)), most))
+
+    trained = of_one_image(documents, MOST_TRAINED)
+    asked = of_one_image(held_out, MOST_REAL) or trained[:MOST_REAL]
+    if not run.report.images or len(asked) < 2 or all(m.name != IMAGE for m in model.item_modalities):
+        return {}
+    context = EvalContext(
+        samples=min(run.report.images, len(asked)),
+        seed=run.seed,
+        dtype=pick_dtype(run.dtype, pick_device(run.device)),
+        command=command,
+        trained=stack_images(trained),
+        captioned=asked,
+    )
+    with progress("drawing") as each:
+        result = draw.score(model, asked, replace(context, progress=each))
+    result.record.save(run.folder / "records")
+    shown = result.documents[:SHOWN]
+    image_grid([d.media[-1].tensor() for d in shown], [d.text for d in shown], run.folder / "samples.png")
+    if not held_out:
+        log("nothing is held out, so what is drawn and measured are captions that were trained on")
+    return result.record.metrics
 
 
 def _scenes(run: Run, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:

@@ -7,6 +7,8 @@ usage: transfusion train RECIPE [--data PATH] [--out FOLDER] [--preset NAME] [--
 The same command again resumes the run. `transfusion train RECIPE --help` lists all settings.
 """
 
+import contextlib
+import io
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from transfusion.api import Transfusion
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.latent_corpus import LatentCorpus
 from transfusion.commands import autoencoder, classifier
+from transfusion.commands.choosing import choose
 from transfusion.commands.report import kept_classifier, report
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
@@ -52,17 +55,33 @@ def run(arguments: list[str], log: LogFn) -> int:
         return classifier.run(arguments[1:], log)
     if arguments[:1] == ["vae"] or arguments[:1] == ["vq"]:
         return autoencoder.run("vae" if arguments[0] == "vae" else "vq", arguments[1:], log)
-    settings = recipe_settings("train", arguments, __doc__)
-    return 0 if settings is None else train_recipe(settings, log)
+    names, rest = recipe_words("train", arguments, __doc__)
+    if not names:
+        return 0
+    recipe, program = find(names[0]), f"transfusion train {names[0]}"
+    if not recipe.chooses:
+        return train_recipe(parse_run(recipe.run(), rest, program), log)
+    return train_recipe(choose(recipe, rest, program, _silently, log), log)
+
+
+def _silently(run: Run, documents: Sequence[Document]) -> None:
+    """Train without a word: the run is a trial of a few steps."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        train(run, documents, [], lambda line: None)
 
 
 def recipe_settings(command: str, arguments: list[str], usage: str | None) -> Run | None:
     """The run of `COMMAND RECIPE [--section.name VALUE ...]`; None after the usage, where only help was asked for."""
+    names, rest = recipe_words(command, arguments, usage)
+    return parse_run(find(names[0]).run(), rest, f"transfusion {command} {names[0]}") if names else None
+
+
+def recipe_words(command: str, arguments: list[str], usage: str | None) -> tuple[list[str], list[str]]:
+    """The recipe's name in `COMMAND RECIPE ...` and the other words; no name after the usage, where only help was asked for."""
     names, rest = split_positional(arguments, f"{command} needs a recipe: {', '.join(RECIPES)}", usage, most=1)
     if not names:
         print("recipes:\n" + "\n".join(f"  {name:<10} {summary}" for name, summary in RECIPES.items()))
-        return None
-    return parse_run(find(names[0]).run(), rest, f"transfusion {command} {names[0]}")
+    return names, rest
 
 
 def train_recipe(run: Run, log: LogFn) -> int:
@@ -72,15 +91,10 @@ def train_recipe(run: Run, log: LogFn) -> int:
     if isinstance(recipe.task, ClassTask):
         kept_classifier(run, recipe.task)  # one that cannot judge is refused before the training
     run, autoencoder = open_autoencoder(run)  # one that does not fit is refused before the data is read
-    documents = recipe.documents(run, log)
+    documents, held_out = recipe.split(run, log)
     prompts = recipe.prompts(documents)
-    try:
-        held_out = recipe.held_out_documents(run)
-    except ValueError as error:
-        held_out = ()
-        log(f"note: the held-out split cannot be read, so captions are measured on training pictures: {error}")
     model = train(run, documents, prompts, log, held_out=held_out, autoencoder=autoencoder)
-    report(run, recipe, model, log, training=time.monotonic() - began)
+    report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)
     words = [
         "transfusion",
         "generate",

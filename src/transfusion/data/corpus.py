@@ -55,12 +55,16 @@ def check_text(text: str) -> None:
         raise MediaError("its text holds half a surrogate pair, as names that are not UTF-8 do: it is no character") from error
 
 
+class NoCaption(MediaError):
+    """An item has no caption, or one that shows nothing."""
+
+
 def caption(text: str) -> str:
-    """A caption without what shows nothing at its ends. Raises MediaError: nothing is left, or as `check_text`."""
+    """A caption without what shows nothing at its ends. Raises MediaError: nothing is left (NoCaption), or as `check_text`."""
     check_text(text)
     start = next((i for i, character in enumerate(text) if not _is_blank(character)), None)
     if start is None:
-        raise MediaError("its caption is empty")
+        raise NoCaption("its caption is empty")
     end = next(i for i in range(len(text), 0, -1) if not _is_blank(text[i - 1]))
     return text[start:end]
 
@@ -101,8 +105,18 @@ class Corpus(Sequence[Document]):
 
 
 def captioned(captions: tuple[str, ...], media: Media, name: str) -> Document:
-    """The first caption, then the item; the other captions are its paraphrases."""
-    return Document((Text(captions[0], paraphrases=captions[1:]), media), name=name)
+    """The first caption, then the item; the other captions are its paraphrases. Without captions, the item alone."""
+    texts = (Text(captions[0], paraphrases=captions[1:]),) if captions else ()
+    return Document((*texts, media), name=name)
+
+
+def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:
+    """The documents to train on, and a share of them, `most` at most, that are held out: by a digest of their names, so the
+    same ones when others come or go."""
+    drawn = {d.name for d in corpus if rng.uniform("images", "held out", d.name) < share}
+    drawn = set(sorted(drawn, key=lambda name: rng.uniform("images", "held out", name))[:most])
+    kept = [d for d in corpus if d.name not in drawn]
+    return Corpus(kept, corpus.unreadable, corpus.notes), Corpus([d for d in corpus if d.name in drawn])
 
 
 # ---- digests --------------------------------------------------------------------------------------------------------

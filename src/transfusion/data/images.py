@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transfusion import rng
-from transfusion.data.corpus import MAX_UNREADABLE, Corpus
+from transfusion.data.corpus import MAX_UNREADABLE, Corpus, hold_out
 from transfusion.data.document import Document, MediaError
 from transfusion.data.loader import TooManyUnreadable
-from transfusion.data.media import DecodedImage, EncodedImage, Fit
+from transfusion.data.media import DecodedImage, EncodedImage, Fit, VariedImage
 from transfusion.data.sources.read import has_held_out, read
 
 MAX_SIDE = 4096
@@ -155,13 +155,8 @@ class ImageStream:
         return ImageBatch(stacked, tuple(keys), after, names, tuple(unreadable))
 
     def _load(self, sample: int, key: int) -> Float[Tensor, "channels height width"]:
-        side = self.config.side
-        larger = round(side * self.config.crop)
-        image = replace(self.images[sample], fit=Fit((larger, larger), self.channels)).load()
-        generator = rng.generator(rng.key(key, "crop"))
-        top, left = (int(offset) for offset in generator.integers(0, larger - side + 1, 2))
-        image = image[:, top : top + side, left : left + side]
-        return image.flip(-1) if self.config.flip and rng.uniform(key, "flip") < 0.5 else image
+        image = replace(self.images[sample], fit=self.config.fit(self.channels))
+        return VariedImage(image, self.config.crop, self.config.flip, key).load()
 
 
 def read_images(path: str, fit: Fit) -> tuple[Corpus, Corpus, str]:
@@ -177,10 +172,7 @@ def read_images(path: str, fit: Fit) -> tuple[Corpus, Corpus, str]:
     if has_held_out(path):
         held_out = read(path, fit, captions=None, train=False)
     else:
-        drawn = [d for d in train if rng.uniform("images", "held out", d.name) < HELD_OUT][:MAX_HELD_OUT]
-        names = {document.name for document in drawn}
-        held_out = Corpus(drawn)
-        train = Corpus([d for d in train if d.name not in names], train.unreadable, train.notes)
+        train, held_out = hold_out(train, HELD_OUT, MAX_HELD_OUT)
         note = f"{path} has no held-out split: {len(held_out):,} of its images are held out, by their names"
     for corpus, what in ((train, "train on"), (held_out, "hold out")):
         if not images(corpus)[0]:

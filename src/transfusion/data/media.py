@@ -15,6 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from transfusion import rng
 from transfusion.data.document import MediaError
 from transfusion.files import open_file
 from transfusion.modality import IMAGE_CHANNELS, Modality, is_image
@@ -191,6 +192,38 @@ class DecodedImage:
         if self.fit is None or self.fit.shape == replace(self, fit=None).shape:
             return from_bytes(self.pixels)
         return self.fit(Image.fromarray(self.pixels))
+
+
+@dataclass(frozen=True, eq=False)
+class VariedImage:
+    """An image as one epoch sees it.
+
+    Args:
+        image: fitted to the size of the item.
+        crop: it is fitted to so many times the size, and a random window of the size is cut out; 1: the whole image.
+        flip: it is mirrored, or not, by chance.
+        key: of the window and the mirroring.
+    """
+
+    image: EncodedImage | DecodedImage
+    crop: float
+    flip: bool
+    key: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width)"""
+        return self.image.shape
+
+    def load(self) -> Tensor:
+        """Float32[channels, height, width] in [-1, 1]. Raises MediaError, naming it, if it cannot be decoded."""
+        channels, height, width = self.image.shape
+        larger = Fit((round(height * self.crop), round(width * self.crop)), channels)
+        pixels = replace(self.image, fit=larger).load()
+        offsets = rng.generator(rng.key(self.key, "crop"))
+        top, left = (int(offsets.integers(0, room + 1)) for room in (larger.size[0] - height, larger.size[1] - width))
+        pixels = pixels[:, top : top + height, left : left + width]
+        return pixels.flip(-1) if self.flip and rng.uniform(self.key, "flip") < 0.5 else pixels
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,19 @@
 Each choice is drawn by the key (seed, epoch, sample, purpose).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transfusion import rng
 from transfusion.data.document import ANY_TIME, Document, Media, Segment, Text, unconditional
 from transfusion.data.latents import StoredLatents
+from transfusion.data.media import DecodedImage, EncodedImage, VariedImage
+
+SIDES = re.compile(
+    r"\b((left|right|west|east)(wards?|ern)?|(anti|counter)?-?clockwise|texts?|letters?|digits?|numbers?)\b", re.IGNORECASE
+)
+"""Words of a text that a mirrored image would make untrue."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,20 @@ class DocumentTransform:
             and without a loss. The paper (its Table 8): 0.5, with a loss.
         dual: share of documents whose items of use "both" stand twice, a noised copy with the loss and a clean one for what
             follows. In the others they stand once, noised, and what follows is learned from the noised item.
+        flip: mirror half of the images, in documents whose texts do not speak of left and right, text or digits.
+        crop: images are fitted to so many times their size, and a random window is cut out; 1: the whole image.
     """
 
     image_first: float = 0.2
     image_first_noise: float = 0.0
     dual: float = 0.5
     condition_dropout: ConditionDropout = ConditionDropout()
+    flip: bool = False
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.crop <= 4:
+            raise ValueError(f"crop is the size that images are fitted to over the item's, 1 to 4, not {self.crop}")
         for name in ("image_first", "image_first_noise", "dual"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name.replace('_', '-')} must be in [0, 1], not {getattr(self, name)}")
@@ -76,6 +89,12 @@ class DocumentTransform:
             if isinstance(segment, Media) and isinstance(segment.values, StoredLatents):
                 views = segment.values
                 segments[index] = replace(segment, values=views.view(int(draw("view", index) * len(views.rows))))
+        if self.flip or self.crop > 1:
+            flip = self.flip and not SIDES.search(document.text)
+            for index, segment in enumerate(segments):
+                if isinstance(segment, Media) and isinstance(segment.values, EncodedImage | DecodedImage):
+                    varied = VariedImage(segment.values, self.crop, flip, rng.key(seed, epoch, sample, "varied", index))
+                    segments[index] = replace(segment, values=varied)
         if _is_reorderable(segments) and draw("order") < self.image_first:
             segments = self._item_first(segments)
         whole = with_uses(replace(document, segments=tuple(segments)))

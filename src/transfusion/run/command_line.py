@@ -13,38 +13,80 @@ from typing import Any, TypeVar
 
 from transfusion import config
 from transfusion.config import ConfigError, nearest
-from transfusion.run.presets import PAPER_SIZES, PRESETS, preset, transformer
+from transfusion.data.transforms import DocumentTransform
+from transfusion.run.presets import PAPER_SIZES, PRESETS, preset, transformer, trunk
 from transfusion.run.record import Run, flat
 
 T = TypeVar("T")
 HELP = {"-h", "--help"}
+CROP = 1.125
+"""What --augment crop fits images to, over their size."""
 
 
-def parse_run(default: Run, arguments: Sequence[str], program: str) -> Run:
-    """A recipe's run with the preset, the size and the settings of a command line. Prints the help and exits if asked to.
+def parse_run(default: Run, arguments: Sequence[str], program: str, *, budget: bool = False) -> Run:
+    """A recipe's run with the dials and the settings of a command line. Prints the help and exits if asked to.
+
+    What is said later in this list wins: preset, budget, size, depth, settings.
+
+    Args:
+        budget: the help names a budget, whose choices (`run/choice.py`) are in `default` already.
 
     Raises:
         ConfigError: an unknown preset, size, setting or kind, or a wrong value; the message names the nearest.
     """
     run, rest = default, list(arguments)
-    name, rest = _take("preset", rest)
-    size, rest = _take("size", rest)
+    name, rest = take("preset", rest)
+    size, rest = take("size", rest)
+    depth, rest = take("depth", rest)
+    augment, rest = take("augment", rest)
     if size is not None:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, transformer=transformer(size)))
-    notes = [f"  --preset {{{','.join(PRESETS)}}}", f"  --size {{{','.join(PAPER_SIZES)}}}"]
+    if depth is not None:
+        network = trunk(_whole("depth", depth), run.model.transformer)
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, transformer=network))
+    if augment is not None:
+        run = dataclasses.replace(run, transform=_augmented(run.transform, augment))
+    notes = ["  --budget 20m               time; what is not set is chosen for it"] if budget else []
+    notes += [
+        f"  --preset {{{','.join(PRESETS)}}}",
+        f"  --size {{{','.join(PAPER_SIZES)}}}",
+        "  --depth INT                the network's layers, with the width for them",
+        "  --augment flip,crop        mirror images and cut windows out (transform.flip, transform.crop)",
+    ]
     if name is None:
         return parse(run, rest, program, notes)
     # a preset depends on the run's steps, network and start, which the settings after it may change; they win over the preset
     found = parse(preset(name, run), rest, program, notes)
     model = dataclasses.replace(run.model, transformer=found.model.transformer)
     run = dataclasses.replace(run, trainer=found.trainer, model=model, init=found.init)
-    return parse(preset(name, run), rest, program, notes)
+    chosen = preset(name, run)
+    if augment is not None:
+        chosen = dataclasses.replace(chosen, transform=_augmented(chosen.transform, augment))
+    return parse(chosen, rest, program, notes)
+
+
+def _whole(name: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"--{name} must be a whole number, not {value!r}") from None
+
+
+def _augmented(transform: DocumentTransform, words: str) -> DocumentTransform:
+    """The transform with the augmentations that "flip,crop" names."""
+    known = {"flip": {"flip": True}, "crop": {"crop": CROP}}
+    changes: dict[str, Any] = {}
+    for word in filter(None, (word.strip() for word in words.split(","))):
+        if word not in known:
+            raise ConfigError(f"augment: no {word!r}{nearest(word, known)}")
+        changes |= known[word]
+    return dataclasses.replace(transform, **changes)
 
 
 def parse_preset(presets: Mapping[str, Callable[[], T]], arguments: Sequence[str], program: str) -> tuple[str, T]:
     """The name of the preset that `--preset` names, or of the first, and its configuration with the settings of a command line.
     Prints the help and exits if asked to. Raises ConfigError: an unknown preset, or as `parse`."""
-    name, rest = _take("preset", list(arguments))
+    name, rest = take("preset", list(arguments))
     name = next(iter(presets)) if name is None else name
     if name not in presets:
         raise ConfigError(f"no preset {name!r}{nearest(name, presets)}")
@@ -173,7 +215,7 @@ def choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
     return default, rest
 
 
-def _take(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
+def take(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
     """The value of --name, and the arguments without it."""
     for i, word in enumerate(arguments):
         if word.startswith("--") and flag(word) == name:

@@ -4,6 +4,7 @@ transfusion train fashion --data PATH --preset paper
 transfusion config pictures --preset paper --size 0.76B
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -114,6 +115,7 @@ PAPER_SIZES = {
 }
 """The paper's Table 2."""
 
+MOST_LAYERS = 256
 LLAMA_2_IDS = 32_000
 LATENTS = Modality(IMAGE, channels=8, shape=(32, 32), patch=(2, 2))
 """256 x 256 pixels through the paper's autoencoder, 2 x 2 latents a slot: 256 slots."""
@@ -144,6 +146,14 @@ def transformer(size: str) -> TransformerConfig:
     if size not in PAPER_SIZES:
         raise ConfigError(f"no size {size!r}{nearest(size, PAPER_SIZES)}")
     return PAPER_SIZES[size]
+
+
+def trunk(depth: int, base: TransformerConfig) -> TransformerConfig:
+    """The network that one number stands for: a width of 64 for each layer and a half, heads of 32, from width 512 on of 64."""
+    if not 1 <= depth <= MOST_LAYERS:
+        raise ConfigError(f"--depth must be 1 to {MOST_LAYERS}, not {depth}")
+    width = 64 * math.ceil(2 * depth / 3)
+    return replace(base, width=width, depth=depth, num_heads=width // (32 if width < 512 else 64), num_kv_heads=None)
 
 
 def preset(name: str, run: Run) -> Run:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from transfusion.data.corpus import captioned
+from transfusion.data.corpus import Corpus, captioned, hold_out
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.sources.scenes import KINDS, held_out_scenes
 from transfusion.evaluation.classifier import Classifier
@@ -15,6 +15,8 @@ from transfusion.train.log import LogFn
 
 Labelled = tuple[Tensor, Tensor]
 """Images, Float32[image, channels, height, width], and their classes, Int64[image]."""
+LEAST_HELD_OUT, MOST_HELD_OUT = 100, 1000
+"""Documents from which on a share is held out, and the most that are."""
 NUM_SCENES = 40
 """Held-out scenes of each kind that are measured on during training."""
 
@@ -68,6 +70,7 @@ class Recipe:
         prompts: of those documents, prompts for the sample grids drawn during training.
         task: measured at the end.
         held_out: documents of a run's data that are not trained on, where it has some and no task gives them.
+        chooses: what is not set is chosen from the data and from a time (`--budget`, `run/choice.py`).
     """
 
     run: Callable[[], Run]
@@ -75,10 +78,24 @@ class Recipe:
     prompts: Callable[[Sequence[Document]], list[str]]
     task: ClassTask | SceneTask | None = None
     held_out: Callable[[Run], Sequence[Document]] | None = None
+    chooses: bool = False
+
+    def split(self, run: Run, log: LogFn) -> tuple[Sequence[Document], Sequence[Document]]:
+        """The documents to train on, and those that are held out: the data's own split, or `run.held_out` of them."""
+        documents = self.documents(run, log)
+        try:
+            held_out = self.held_out_documents(run)
+        except ValueError as error:
+            held_out = ()
+            log(f"note: the held-out split cannot be read, so captions are measured on training pictures: {error}")
+        if not held_out and run.held_out and isinstance(documents, Corpus) and len(documents) >= LEAST_HELD_OUT:
+            documents, held_out = hold_out(documents, run.held_out, MOST_HELD_OUT)
+            log(f"{run.data or 'the data'} has no held-out split: {len(held_out):,} documents are held out, by their names")
+        return documents, held_out
 
     def held_out_documents(self, run: Run) -> Sequence[Document]:
-        """Documents that are never trained on, for measurements during training; of scenes, those without held-out
-        combinations. Empty where the data has none. Raises ValueError: they can't be read."""
+        """The data's own documents that are never trained on, for measurements during training; of scenes, those without
+        held-out combinations. Empty where the data has none. Raises ValueError: they can't be read."""
         if isinstance(self.task, ClassTask):
             return self.task.held_out_documents(run)
         if isinstance(self.task, SceneTask):

@@ -56,6 +56,8 @@ class Run:
         autoencoder: pictures are learned as its latents: a folder that `transfusion train` or diffusers wrote, or
             hf://OWNER/MODEL[/SUBFOLDER]. The other settings stay those of pictures: sizes and patches in pixels.
         autoencoder_digest: of the autoencoder; recorded, and any other is refused (default: that of the one given).
+        held_out: share of the documents, by a digest of their names, that is not trained on where the data has no split of its
+            own; of 100 documents or more, and 1,000 of them at most.
         device: auto takes cuda, else mps, else cpu.
         dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
         tokenizer: text <-> ids.
@@ -78,6 +80,7 @@ class Run:
     init: str = ""
     autoencoder: str = ""
     autoencoder_digest: str = ""
+    held_out: float = 0.0
     device: Device = "auto"
     dtype: Dtype = "auto"
     tokenizer: Tokenizer = BPE()
@@ -91,6 +94,10 @@ class Run:
     sampler: Sampler = Euler()
     guidance: Guidance = Guidance()
     report: ReportConfig = ReportConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held-out is a share, 0 or more and less than 1, not {self.held_out}")
 
     @property
     def folder(self) -> Path:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfusion.data.corpus import Captions, Corpus, caption, captioned, is_blank, unchanged
-from transfusion.data.document import Document, Media, MediaError
+from transfusion.data.corpus import Captions, Corpus, NoCaption, caption, captioned, is_blank, unchanged
+from transfusion.data.document import Media, MediaError
 from transfusion.data.media import EncodedImage, Fit
 from transfusion.files import open_file, parse_json
 
@@ -13,10 +13,13 @@ MAX_ROWS = 50_000_000
 """Rows of a table at most: they are held in memory, and a file of a few kilobytes can name any number."""
 
 
-def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions | None = unchanged) -> Corpus:
+def read_parquet(
+    paths: Sequence[Path], fit: Fit, captions: Captions | None = unchanged, *, uncaptioned: bool = False
+) -> Corpus:
     """Tables with an image column (bytes, or a struct with them) and `text` or `caption` (a string, or a list of paraphrases),
-    or a class `label` (named in the Hugging Face metadata, or not); with `captions` None, only images are read. Empty tables
-    are noted. Raises ValueError: pyarrow or a column is missing, or a table is damaged."""
+    or a class `label` (named in the Hugging Face metadata, or not); with `captions` None, only images are read, with
+    `uncaptioned` also those of rows and tables without captions. Empty tables are noted. Raises ValueError: pyarrow or a column
+    is missing, or a table is damaged."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -35,7 +38,9 @@ def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions | None = un
                     continue
                 if table.metadata.num_rows > MAX_ROWS:
                     raise ValueError(f"{table.metadata.num_rows:,} rows are more than {MAX_ROWS:,}: cut it into several tables")
-                image, text, class_names = _columns(table.schema_arrow, captioned=captions is not None)
+                image, text, class_names = _columns(
+                    table.schema_arrow, wanted=captions is not None, needed=captions is not None and not uncaptioned
+                )
                 table = table.read([image, text] if text else [image])
             texts = table[text] if text else pa.nulls(len(table), pa.binary())
             if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
@@ -50,27 +55,29 @@ def read_parquet(paths: Sequence[Path], fit: Fit, captions: Captions | None = un
                 if not isinstance(data, bytes):
                     raise MediaError(f"{name}: no image bytes")
                 item = Media(EncodedImage(data, fit, name).checked())
-                if captions is None:
-                    corpus.documents.append(Document((item,), name=name))
-                    continue
-                paraphrases = tuple(p for found in _texts(value, class_names, name) for p in captions(found))
+                try:
+                    found = _texts(value, class_names, name) if captions and text else []
+                except NoCaption:
+                    if not uncaptioned:
+                        raise
+                    found = []
+                paraphrases = tuple(p for one in found for p in captions(one)) if captions else ()
                 corpus.documents.append(captioned(paraphrases, item, name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
 
 
-def _columns(schema: Any, *, captioned: bool) -> tuple[str, str | None, list[str] | None]:
+def _columns(schema: Any, *, wanted: bool, needed: bool) -> tuple[str, str | None, list[str] | None]:
     """The columns of images and of texts, if those are wanted, and the names of classes where the texts are their numbers.
-    Raises
-    ValueError: there are none, or the metadata is of another form."""
+    Raises ValueError: there are none and they are needed, or the metadata is of another form."""
     columns = {name.lower(): name for name in schema.names}
     image = next((columns[c] for c in ("image", "picture", "jpg", "png") if c in columns), None)
     text = next((columns[c] for c in ("text", "caption", "label") if c in columns), None)
-    if image is None or (text is None and captioned):
-        wanted = "a column image and a column text, caption or label" if captioned else "a column image"
-        raise ValueError(f"it needs {wanted}; it has {schema.names}")
-    if text is None or not captioned:
+    if image is None or (text is None and needed):
+        columns_needed = "a column image and a column text, caption or label" if needed else "a column image"
+        raise ValueError(f"it needs {columns_needed}; it has {schema.names}")
+    if text is None or not wanted:
         return image, None, None
     if text.lower() != "label":
         return image, text, None
@@ -104,5 +111,5 @@ def _texts(value: object, class_names: list[str] | None, name: str) -> list[str]
     if value is not None and not all(isinstance(cell, str) for cell in cells):
         raise MediaError(f"{name}: a caption is text, not {str(value)[:40]!r}")
     if not texts:
-        raise MediaError(f"{name}: empty caption")
+        raise NoCaption(f"{name}: empty caption")
     return texts

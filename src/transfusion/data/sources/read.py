@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transfusion.data.corpus import Captions, Corpus, caption, captioned, unchanged
-from transfusion.data.document import Document, Media, MediaError
+from transfusion.data.corpus import Captions, Corpus, NoCaption, caption, captioned, unchanged
+from transfusion.data.document import Media
 from transfusion.data.media import MAX_PIXELS, DecodedImage, EncodedImage, Fit
 from transfusion.data.sources.jsonl import read_jsonl
 from transfusion.data.sources.latents import has_held_out as latents_have_held_out
@@ -39,38 +39,44 @@ MAX_CAPTION, MAX_IDX = 4 * 2**20, 2 * 2**30
 """Bytes of a caption and of an unpacked idx file at most."""
 
 
-def read(path: str | Path, fit: Fit, captions: Captions | None = unchanged, *, train: bool = True) -> Corpus:
+def read(
+    path: str | Path, fit: Fit, captions: Captions | None = unchanged, *, train: bool = True, uncaptioned: bool = False
+) -> Corpus:
     """The documents of a path, images at `fit`; `train` picks the split, where the path has several. With `captions` None,
-    images of folders and tables need none, and get none. Raises ValueError: the path does not exist, none of its documents can
-    be read, or more than 5 % cannot."""
+    images of folders and tables need none, and get none; with `uncaptioned`, those that have none are documents of their own.
+    Raises ValueError: the path does not exist, none of its documents can be read, or more than 5 % cannot."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no data at {path}; give the path of a folder or file with --data")
     try:
-        corpus = _read_folder(path, fit, captions, train) if path.is_dir() else _read_file(path, fit, captions)
+        if path.is_dir():
+            corpus = _read_folder(path, fit, captions, train, uncaptioned)
+        else:
+            corpus = _read_file(path, fit, captions, uncaptioned)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     return corpus.checked(str(path))
 
 
-def _read_file(path: Path, fit: Fit, captions: Captions | None) -> Corpus:
+def _read_file(path: Path, fit: Fit, captions: Captions | None, uncaptioned: bool) -> Corpus:
     if path.suffix == ".jsonl":
         return read_jsonl(path, fit)
     if path.suffix == ".parquet":
-        return read_parquet([path], fit, captions)
+        return read_parquet([path], fit, captions, uncaptioned=uncaptioned)
     raise ValueError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; .jsonl and .parquet are read")
 
 
-def _read_folder(path: Path, fit: Fit, captions: Captions | None, train: bool) -> Corpus:
+def _read_folder(path: Path, fit: Fit, captions: Captions | None, train: bool, uncaptioned: bool) -> Corpus:
     if is_latents(path):
         return read_latents(path, fit, train=train)
     if tables := _tables(path):
-        return read_parquet([_own(table, path) for table in tables if _is_training(table) == train], fit, captions)
+        chosen = [_own(table, path) for table in tables if _is_training(table) == train]
+        return read_parquet(chosen, fit, captions, uncaptioned=uncaptioned)
     if _seen(path, "*-idx3-ubyte*"):
         return read_idx(path, captions or unchanged, train=train, fit=fit)
     if _seen(path, "captions.jsonl"):
         return read_jsonl(_own(path / "captions.jsonl", path), fit)
-    return read_folder(path, fit, captions)
+    return read_folder(path, fit, captions, uncaptioned=uncaptioned)
 
 
 def has_held_out(path: str | Path) -> bool:
@@ -106,17 +112,22 @@ def _own(file: Path, folder: Path) -> Path:
     return file
 
 
-def read_folder(path: Path, fit: Fit, captions: Captions | None = unchanged) -> Corpus:
+def read_folder(path: Path, fit: Fit, captions: Captions | None = unchanged, *, uncaptioned: bool = False) -> Corpus:
     """The images below a folder. The caption is the text file of the same name, or else the name of the image's own folder. An
-    image without either goes to `unreadable`, unless `captions` is None and none are read; and so does what cannot be read or
-    lies behind a link out of the folder."""
+    image without either goes to `unreadable`, unless `captions` is None and none are read, or `uncaptioned` ones are wanted;
+    and so does what cannot be read or lies behind a link out of the folder."""
     corpus = Corpus()
     for file in sorted(_below(path, corpus)):
         name = str(file.relative_to(path))
         try:
-            text = caption(_caption(file, path)) if captions else ""
+            try:
+                texts = captions(caption(_caption(file, path))) if captions else ()
+            except NoCaption:
+                if not uncaptioned:
+                    raise
+                texts = ()
             image = Media(EncodedImage(inside(file, path), fit, name).checked())
-            corpus.documents.append(captioned(captions(text), image, name) if captions else Document((image,), name=name))
+            corpus.documents.append(captioned(texts, image, name))
         except UnicodeDecodeError:
             corpus.unreadable.append(f"{name}: its caption is not UTF-8")
         except (OSError, ValueError) as error:
@@ -129,7 +140,7 @@ def _caption(image: Path, folder: Path) -> str:
     if os.path.lexists(beside):  # a link to nowhere is no reason to take another caption
         return read_text(inside(beside, folder), MAX_CAPTION)
     if image.parent == folder:
-        raise MediaError(f"no caption; write one to {beside.name}, or put the image in a folder named for it")
+        raise NoCaption(f"no caption; write one to {beside.name}, or put the image in a folder named for it")
     return image.parent.name.replace("_", " ")
 
 

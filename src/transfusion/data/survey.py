@@ -1,0 +1,207 @@
+"""What captioned pictures are like, before anything is chosen for them: how many, how large, in colour or grey, how captioned.
+
+All captions and headers of files are read, and the pixels of `LOOKED_AT` pictures.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from transfusion import rng
+from transfusion.data.document import Document, MediaError
+from transfusion.data.media import DecodedImage, EncodedImage
+from transfusion.data.transforms import SIDES
+
+LOOKED_AT = 200
+"""Pictures whose pixels are read, at most."""
+THUMBNAIL = (32, 32)
+NAMED = 3
+"""Documents that a line names."""
+GREY = 4
+"""Steps of 255 between the colours of a pixel up to which it counts as grey."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The least, the middle and the largest of some numbers."""
+
+    least: int
+    median: int
+    most: int
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> "Spread":
+        """Of one number or more."""
+        return cls(min(values), int(np.median(values)), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:,}" if self.least == self.most else f"{self.median:,} ({self.least:,} to {self.most:,})"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Args:
+        pictures: number of documents with a picture.
+        sides: shorter sides, in pixels.
+        widest: the largest ratio of a longer to a shorter side.
+        colour: whether some picture is not grey.
+        transparent, deep, inks, moving: pictures with transparency, of 16 bits, of four inks (CMYK), of several frames, among
+            those that were looked at.
+        repeated: pictures whose file is that of an earlier one.
+        captioned: documents with a text.
+        uncaptioned: names of the first without.
+        captions: captions that differ.
+        words: of a caption.
+        names_sides: share of captions with a word that a mirrored picture would make untrue.
+    """
+
+    pictures: int
+    sides: Spread
+    widest: float
+    colour: bool
+    transparent: int
+    deep: int
+    inks: int
+    moving: int
+    repeated: int
+    captioned: int
+    uncaptioned: tuple[str, ...]
+    captions: int
+    words: Spread
+    names_sides: float
+
+    @property
+    def is_uncaptioned(self) -> bool:
+        """Whether captions tell nothing: there are none, or all are alike."""
+        return self.captions < 2
+
+    def lines(self) -> Iterator[str]:
+        """For the log: what is there, and what becomes of what is odd."""
+        sizes = f"shorter sides of {self.sides} pixels"
+        yield f"data: {self.pictures:,} pictures, {'in colour' if self.colour else 'grey'}, {sizes}"
+        if self.captioned < self.pictures:
+            names = f" ({', '.join(self.uncaptioned)}{', ...' * (self.pictures - self.captioned > len(self.uncaptioned))})"
+            yield f"{self.pictures - self.captioned:,} of them have no caption: they are learned without one{names}"
+        if self.captioned and self.captions == 1:
+            yield "all captions are alike: they tell nothing, so pictures will not follow them"
+        elif self.captions:
+            yield f"captions of {self.words} words, {self.captions:,} different ones"
+        if self.repeated:
+            yield f"{self.repeated:,} pictures are copies of others: they are learned that much more often"
+        if self.widest > 1.5:
+            yield f"pictures up to {self.widest:.1f} times as long as wide: the middle is cut out of each"
+        for count, kind, fate in (
+            (self.transparent, "transparent", "blended with white"),
+            (self.deep, "of 16 bits", "scaled to 8"),
+            (self.inks, "of four inks (CMYK)", "turned into red, green and blue"),
+            (self.moving, "of several frames", "their first frame is taken"),
+        ):
+            if count:
+                yield f"{count:,} pictures are {kind}: {fate}"
+
+
+def survey(documents: Sequence[Document]) -> Survey:
+    """Look at captioned pictures. Raises ValueError: there is no picture."""
+    pictures = [(d, m.values) for d in documents for m in d.media if isinstance(m.values, EncodedImage | DecodedImage)]
+    if not pictures:
+        raise ValueError("the data has no pictures")
+    order = rng.generator(rng.key("survey")).permutation(len(pictures))[:LOOKED_AT]
+    looked = [found for i in order if (found := _look(pictures[int(i)][1])) is not None]
+    if not looked:
+        raise ValueError("no picture of the data can be decoded")
+    captions = [text for d in documents if d.media and (text := d.text.strip())]
+    uncaptioned = (d.name for d in documents if d.media and d.name and not d.text.strip())
+    sizes = [found.size for found in looked]
+    return Survey(
+        pictures=len(pictures),
+        sides=Spread.of([min(size) for size in sizes]),
+        widest=max(max(size) / min(size) for size in sizes),
+        colour=any(found.colour for found in looked),
+        transparent=sum(found.transparent for found in looked),
+        deep=sum(found.mode.startswith("I") for found in looked),
+        inks=sum(found.mode == "CMYK" for found in looked),
+        moving=sum(found.frames > 1 for found in looked),
+        repeated=_repeated([values for _, values in pictures]),
+        captioned=len(captions),
+        uncaptioned=tuple(islice(uncaptioned, NAMED)),
+        captions=len(set(captions)),
+        words=Spread.of([len(text.split()) for text in captions] or [0]),
+        names_sides=sum(bool(SIDES.search(text)) for text in captions) / max(len(captions), 1),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    size: tuple[int, int]
+    mode: str
+    frames: int
+    transparent: bool
+    colour: bool
+
+
+def _look(values: EncodedImage | DecodedImage) -> _Look | None:
+    """A picture's header, and whether a small copy of it has colours; None if it cannot be decoded."""
+    if isinstance(values, DecodedImage):
+        pixels = values.pixels
+        return _Look((pixels.shape[1], pixels.shape[0]), "L" if pixels.ndim == 2 else "RGB", 1, False, _has_colour(pixels))
+    try:
+        with values.open() as image:
+            size, mode, frames = image.size, image.mode, getattr(image, "n_frames", 1)
+            image.draft("RGB", THUMBNAIL)
+            is_deep = mode.startswith("I") or mode == "F"
+            small = image.resize(THUMBNAIL, Image.Resampling.BOX) if mode not in ("P", "1") else image
+            pixels = np.zeros(THUMBNAIL, np.uint8) if is_deep else np.asarray(small.convert("RGB"))
+            transparent = "transparency" in image.info or (
+                "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255
+            )
+    except (MediaError, OSError, ValueError, TypeError):
+        return None
+    return _Look(size, mode, frames, transparent, _has_colour(pixels))
+
+
+def _has_colour(pixels: np.ndarray) -> bool:
+    if pixels.ndim == 2 or pixels.shape[2] < 3:
+        return False
+    rgb = pixels[..., :3].astype(np.int16)
+    return bool((rgb.max(-1) - rgb.min(-1) > GREY).any())
+
+
+def _repeated(pictures: Sequence[EncodedImage | DecodedImage]) -> int:
+    """How many have the content of an earlier one. Files are read only where two have one size."""
+    sizes: dict[object, list[EncodedImage | DecodedImage]] = {}
+    for values in pictures:
+        sizes.setdefault(_size(values), []).append(values)
+    repeated = 0
+    for same in sizes.values():
+        if len(same) > 1:
+            repeated += len(same) - len({_content(values) for values in same})
+    return repeated
+
+
+def _size(values: EncodedImage | DecodedImage) -> object:
+    source = values.pixels if isinstance(values, DecodedImage) else values.source
+    if isinstance(source, Path):
+        try:
+            return os.stat(source).st_size
+        except OSError:
+            return source
+    return source.shape if isinstance(source, np.ndarray) else len(source)
+
+
+def _content(values: EncodedImage | DecodedImage) -> object:
+    if isinstance(values, DecodedImage):
+        return hashlib.sha256(values.pixels.tobytes()).digest()
+    if isinstance(values.source, bytes):
+        return hashlib.sha256(values.source).digest()
+    try:
+        return hashlib.sha256(values.source.read_bytes()).digest()
+    except OSError:
+        return values.source

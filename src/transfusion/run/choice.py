@@ -1,0 +1,232 @@
+"""The settings of a run on someone's own pictures, chosen from what the pictures are like and from the time that there is.
+
+What a model learns of captions depends on how often it sees them, so the rule is: the largest network and the finest grid at
+which every caption is still seen `PASSES` times and every picture `SEEN` times. Captions that are used come before sharpness.
+
+    compute of the budget   seconds * FLOPs a second, as measured on this machine with this data
+    pictures to be seen     max(PASSES * captions, SEEN * pictures, LEAST)
+    compute a picture       the quotient; the last row of `LADDER` that costs no more is taken
+
+The numbers of the rule were measured on emoji (LOG.md): `PASSES` below 10 leaves caption preference near chance.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
+
+import torch
+
+from transfusion.codec.autoencoder import Autoencoder
+from transfusion.config import ConfigError
+from transfusion.data.loader import PackingConfig
+from transfusion.data.survey import Survey
+from transfusion.modality import IMAGE, Modality
+from transfusion.model.flops import FlopCounter
+from transfusion.model.network import Network
+from transfusion.run.latents import on_latents
+from transfusion.run.presets import trunk
+from transfusion.run.record import Run
+from transfusion.train.optimizer import MuonConfig, OptimizerConfig
+from transfusion.train.trainer import CheckpointConfig, TrainerConfig
+
+PASSES, SEEN, LEAST = 20, 6, 20_000
+"""Times that each caption and each picture is seen at least, and the pictures that are seen in all."""
+UPDATES = 2500
+"""Optimizer steps that are aimed at: small steps teach more than large ones as long as there are few."""
+LEAST_TOKENS, MOST_TOKENS = 8, 2**17
+"""Tokens of a step: at least so many times the width, or Muon's iterations cost as much as the step itself; and at most."""
+MIN_STEPS = 20
+IDS = 1000
+"""Of the vocabulary, roughly, for what a step costs."""
+ROW = 256
+"""Rows are multiples of so many tokens, and two of them at least."""
+SHARE = 0.85
+"""Of the budget for steps; the rest is for sheets and for measurements at the end."""
+AUTOENCODER_BUDGET, AUTOENCODER_SHARE, AUTOENCODER_PICTURES = 15 * 60, 0.2, 300
+"""Seconds from which on an autoencoder is trained first, its share of the budget, and the pictures that it needs."""
+DEFAULT_BUDGET = "20m"
+SHEETS = 100.0
+"""Seconds between sheets."""
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A grid of slots, side x side of them, and the depth of a network."""
+
+    grid: int
+    depth: int
+
+
+LADDER = (Rung(4, 3), Rung(8, 3), Rung(8, 4), Rung(8, 6), Rung(8, 8), Rung(16, 8), Rung(16, 12), Rung(16, 16), Rung(16, 24))
+"""From cheap to dear."""
+USUAL = Rung(8, 6)
+"""Where nothing is said of the time."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is chosen for a run; None: nothing, the recipe's own stays.
+
+    Args:
+        side: pixels along a side of the pictures.
+        grid: slots along a side.
+        channels: 1 (grey) or 3 (colour).
+        depth: of the network, see `trunk`.
+        row_length: tokens of a row, and of the context.
+        rows: rows of a step.
+        lr: learning rate.
+        warmup, steps, sample_every, checkpoint_every: steps.
+        autoencoder: folder of the autoencoder.
+    """
+
+    side: int | None = None
+    grid: int | None = None
+    channels: int | None = None
+    depth: int | None = None
+    row_length: int | None = None
+    rows: int | None = None
+    lr: float | None = None
+    warmup: int | None = None
+    steps: int | None = None
+    sample_every: int | None = None
+    checkpoint_every: int | None = None
+    autoencoder: str | None = None
+
+    def apply(self, run: Run) -> Run:
+        """A recipe's run with the choices."""
+        model = run.model
+        if self.side and self.grid and self.channels:
+            extents = (self.side,) * 2, (self.side // self.grid,) * 2
+            image = Modality(IMAGE, channels=self.channels, shape=extents[0], patch=extents[1])
+            model = replace(model, modalities=(image,))
+        if self.depth:
+            model = replace(model, transformer=trunk(self.depth, model.transformer))
+        if self.row_length:
+            model = replace(model, context_length=self.row_length)
+        run = replace(run, model=model, autoencoder=self.autoencoder or run.autoencoder)
+        return replace(
+            run,
+            packing=_with(run.packing, row_length=self.row_length, rows=self.rows),
+            optimizer=_with(run.optimizer, lr=self.lr, warmup=self.warmup),
+            trainer=_with(run.trainer, steps=self.steps, sample_every=self.sample_every),
+            checkpoint=_with(run.checkpoint, every=self.checkpoint_every),
+        )
+
+
+T = TypeVar("T", PackingConfig, OptimizerConfig, TrainerConfig, CheckpointConfig)
+Finish: TypeAlias = Callable[[Choices], Run]
+
+
+def _with(value: T, **changes: object) -> T:
+    """The value with those changes that are not None."""
+    return replace(value, **{name: change for name, change in changes.items() if change is not None})
+
+
+def seconds(budget: str) -> float:
+    """The seconds of "90s", "20m", "1.5h" or "2d". Raises ConfigError for anything else."""
+    number, unit = budget[:-1], budget[-1:].lower()
+    try:
+        found = float(number) * UNITS[unit]
+    except (ValueError, KeyError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ConfigError(f"--budget {budget!r} is no time: write 90s, 20m, 1.5h or 2d")
+    return found
+
+
+def spoken(duration: float) -> str:
+    """A time as people say it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if duration >= 2 * size:
+            return f"{duration / size:.{0 if duration >= 10 * size else 1}f} {unit}"
+    return f"{duration:.0f} s"
+
+
+def resolution(survey: Survey, grid: int, *, latents: bool) -> int:
+    """Pixels along a side: no more than the pictures have, nor than patches of 8 pixels (16 on latents) can hold."""
+    own = next((side for side, most in ((32, 40), (64, 96)) if survey.sides.median <= most), 128)
+    return min(own, grid * (16 if latents else 8))
+
+
+def caption_tokens(survey: Survey, words: int) -> int:
+    """Tokens of a caption of so many words, roughly: short vocabularies cut rare words."""
+    return 0 if survey.is_uncaptioned else math.ceil(1.5 * words) + 1
+
+
+def picture_cost(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> tuple[float, int]:
+    """FLOPs of training on a picture with the usual caption, and its tokens and slots."""
+    run = on_latents(run, autoencoder)
+    image, tokens = run.model.modalities[0], caption_tokens(survey, survey.words.median)
+    length = tokens + math.prod(image.slots(image.shape)) + 4
+    with torch.device("meta"):
+        counter = FlopCounter(Network(run.model, IDS + image.codes))
+    targets = length if image.codes else tokens + 3
+    return counter.document(length, targets, [(0, image.slots(image.shape))]).computed, length
+
+
+def demand(survey: Survey) -> int:
+    """Pictures that are to be seen in a run at least, each as often as it comes."""
+    captions = 0 if survey.is_uncaptioned else survey.captions
+    return max(PASSES * captions, SEEN * survey.pictures, LEAST)
+
+
+def wants_autoencoder(run: Run, survey: Survey, budget: float, explicit: Collection[str]) -> bool:
+    """Whether an autoencoder is worth its training: there is time, there are pictures for it, and nothing that was set says
+    otherwise."""
+    fixed = {"autoencoder", "init", "transform.flip", "transform.crop"} & set(explicit) or run.model.kind != "transfusion"
+    return not fixed and budget >= AUTOENCODER_BUDGET and survey.pictures >= AUTOENCODER_PICTURES and survey.sides.median > 40
+
+
+def sizes(survey: Survey, finish: Finish, total: float, autoencoder: Autoencoder | None, folder: str | None = None) -> Choices:
+    """Grid, resolution and network that a number of FLOPs is enough for.
+
+    Args:
+        finish: gives the run of choices, with the user's own settings.
+        folder: of the autoencoder, where it is a choice too.
+    """
+    affordable, best = total / demand(survey), rung(survey, LADDER[0], autoencoder, folder)
+    for higher in LADDER[1:]:
+        found = rung(survey, higher, autoencoder, folder)
+        if picture_cost(finish(found), survey, autoencoder)[0] > affordable:
+            break
+        best = found
+    return best
+
+
+def rung(survey: Survey, rung: Rung, autoencoder: Autoencoder | None, folder: str | None = None) -> Choices:
+    """The choices of one rung."""
+    channels = (3 if survey.colour else 1) if autoencoder is None else autoencoder.channels
+    side = resolution(survey, rung.grid, latents=autoencoder is not None)
+    return Choices(side=side, grid=rung.grid, channels=channels, depth=rung.depth, autoencoder=folder)
+
+
+def pictures_seen(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> float:
+    """About how many pictures a run sees, each as often as it comes."""
+    tokens = run.trainer.steps * run.packing.rows * run.packing.row_length
+    return tokens / picture_cost(run, survey, autoencoder)[1]
+
+
+def pace(choices: Choices, survey: Survey, finish: Finish, total: float, autoencoder: Autoencoder | None) -> Choices:
+    """The choices with rows that hold the longest caption, about 2,500 steps of the FLOPs, and a rate for the width."""
+    run = finish(choices)
+    flops, length = picture_cost(run, survey, autoencoder)
+    longest = length + caption_tokens(survey, survey.words.most) - caption_tokens(survey, survey.words.median)
+    row = max(2 * ROW, ROW * math.ceil(longest / ROW))
+    width = run.model.transformer.width
+    tokens = min(max(total / flops * length / UPDATES, LEAST_TOKENS * width), MOST_TOKENS)
+    lr = round(run.optimizer.lr * math.sqrt(256 / width), 6) if isinstance(run.optimizer, MuonConfig) and width > 256 else None
+    return replace(choices, row_length=row, rows=max(round(tokens / row), 1), lr=lr)
+
+
+def timed(choices: Choices, finish: Finish, step_seconds: float, budget: float) -> Choices:
+    """The choices with the steps that a time allows, a sheet every 100 seconds and a checkpoint every minute."""
+    steps = max(int(SHARE * budget / step_seconds), MIN_STEPS)
+    return replace(
+        choices,
+        steps=steps,
+        warmup=min(finish(choices).optimizer.warmup, steps // 10),
+        sample_every=max(min(round(SHEETS / step_seconds), steps // 4), 1),
+        checkpoint_every=max(min(round(60 / step_seconds), steps), 1),
+    )

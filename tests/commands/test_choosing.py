@@ -1,0 +1,93 @@
+"""`train pictures`: choices are made, said, kept and used again; what contradicts is refused before the training."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import command
+from small import png
+from transfusion.commands import choosing
+from transfusion.run import choice
+
+TINY = "--depth 1 --report.images 4 --sampler.num-steps 2 --trainer.sample-every 0 --dtype fp32 --device cpu"
+
+
+def told(capfd) -> str:
+    """What was printed."""
+    found = capfd.readouterr()
+    return found.out + found.err
+
+
+def folder(count: int = 12, *, captions: bool = True, side: int = 40) -> None:
+    for i in range(count):
+        png(Path(f"data/{i}.png"), seed=i, size=(side, side))
+        if captions:
+            Path(f"data/{i}.txt").write_text(f"picture {i} of them")
+
+
+def test_a_budget_becomes_steps_that_the_same_line_goes_on_with(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder()
+    line = f"train pictures --data data --out run --budget 3s {TINY}"
+    assert command(line) == 0
+    said = told(capfd)
+    for words in ("12 pictures", "32 x 32 pixels, 4 x 4 slots", "--depth", "it will take about", "each picture is seen about"):
+        assert words in said, words
+    kept = json.loads(Path("run/choices.json").read_text())
+    steps = kept["choices"]["steps"]
+    assert steps >= choice.MIN_STEPS and f"{steps:,} steps" in said
+    report = json.loads(Path("run/report.json").read_text())
+    assert 0 <= report["caption_preference"] <= 1 and report["brightness"] > 0 and Path("run/samples.png").exists()
+    assert "nothing is held out" in said
+    assert command(line) == 0
+    again = told(capfd)
+    assert "as chosen before" in again and f"resuming from step {steps}" in again
+    assert json.loads(Path("run/choices.json").read_text()) == kept
+    assert command(line.replace("3s", "9s")) == 2
+    assert "made for --data data --budget 3s" in told(capfd)
+    assert command(f"{line} --trainer.steps 4") == 2
+    assert "both say how long to train" in told(capfd)
+    assert command(line.replace("3s", "soon")) == 2
+    assert "write 90s, 20m" in told(capfd)
+
+
+def test_pictures_without_captions_are_learned_alone(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(captions=False)
+    assert command(f"train pictures --data data --out run --trainer.steps 3 --optimizer.warmup 1 {TINY}") == 0
+    said = told(capfd)
+    assert "12 of them have no caption: they are learned without one" in said
+    assert "brightness" in Path("run/report.json").read_text()
+
+
+def test_an_autoencoder_is_trained_first_and_found_again(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(choice, "AUTOENCODER_BUDGET", 1)
+    monkeypatch.setattr(choice, "AUTOENCODER_PICTURES", 10)
+    monkeypatch.setattr(choosing, "LEAST_STEPS", 6)
+    monkeypatch.setattr(choosing, "MOST_STEPS", 6)
+    folder(20, side=48)
+    line = f"train pictures --data data --out run --budget 2s {TINY}"
+    assert command(line) == 0
+    said = told(capfd)
+    assert "first an autoencoder, 6 steps" in said and "learned as latents of an autoencoder" in said
+    assert Path("run/autoencoder/model").is_dir() and Path("run/autoencoder/reconstructions.png").exists()
+    assert command(line) == 0
+    again = told(capfd)
+    assert "resuming from step" in again and "first an autoencoder" not in again
+    assert command("generate run --prompt picture --out drawn --sampler.num-steps 2") == 0
+    assert Path("drawn/grid.png").exists()
+
+
+def test_one_picture_is_refused_or_learned_with_a_word(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(1)
+    assert command(f"train pictures --data data --out run --trainer.steps 3 --optimizer.warmup 1 {TINY}") == 0
+    assert "all captions are alike" in told(capfd)
+
+
+@pytest.mark.parametrize("name", ["digits", "scenes"])
+def test_other_recipes_have_no_budget(name: str, capfd) -> None:
+    assert command(f"train {name} --budget 5m") == 2
+    assert "no setting 'budget'" in told(capfd)
