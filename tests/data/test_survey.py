@@ -14,15 +14,15 @@ from transfusion.data.survey import Survey, survey
 FIT = Fit((16, 16))
 
 
-def picture(name: str, size: tuple[int, int] = (40, 20), *, mode: str = "RGB", seed: int = 0, **options: object) -> None:
-    """An image of noise: grey in "L" and of equal channels where it is asked for by `grey`."""
+def picture(name: str, size: tuple[int, int] = (40, 20), *, mode: str = "RGB", seed: int = 0, grey: bool = False) -> None:
+    """An image of noise; `grey`: of equal channels."""
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = {"L": 1, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], channels), dtype=np.uint8)
-    if options.pop("grey", False):
+    if grey:
         pixels[:] = pixels[..., :1]
-    Image.fromarray(pixels.squeeze(), mode).save(path, **options)
+    Image.fromarray(pixels.squeeze(), mode).save(path)
 
 
 def found(path: str = "data") -> Survey:

@@ -160,7 +160,7 @@ def _look(values: EncodedImage | DecodedImage) -> _Look | None:
             small = image.resize(THUMBNAIL, Image.Resampling.BOX) if mode not in ("P", "1") else image
             pixels = np.zeros(THUMBNAIL, np.uint8) if is_deep else np.asarray(small.convert("RGB"))
             transparent = "transparency" in image.info or (
-                "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255
+                "A" in image.getbands() and bool((np.asarray(image.getchannel("A")) < 255).any())
             )
     except (MediaError, OSError, ValueError, TypeError):
         return None
