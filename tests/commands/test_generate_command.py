@@ -94,3 +94,20 @@ def test_the_mode_names_a_modality_of_the_model(capfd) -> None:
         assert name in json.loads(Path(f"{mode}/outputs.jsonl").read_text())["segments"][1]
     assert command("generate m --prompt ab --mode imag") == 2
     assert "no 'imag'; did you mean 'image'?" in capfd.readouterr().err
+
+
+def test_a_size_is_asked_for_where_several_were_learned(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    model(FREE).save_pretrained("free")
+    assert command("generate free --prompt a --image-size 8x4 --count 2 --out drawn --sampler.num-steps 2") == 0
+    for name in ("00000-1.png", "00001-1.png"):
+        with Image.open(Path("drawn") / name) as drawn:
+            assert drawn.size == (4, 8)
+    capfd.readouterr()
+    for wrong, reason in (
+        ("8x5", "multiple of the patch"),
+        ("16x16", "exceeds the largest"),
+        ("big", "write height and width"),
+    ):
+        assert command(f"generate free --prompt a --image-size {wrong}") == 2
+        assert reason in capfd.readouterr().err

@@ -6,7 +6,7 @@ usage: transfusion generate RUN --prompt "a handwritten seven"
 Writes `outputs.jsonl`, a document a line in the order of the prompts, and a file of each media item (PNG or .npy).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class GenerateOptions:
         mode: the name of a modality (image) generates an item of it right after each prompt; text generates only text; any
             leaves it to the model; auto takes text after a prompt that ends in a media item, any after an empty one, else the
             model's first modality.
+        image_size: height and width of the images that are drawn, in pixels, written 32x48; for a model that learned several
+            sizes.
         count: documents for each prompt.
         seed: random seed.
         max_tokens: maximum number of text tokens (default: 0 after a forced item, else 128).
@@ -63,6 +65,7 @@ class GenerateOptions:
     prompts: str | None = None
     out: str = "generated"
     mode: str = AUTO
+    image_size: str = ""
     count: int = 1
     seed: int = 0
     max_tokens: int | None = None
@@ -97,13 +100,14 @@ def run(arguments: list[str], log: LogFn) -> int:
     modalities = model.config.model.modalities
     if options.mode not in (modes := [AUTO, TEXT, ANY, *(m.name for m in modalities)]):
         raise ConfigError(f"mode: no {options.mode!r}{nearest(options.mode, modes)}")
+    sizes = _sizes(model, options.image_size)
     distinct = _prompts(model, options)
     if len(distinct) * options.count > MAX_DOCUMENTS:
         raise ConfigError(f"{len(distinct):,} prompts, {options.count:,} times each, are more than {MAX_DOCUMENTS:,} documents")
     prompts = [prompt for prompt in distinct for _ in range(options.count)]
     seeds = [rng.key(options.seed, i) for i in range(len(prompts))]
     out = Path(options.out)
-    documents = write_documents(_generate(model, prompts, seeds, options, pick_dtype(options.dtype, device)), out)
+    documents = write_documents(_generate(model, prompts, seeds, options, sizes, pick_dtype(options.dtype, device)), out)
     if len(documents) == 1:
         log(f"text: {documents[0].text!r}")
     images = [(d.media[-1].tensor(), d.text) for d in documents if d.media and is_image(d.media[-1].tensor().shape)]
@@ -130,8 +134,31 @@ def _prompts(model: Transfusion, options: GenerateOptions) -> list[Document]:
     return prompts
 
 
+def _sizes(model: Transfusion, words: str) -> dict[str, tuple[int, ...]]:
+    """The size of the model's images that "32x48" asks for. Raises ConfigError: it is none, or one that the model has not."""
+    if not words:
+        return {}
+    image = next((m for m in model.item_modalities if m.is_image), None)
+    if image is None:
+        raise ConfigError("--image-size: this model has no modality of images")
+    parts = words.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--image-size {words!r} is no size: write height and width in pixels, 32x48")
+    size = (int(parts[0]), int(parts[1]))
+    try:
+        image.slots(size)
+    except ValueError as error:
+        raise ConfigError(f"--image-size {words}: {error}") from error
+    return {image.name: size}
+
+
 def _generate(
-    model: Transfusion, prompts: Sequence[Document], seeds: Sequence[int], options: GenerateOptions, dtype: torch.dtype
+    model: Transfusion,
+    prompts: Sequence[Document],
+    seeds: Sequence[int],
+    options: GenerateOptions,
+    sizes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
 ) -> Iterator[Document]:
     """Generate all prompts of a mode together; the documents come in the order of the prompts."""
     modes: dict[str, list[int]] = {}
@@ -145,6 +172,7 @@ def _generate(
                 [prompts[i] for i in indices],
                 seeds=[seeds[i] for i in indices],
                 force=None if mode in (TEXT, ANY) else mode,
+                sizes=sizes,
                 max_tokens=options.max_tokens,
                 max_items=0 if mode == TEXT else options.max_items,
                 sampler=options.sampler,
