@@ -59,8 +59,9 @@ def test_more_compute_buys_more_and_captions_are_seen_often_enough() -> None:
     for total, each in zip((1e13, 1e14, 1e15, 1e17), costs[1:], strict=True):
         assert each * choice.demand(MANY) <= total or each == costs[0]
     # a set of few captions needs fewer passes, one of few pictures no more than the least number
-    few = replace(MANY, captions=10)
-    assert cost(finish()(sizes(few, finish(), 1e14, None))) > costs[2]
+    few, next_rung = replace(MANY, captions=10), cost(finish()(choice.rung(MANY, choice.LADDER[4], None)))
+    total = next_rung * (choice.demand(few) + choice.demand(MANY)) / 2
+    assert cost(finish()(sizes(few, finish(), total, None))) == next_rung > cost(finish()(sizes(MANY, finish(), total, None)))
     assert choice.demand(replace(MANY, pictures=40, captions=40)) == choice.LEAST
 
 

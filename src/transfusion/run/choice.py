@@ -7,7 +7,8 @@ which every caption is still seen `PASSES` times and every picture `SEEN` times.
     pictures to be seen     max(PASSES * captions, SEEN * pictures, LEAST)
     compute a picture       the quotient; the last row of `LADDER` that costs no more is taken
 
-The numbers of the rule were measured on emoji (LOG.md): `PASSES` below 10 leaves caption preference near chance.
+Where `PASSES` comes from (emoji on latents, 64 slots, 6 layers; LOG.md): the own caption of training pictures is preferred for
+0.94 of them after 4 passes, 0.97 after 8, 0.99 after 13, and how much worse another caption is grows fourfold from 4 to 13.
 """
 
 import math
@@ -30,7 +31,7 @@ from transfusion.run.record import Run
 from transfusion.train.optimizer import MuonConfig, OptimizerConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
-PASSES, SEEN, LEAST = 20, 6, 20_000
+PASSES, SEEN, LEAST = 12, 6, 20_000
 """Times that each caption and each picture is seen at least, and the pictures that are seen in all."""
 UPDATES = 2500
 """Optimizer steps that are aimed at: small steps teach more than large ones as long as there are few."""
