@@ -138,3 +138,26 @@ def write_idx(path: Path, count: int = 5, *, zipped: bool = False) -> None:
         for name, array in ((f"{part}-images-idx3-ubyte", pixels), (f"{part}-labels-idx1-ubyte", labels)):
             data = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
             (path / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
+
+
+def tone(hertz: float, seconds: float = 0.3, rate: int = 8000, level: float = 0.5) -> np.ndarray:
+    """A sine, Float64[sample]."""
+    return level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def wav(samples: np.ndarray, rate: int = 8000, bits: int = 16, *, floats: bool = False, extensible: bool = False) -> bytes:
+    """A WAV file of samples, [frame] or [frame, channel], full scale at 1."""
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    if floats:
+        data = samples.astype(f"<f{bits // 8}").tobytes()
+    elif bits == 8:
+        data = (samples * 127 + 128).round().astype(np.uint8).tobytes()
+    else:
+        whole = (samples * (2 ** (bits - 1) - 1)).round().astype("<i8")
+        data = whole.view(np.uint8).reshape(*whole.shape, 8)[..., : bits // 8].tobytes()
+    kind, channels, width = (3 if floats else 1), samples.shape[1], samples.shape[1] * bits // 8
+    form = struct.pack("<HHIIHH", 0xFFFE if extensible else kind, channels, rate, rate * width, width, bits)
+    form += struct.pack("<HHIH", 22, bits, 0, kind) + bytes(14) if extensible else b""
+    chunks = b"LIST" + struct.pack("<I", 3) + b"abc\0" + b"fmt " + struct.pack("<I", len(form)) + form
+    chunks += b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks

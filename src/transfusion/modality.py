@@ -9,13 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-IMAGE = "image"
-"""Name of the modality that items have where none is given."""
+IMAGE, SOUND = "image", "sound"
+"""Names of modalities: the first is that of items where none is given, the second that of sounds in tables and folders."""
 IMAGE_CHANNELS = (1, 3)
 """Channels of an item that is written and shown as an image: grey or RGB."""
 
 MAX_CHANNELS, MAX_PATCH, MAX_EXTENT, MAX_CODES = 2**16, 2**20, 2**14, 2**20
 """Channels, values of a patch, slots along an axis where sizes vary, and codes, each a token: limits before memory is taken."""
+MAX_RATE = 384_000
+"""Samples a second of a sound, at most."""
 
 
 def is_image(shape: Sequence[int]) -> bool:
@@ -36,9 +38,12 @@ class Modality:
             item has `shape`.
         codes: ids of the codebook, if the medium is discrete (0: it is continuous). An item is then a tensor (1, *shape) of
             whole numbers below it, and a patch is one of them.
+        rate: samples a second, if the medium is sound (0: it is not). Its items are (1, samples), also where the model learns
+            latents of them; they are read from and written to WAV files.
 
     Raises:
-        ValueError: the name is no identifier, or sizes are not positive, differ in axes, or are no multiples of the patch.
+        ValueError: the name is no identifier, sizes are not positive, differ in axes, or are no multiples of the patch, or a
+            sound has another number of axes than one.
     """
 
     name: str = IMAGE
@@ -47,6 +52,7 @@ class Modality:
     patch: tuple[int, ...] = (2, 2)
     largest: tuple[int, ...] | None = None
     codes: int = 0
+    rate: int = 0
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name == "text":
@@ -67,6 +73,11 @@ class Modality:
         if self.codes and (self.channels != 1 or any(size != 1 for size in self.patch)):
             form = f"{self.channels} channels and patches of {self.patch}"
             raise ValueError(f"modality {self.name!r}: ids of a codebook have 1 channel and patches of 1, not {form}")
+        if not 0 <= self.rate <= MAX_RATE or (self.rate and len(self.shape) != 1):
+            raise ValueError(
+                f"modality {self.name!r}: a sound has one axis and a rate up to {MAX_RATE:,}, not {len(self.shape)} axes and "
+                f"{self.rate:,}; any other medium has rate 0"
+            )
         self.slots(self.shape)
         if self.patch_width > MAX_PATCH or (self.varies and max(self.extents, default=0) > MAX_EXTENT):
             raise ValueError(

@@ -60,6 +60,8 @@ class Autoencoder(nn.Module, ABC):
         ValueError: a number that is not positive.
     """
 
+    rate = 0
+    """Samples a second of its items, where they are sounds of a known rate."""
     tile = 1024
     """Items with more elements along an axis are worked on in overlapping tiles of this extent, to save memory."""
     latent_mean: Tensor

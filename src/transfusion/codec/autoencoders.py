@@ -14,6 +14,7 @@ from transfusion import config
 from transfusion.codec.autoencoder import CONFIG, FORMAT, WEIGHTS, Autoencoder
 from transfusion.codec.codes import CodesConfig
 from transfusion.codec.diffusers_autoencoder import CLASSES, DiffusersSettings, from_diffusers
+from transfusion.codec.mel import MelConfig
 from transfusion.codec.vae import VAEConfig
 from transfusion.codec.vq import VQConfig
 from transfusion.config import short
@@ -23,7 +24,7 @@ HUB = "hf://"
 """Before a name on the Hugging Face hub. Without it a name is a folder."""
 PLACES = ("", "autoencoder", "model")
 """Where a folder, of an autoencoder or of a run that trained one, holds it."""
-Settings: TypeAlias = DiffusersSettings | VAEConfig | VQConfig | CodesConfig
+Settings: TypeAlias = DiffusersSettings | VAEConfig | VQConfig | CodesConfig | MelConfig
 """The settings of every kind that is written to a folder: `kind` in its `config.json` tells them apart."""
 
 

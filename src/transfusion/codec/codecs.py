@@ -52,6 +52,11 @@ class Codecs:
                     f"modality {name!r} has {self.modalities[name].channels} channels, its autoencoder's latents have "
                     f"{autoencoder.latent_channels}: the modality states the form of latents"
                 )
+            if autoencoder.rate not in (0, self.modalities[name].rate):
+                raise ValueError(
+                    f"modality {name!r} has sounds of {self.modalities[name].rate:,} samples a second, its codec takes "
+                    f"{autoencoder.rate:,}: give both the same rate"
+                )
         self.autoencoders = {name: autoencoder.freeze() for name, autoencoder in by_name.items()}
         self.digests = {name: autoencoder.digest for name, autoencoder in self.autoencoders.items()}
 

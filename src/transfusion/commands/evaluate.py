@@ -280,7 +280,7 @@ def _coco(model: Transfusion, options: EvaluateOptions) -> list[Document]:
     if not options.data:
         raise ValueError("coco needs --data PATH: the folder with MS-COCO's annotations and pictures")
     fit = Fit.of(model.item_modalities)
-    if fit is None:
+    if fit is None or not any(modality.is_image for modality in model.item_modalities):
         raise ValueError("this model has no modality of pictures")
     prompts = coco.read_prompts(options.data, fit, options.samples or coco.NUM_PROMPTS, options.seed)
     references = coco.read_references(options.data, fit)

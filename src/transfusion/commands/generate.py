@@ -107,7 +107,8 @@ def run(arguments: list[str], log: LogFn) -> int:
     prompts = [prompt for prompt in distinct for _ in range(options.count)]
     seeds = [rng.key(options.seed, i) for i in range(len(prompts))]
     out = Path(options.out)
-    documents = write_documents(_generate(model, prompts, seeds, options, sizes, pick_dtype(options.dtype, device)), out)
+    generated = _generate(model, prompts, seeds, options, sizes, pick_dtype(options.dtype, device))
+    documents = write_documents(generated, out, model.item_modalities)
     if len(documents) == 1:
         log(f"text: {documents[0].text!r}")
     images = [(d.media[-1].tensor(), d.text) for d in documents if d.media and is_image(d.media[-1].tensor().shape)]

@@ -11,7 +11,7 @@ import contextlib
 import io
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.latent_corpus import LatentCorpus
+from transfusion.codec.mel import Mel
 from transfusion.commands import autoencoder, classifier
 from transfusion.commands.choosing import choose
 from transfusion.commands.report import kept_classifier, report
@@ -38,7 +39,7 @@ from transfusion.recipes import RECIPES, find
 from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.corpus import keep_corpus
-from transfusion.run.latents import on_latents, open_autoencoder
+from transfusion.run.latents import autoencoders_of, on_latents, open_autoencoder
 from transfusion.run.recipe import ClassTask
 from transfusion.run.record import Run, check_warmup, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
@@ -145,6 +146,9 @@ def train(
     log(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
     if autoencoder is not None:
         log(f"pictures are learned as latents of autoencoder {autoencoder.digest} ({run.autoencoder or 'given in Python'})")
+    for codec in model.codecs.autoencoders.values():
+        if isinstance(codec, Mel):
+            log(f"sounds are learned as {codec.mel}")
     model.codecs.to(device)
     loader = Loader(
         LatentCorpus(corpus, model.codecs),
@@ -205,7 +209,7 @@ def _samples(run: Run, model: Transfusion, prompts: Sequence[str], dtype: torch.
         if modality.is_image:
             image_grid([d.media[-1].tensor() for d in documents], list(prompts), samples.with_suffix(".png"))
         else:
-            write_documents(documents, samples)
+            write_documents(documents, samples, model.item_modalities)
 
     return Hook(draw, run.trainer.sample_every)
 
@@ -263,6 +267,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn, autoencoder: Autoenc
     """
     if run.init and isinstance(run.tokenizer, TokenizerFile):
         raise ConfigError("--init brings its own tokenizer: leave out --tokenizer, or --init")
+    codecs = autoencoders_of(run, autoencoder)
     run = on_latents(run, autoencoder)
     settings = TransfusionConfig(run.model, run.transform.condition_dropout, run.sampler, run.guidance)
     if run.init and is_language_model(run.init):
@@ -271,7 +276,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn, autoencoder: Autoenc
             modality_weights=run.model.transformer.modality_weights,
             context_length=run.model.context_length,
             config=settings,
-            autoencoder=autoencoder,
+            autoencoder=codecs,
             seed=run.seed,
         )
         sizes = model.config.model.transformer
@@ -280,7 +285,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn, autoencoder: Autoenc
             f"modality weights {sizes.modality_weights}"
         )
     else:
-        model = _build_own(run, settings, corpus, log, autoencoder)
+        model = _build_own(run, settings, corpus, log, codecs)
     if run.lora.rank:
         lora.add(model.network, run.lora, seed=run.seed)
         trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
@@ -290,7 +295,7 @@ def build(run: Run, corpus: Sequence[Document], log: LogFn, autoencoder: Autoenc
 
 
 def _build_own(
-    run: Run, settings: TransfusionConfig, corpus: Sequence[Document], log: LogFn, autoencoder: Autoencoder | None
+    run: Run, settings: TransfusionConfig, corpus: Sequence[Document], log: LogFn, codecs: Mapping[str, Autoencoder]
 ) -> Transfusion:
     """The model of a run: new, or from a model folder."""
     saved = run.folder / TOKENIZER
@@ -306,7 +311,7 @@ def _build_own(
     sizes = "the settings of --model ask for more weights than this machine's memory holds"
     with torch.random.fork_rng(devices=[]), Budget(memory() // 4, sizes):
         torch.manual_seed(rng.key(run.seed, "weights"))
-        model = Transfusion(settings, vocabulary, autoencoder=autoencoder)
+        model = Transfusion(settings, vocabulary, autoencoder=codecs)
     start = "scratch" if source is None else f"{run.init}: {model.init_from(source)}"
     if not (run.folder / "checkpoints").is_dir():
         log(f"starting from {start}")

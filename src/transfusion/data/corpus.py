@@ -15,6 +15,7 @@ from transfusion import rng
 from transfusion.data.document import Document, Media, MediaError, Text
 from transfusion.data.latents import StoredLatents
 from transfusion.data.media import ArrayFile, DecodedImage, EncodedImage
+from transfusion.data.sound import EncodedSound
 from transfusion.files import sha256
 
 MAX_UNREADABLE = 0.05
@@ -88,7 +89,7 @@ class Corpus(Sequence[Document]):
         total = len(self.documents) + len(self.unreadable)
         listed = "".join(f"\n  {line}" for line in (*self.unreadable[:10], *self.notes[:10]))
         if not self.documents:
-            formats = "; folders of images, captions.jsonl, Parquet and idx files are read"
+            formats = "; folders of images or sounds, captions.jsonl, Parquet and idx files are read"
             raise ValueError(f"{source}: no documents{' can be read:' + listed if listed else formats}")
         if len(self.unreadable) > MAX_UNREADABLE * total:
             count = f"{len(self.unreadable)} of {total} documents"
@@ -156,13 +157,13 @@ def media_digest(documents: Iterable[Document]) -> str:
                 yield values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             elif isinstance(values, DecodedImage):
                 yield values.pixels.tobytes()
-            elif isinstance(values, EncodedImage) and isinstance(values.source, bytes):
+            elif isinstance(values, EncodedImage | EncodedSound) and isinstance(values.source, bytes):
                 yield values.source
 
     return _digest(parts())
 
 
-_FILES = {ArrayFile: "path", EncodedImage: "source", StoredLatents: "file"}
+_FILES = {ArrayFile: "path", EncodedImage: "source", EncodedSound: "source", StoredLatents: "file"}
 """Kinds of media that may be in a file, and where they hold its path."""
 
 

@@ -1,9 +1,11 @@
-"""Files and pixels <-> tensors. Files are decoded when they are loaded, under limits, from an allow-list of formats.
+"""Files and pixels <-> tensors. Files are decoded when they are loaded, under limits, from an allow-list of formats; sounds by
+`sound.py`.
 
 Images become Float32[channels, height, width] in [-1, 1], upright as their EXIF says; `to_image` is the inverse.
 """
 
 import io
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,16 +41,44 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
+class SoundFit:
+    """The form of a modality's sounds.
+
+    Args:
+        modality: its name.
+        rate: samples a second.
+        step: a sound has a multiple of this many samples.
+        longest: samples at most, a multiple of `step`.
+    """
+
+    modality: str
+    rate: int
+    step: int
+    longest: int
+
+    @property
+    def seconds(self) -> float:
+        """The length of the longest."""
+        return self.longest / self.rate
+
+    def samples(self, length: int) -> int:
+        """Samples of a sound of this length, once it is cut at the longest and filled up to a whole step."""
+        return min(math.ceil(length / self.step) * self.step, self.longest)
+
+
+@dataclass(frozen=True)
 class Fit:
     """Resize and centre-crop an image of any size to one size and number of channels.
 
     Args:
-        size: (height, width).
+        size: (height, width); without meaning where there are no images.
         channels: 1 (grey) or 3 (RGB); transparency is blended with white.
+        sounds: the forms of the sounds that may be beside them or in their place; without any, sounds are refused.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int] = (1, 1)
     channels: int = 3
+    sounds: tuple[SoundFit, ...] = ()
 
     def __post_init__(self) -> None:
         if self.channels not in IMAGE_CHANNELS:
@@ -56,8 +86,20 @@ class Fit:
 
     @classmethod
     def of(cls, modalities: Sequence[Modality]) -> "Fit | None":
-        """The fit of the first modality that holds images; None if none does."""
-        return next((cls((m.shape[0], m.shape[1]), m.channels) for m in modalities if m.is_image), None)
+        """The fit of the first modality that holds images, and of all that hold sounds; None if none does."""
+        sounds = tuple(
+            SoundFit(m.name, m.rate, m.patch[0] if m.varies else m.shape[0], (m.largest or m.shape)[0])
+            for m in modalities
+            if m.rate
+        )
+        image = next((m for m in modalities if m.is_image), None)
+        if image is not None:
+            return cls((image.shape[0], image.shape[1]), image.channels, sounds)
+        return cls(sounds=sounds) if sounds else None
+
+    def sound(self, modality: str) -> SoundFit | None:
+        """The form of a modality's sounds; None where it holds none."""
+        return next((fit for fit in self.sounds if fit.modality == modality), None)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -117,7 +159,7 @@ def to_image(values: Tensor) -> Image.Image:
 
 
 @contextmanager
-def _media_errors(name: str) -> Iterator[None]:
+def media_errors(name: str) -> Iterator[None]:
     """Turn an error of reading an item into a MediaError that names it."""
     try:
         yield
@@ -155,7 +197,7 @@ class EncodedImage:
         """The image, its header alone read. Raises MediaError, naming it, here or while it is decoded: it is missing, no file,
         empty, too large, damaged or of another format."""
         source = self.source
-        with _media_errors(self._label), io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
+        with media_errors(self._label), io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
             with warnings.catch_warnings(action="ignore"):  # of a damaged EXIF, for one
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(file, formats=FORMATS)
@@ -245,7 +287,7 @@ class ArrayFile:
 
 
 def _load_array(path: Path, name: str) -> np.ndarray:
-    with _media_errors(name):
+    with media_errors(name):
         open_file(path).close()  # a regular file
         array = np.lib.format.open_memmap(path, mode="r")  # raises ValueError for objects, and for less than its header says
         if array.dtype.kind not in "fiu":

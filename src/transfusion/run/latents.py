@@ -3,6 +3,7 @@ model that learns their latents.
 
     --autoencoder C     with --model.kind chameleon, C of a codebook: ids instead of latents, a token each
     --autoencoder C     a picture of 64 x 64 pixels in patches of 8 x 8, and C of reduction 4: 16 x 16 latents, patches of 2 x 2
+    --sound.kind mel    4,096 samples in patches of 256, and a hop of 128: 32 frames of bands, patches of 2
 """
 
 from dataclasses import replace
@@ -11,8 +12,9 @@ from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.autoencoders import load_autoencoder
 from transfusion.codec.codecs import latent_form
 from transfusion.codec.codes import Codes
+from transfusion.codec.mel import MelConfig
 from transfusion.config import ConfigError
-from transfusion.modality import IMAGE
+from transfusion.modality import IMAGE, Modality
 from transfusion.run.record import Run
 
 PIXELS = 1.0
@@ -26,12 +28,14 @@ def open_autoencoder(run: Run, autoencoder: Autoencoder | None = None) -> tuple[
         autoencoder: one made in Python, instead of that of `run.autoencoder`.
 
     Raises:
-        ConfigError: it is another one than the run records, or does not fit the run's pictures.
+        ConfigError: it is another one than the run records, or does not fit the run's pictures; or the run's codec does not
+            fit its sounds.
         ValueError: it can't be read.
     """
     if autoencoder is None and not run.autoencoder:
         if run.autoencoder_digest:
             raise ConfigError(f"this run learns latents of autoencoder {run.autoencoder_digest}: give it with --autoencoder")
+        on_latents(run, None)
         return run, None
     autoencoder = load_autoencoder(run.autoencoder) if autoencoder is None else autoencoder.freeze()
     if run.model.kind == "chameleon":
@@ -49,15 +53,41 @@ def open_autoencoder(run: Run, autoencoder: Autoencoder | None = None) -> tuple[
 
 
 def on_latents(run: Run, autoencoder: Autoencoder | None) -> Run:
-    """The run with the modality "image" in the form of latents, and the bound on a sampler's estimates: where it is that of
-    pixels, it becomes the autoencoder's measured one, or none. Raises ConfigError: pictures that do not fit the autoencoder."""
-    if autoencoder is None:
+    """The run with the modality "image" in the form of latents, and those of sounds in that of their codec's; and the bound on
+    a sampler's estimates: where it is that of pixels, it becomes the largest that a codec knows, or none. Raises ConfigError:
+    items that do not fit."""
+    codecs = autoencoders_of(run, autoencoder)
+    if not codecs:
         return run
-    if not any(modality.name == IMAGE for modality in run.model.modalities):
+    if autoencoder is not None and not any(modality.name == IMAGE for modality in run.model.modalities):
         raise ConfigError(f"--autoencoder is for a modality {IMAGE!r}, which this run does not have")
-    try:
-        modalities = tuple(latent_form(m, autoencoder) if m.name == IMAGE else m for m in run.model.modalities)
-    except ValueError as error:
-        raise ConfigError(f"--autoencoder {run.autoencoder}: {error}") from error
-    sampler = run.sampler if run.sampler.clip != PIXELS else replace(run.sampler, clip=autoencoder.bound)
+    modalities = tuple(
+        _latent_form(run, modality, codecs[modality.name]) if modality.name in codecs else modality
+        for modality in run.model.modalities
+    )
+    bounds = [codecs[m.name].bound if m.name in codecs else PIXELS for m in modalities]
+    bound = None if None in bounds else max(b for b in bounds if b is not None)
+    sampler = run.sampler if run.sampler.clip != PIXELS else replace(run.sampler, clip=bound)
     return replace(run, model=replace(run.model, modalities=modalities), sampler=sampler)
+
+
+def _latent_form(run: Run, modality: Modality, codec: Autoencoder) -> Modality:
+    try:
+        return latent_form(modality, codec)
+    except ValueError as error:
+        option = "--sound" if modality.rate else f"--autoencoder {run.autoencoder}"
+        raise ConfigError(f"{option}: {error}") from error
+
+
+def autoencoders_of(run: Run, autoencoder: Autoencoder | None) -> dict[str, Autoencoder]:
+    """By the names of modalities, the autoencoder of a run's pictures and the codecs of its sounds. Raises ConfigError: a codec
+    of another rate, or that cannot be."""
+    codecs = {} if autoencoder is None else {IMAGE: autoencoder}
+    if isinstance(run.sound, MelConfig):
+        for modality in run.model.modalities:
+            if modality.rate:
+                try:
+                    codecs[modality.name] = run.sound.at(modality.rate).build()
+                except ValueError as error:
+                    raise ConfigError(f"--sound: {error}") from error
+    return codecs

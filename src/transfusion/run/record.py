@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from transfusion import config
+from transfusion.codec.mel import Samples, SoundCodec
 from transfusion.config import ConfigError
 from transfusion.data.loader import PackingConfig
 from transfusion.data.transforms import DocumentTransform
@@ -58,6 +59,7 @@ class Run:
         autoencoder_digest: of the autoencoder; recorded, and any other is refused (default: that of the one given).
         held_out: share of the documents, by a digest of their names, that is not trained on where the data has no split of its
             own; of 100 documents or more, and 1,000 of them at most.
+        sound: what the sounds of modalities with a rate are learned as. Their other settings stay those of samples.
         device: auto takes cuda, else mps, else cpu.
         dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
         tokenizer: text <-> ids.
@@ -81,6 +83,7 @@ class Run:
     autoencoder: str = ""
     autoencoder_digest: str = ""
     held_out: float = 0.0
+    sound: SoundCodec = Samples()
     device: Device = "auto"
     dtype: Dtype = "auto"
     tokenizer: Tokenizer = BPE()

@@ -1,12 +1,12 @@
 """JSONL, a document a line, with media files beside it -> documents. `data.outputs` writes this form.
 
-    {"segments": [{"text": "a cat"}, {"image": "a.png"}, {"text": "why?", "loss": false}, {"sound": "a.npy", "use": "read"}]}
+    {"segments": [{"text": "a cat"}, {"image": "a.png"}, {"text": "why?", "loss": false}, {"sound": "a.wav", "use": "read"}]}
     {"image": "a.png", "text": "a cat"}
 
 An item's key is the name of its modality; what training makes of it is its `use`: draw, read, both or context (`Media.use`; by
-default it can be drawn and read). An image is an image file, or like any item an array Float[channels, *size] in a .npy
-file. Paths are relative to the JSONL file and may not leave its folder, neither by `..` nor by a link. A line or a segment with
-anything else in it is refused: what is not understood is not left out silently.
+default it can be drawn and read). An image is an image file, a sound a WAV file, and either, like any item, may be an array
+Float[channels, *size] in a .npy file. Paths are relative to the JSONL file and may not leave its folder, neither by `..` nor by
+a link. A line or a segment with anything else in it is refused: what is not understood is not left out silently.
 """
 
 import json
@@ -18,19 +18,20 @@ from typing import BinaryIO, get_args
 from transfusion.data.corpus import Corpus, check_text, is_blank
 from transfusion.data.document import Document, Media, Segment, Text, Use
 from transfusion.data.media import ArrayFile, EncodedImage, Fit
+from transfusion.data.sound import EncodedSound
 from transfusion.files import inside, open_file, parse_json
 from transfusion.modality import IMAGE
 
 MAX_LINE = 8 * 2**20
 """Bytes of a line at most."""
 FORM = (
-    f'{{"text": "..."}}, {{"text": "...", "loss": false}}, {{"{IMAGE}": "a.png"}} or {{MODALITY: "a.npy"}} '
+    f'{{"text": "..."}}, {{"text": "...", "loss": false}}, {{"{IMAGE}": "a.png"}}, {{SOUND: "a.wav"}} or {{MODALITY: "a.npy"}} '
     '(an item may say its "use")'
 )
 
 
 def read_jsonl(path: Path, fit: Fit) -> Corpus:
-    """The documents of a JSONL file; `fit` gives the size and channels of their images. Raises OSError if it cannot be read."""
+    """The documents of a JSONL file; `fit` gives the form of their images and sounds. Raises OSError if it cannot be read."""
     corpus = Corpus()
     for name, line in read_lines(path):
         try:
@@ -78,14 +79,14 @@ def _segments(line: str, folder: Path, fit: Fit, name: str) -> list[Segment]:
     record = parse_json(line)
     if not isinstance(record, dict):
         raise ValueError(f"a line holds an object, not {type(record).__name__}")
-    segments = record.get("segments")
+    segments, kinds = record.get("segments"), ("text", IMAGE, *(sound.modality for sound in fit.sounds))
     if segments is None:
-        segments = [{kind: record[kind]} for kind in ("text", IMAGE) if kind in record]
+        segments = [{kind: record[kind]} for kind in kinds if kind in record]
     if not isinstance(segments, list) or not segments:
         raise ValueError('no segments; write {"segments": [{"text": "..."}, {"image": "a.png"}]}')
-    if unknown := record.keys() - ({"segments"} if "segments" in record else {"text", IMAGE}):
+    if unknown := record.keys() - ({"segments"} if "segments" in record else {*kinds}):
         raise ValueError(
-            f"a line holds segments, or text and {IMAGE}, not {min(unknown)!r} too: leave it out, or make it a segment"
+            f"a line holds segments, or {' and '.join(kinds)}, not {min(unknown)!r} too: leave it out, or make it a segment"
         )
     read = [_segment(segment, folder, fit, name) for segment in segments]
     check_text(Document(tuple(read)).text)  # together
@@ -103,8 +104,11 @@ def _segment(record: object, folder: Path, fit: Fit, name: str) -> Segment:
         return Text(text, loss=loss)
     use = record.get("use")
     modality, path = next(((key, value) for key, value in record.items() if key != "use"), ("", None))
-    is_array = isinstance(path, str) and path.endswith(".npy")
-    if record.keys() - {"use", modality} or not isinstance(path, str) or not (is_array or modality == IMAGE):
+    is_array, sound = isinstance(path, str) and path.endswith(".npy"), fit.sound(modality)
+    if isinstance(path, str) and path.lower().endswith(".wav") and sound is None:
+        raise ValueError(f"{path[:200]}: a sound, and the model has no modality {reprlib.repr(modality)} of sounds")
+    is_read = is_array or modality == IMAGE or sound is not None
+    if record.keys() - {"use", modality} or not isinstance(path, str) or not is_read:
         raise ValueError(fault)
     try:
         file = inside(folder / path, folder)
@@ -113,4 +117,7 @@ def _segment(record: object, folder: Path, fit: Fit, name: str) -> Segment:
     label = f"{name}: {path[:200]}"
     if "use" in record and use not in get_args(Use):
         raise ValueError(f"{path[:200]}: its use is draw, read, both or context, not {reprlib.repr(use)}")
-    return Media(ArrayFile.open(file, label) if is_array else EncodedImage(file, fit, label).checked(), modality, use=use)
+    if is_array:
+        return Media(ArrayFile.open(file, label), modality, use=use)
+    item = EncodedImage(file, fit, label).checked() if sound is None else EncodedSound.open(file, sound, label)
+    return Media(item, modality, use=use)

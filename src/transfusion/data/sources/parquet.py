@@ -1,4 +1,4 @@
-"""Parquet tables, Hugging Face's convention -> captioned images."""
+"""Parquet tables, Hugging Face's convention -> captioned images, or sounds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,12 @@ from typing import Any
 
 from transfusion.data.corpus import Captions, Corpus, NoCaption, caption, captioned, is_blank, unchanged
 from transfusion.data.document import Media, MediaError
-from transfusion.data.media import EncodedImage, Fit
+from transfusion.data.media import EncodedImage, Fit, SoundFit
+from transfusion.data.sound import EncodedSound
 from transfusion.files import open_file, parse_json
 
+IMAGES, SOUNDS = ("image", "picture", "jpg", "png"), ("audio", "sound", "speech", "wav")
+"""Names of columns of images and of sounds."""
 MAX_ROWS = 50_000_000
 """Rows of a table at most: they are held in memory, and a file of a few kilobytes can name any number."""
 
@@ -16,10 +19,10 @@ MAX_ROWS = 50_000_000
 def read_parquet(
     paths: Sequence[Path], fit: Fit, captions: Captions | None = unchanged, *, uncaptioned: bool = False
 ) -> Corpus:
-    """Tables with an image column (bytes, or a struct with them) and `text` or `caption` (a string, or a list of paraphrases),
-    or a class `label` (named in the Hugging Face metadata, or not); with `captions` None, only images are read, with
-    `uncaptioned` also those of rows and tables without captions. Empty tables are noted. Raises ValueError: pyarrow or a column
-    is missing, or a table is damaged."""
+    """Tables with a column of images, or of sounds where `fit` has any (bytes, or a struct with them), and `text` or `caption`
+    (a string, or a list of paraphrases), or a class `label` (named in the Hugging Face metadata, or not); with `captions` None,
+    only the items are read, with `uncaptioned` also those of rows and tables without captions. Empty tables are noted. Raises
+    ValueError: pyarrow or a column is missing, or a table is damaged."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -38,14 +41,14 @@ def read_parquet(
                     continue
                 if table.metadata.num_rows > MAX_ROWS:
                     raise ValueError(f"{table.metadata.num_rows:,} rows are more than {MAX_ROWS:,}: cut it into several tables")
-                image, text, class_names = _columns(
-                    table.schema_arrow, wanted=captions is not None, needed=captions is not None and not uncaptioned
+                item, text, class_names, sound = _columns(
+                    table.schema_arrow, fit, wanted=captions is not None, needed=captions is not None and not uncaptioned
                 )
-                table = table.read([image, text] if text else [image])
+                table = table.read([item, text] if text else [item])
             texts = table[text] if text else pa.nulls(len(table), pa.binary())
             if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
                 texts = texts.cast(pa.binary())  # decoded by row in `_texts`, so that a row of invalid UTF-8 fails alone
-            rows = zip(table[image].to_pylist(), texts.to_pylist(), strict=True)
+            rows = zip(table[item].to_pylist(), texts.to_pylist(), strict=True)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"cannot read {path}: {error}") from error
         for number, (cell, value) in enumerate(rows):
@@ -53,8 +56,11 @@ def read_parquet(
             data = cell.get("bytes") if isinstance(cell, dict) else cell
             try:
                 if not isinstance(data, bytes):
-                    raise MediaError(f"{name}: no image bytes")
-                item = Media(EncodedImage(data, fit, name).checked())
+                    raise MediaError(f"{name}: no bytes of {'an image' if sound is None else 'a sound'}")
+                if sound is None:
+                    media = Media(EncodedImage(data, fit, name).checked())
+                else:
+                    media = Media(EncodedSound.open(data, sound, name), sound.modality)
                 try:
                     found = _texts(value, class_names, name) if captions and text else []
                 except NoCaption:
@@ -62,25 +68,30 @@ def read_parquet(
                         raise
                     found = []
                 paraphrases = tuple(p for one in found for p in captions(one)) if captions else ()
-                corpus.documents.append(captioned(paraphrases, item, name))
+                corpus.documents.append(captioned(paraphrases, media, name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
 
 
-def _columns(schema: Any, *, wanted: bool, needed: bool) -> tuple[str, str | None, list[str] | None]:
-    """The columns of images and of texts, if those are wanted, and the names of classes where the texts are their numbers.
-    Raises ValueError: there are none and they are needed, or the metadata is of another form."""
+def _columns(schema: Any, fit: Fit, *, wanted: bool, needed: bool) -> tuple[str, str | None, list[str] | None, SoundFit | None]:
+    """The columns of items and of texts, if those are wanted, the names of classes where the texts are their numbers, and the
+    form of the items if they are sounds. Raises ValueError: there are none and they are needed, or the metadata is of another
+    form."""
     columns = {name.lower(): name for name in schema.names}
-    image = next((columns[c] for c in ("image", "picture", "jpg", "png") if c in columns), None)
+    image, audio = (next((columns[c] for c in names if c in columns), None) for names in (IMAGES, SOUNDS))
+    sound = fit.sounds[0] if fit.sounds and audio is not None else None
+    item = image if sound is None else audio
+    if item is None and audio is not None:
+        raise ValueError(f"its column {audio} holds sounds, and images are wanted: transfusion train speech learns sounds")
     text = next((columns[c] for c in ("text", "caption", "label") if c in columns), None)
-    if image is None or (text is None and needed):
-        columns_needed = "a column image and a column text, caption or label" if needed else "a column image"
-        raise ValueError(f"it needs {columns_needed}; it has {schema.names}")
+    if item is None or (text is None and needed):
+        kind = "audio" if fit.sounds else "image"
+        raise ValueError(f"it needs a column {kind}{' and a column text, caption or label' * needed}; it has {schema.names}")
     if text is None or not wanted:
-        return image, None, None
+        return item, None, None, sound
     if text.lower() != "label":
-        return image, text, None
+        return item, text, None, sound
     names: Any = parse_json((schema.metadata or {}).get(b"huggingface", b"{}").decode("utf-8"))
     for name in ("info", "features", text, "names"):
         names = {} if names is None else names
@@ -89,7 +100,7 @@ def _columns(schema: Any, *, wanted: bool, needed: bool) -> tuple[str, str | Non
         names = names.get(name)
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"its Hugging Face metadata has no list of names for the classes of {text!r}; mend or remove it")
-    return image, text, names
+    return item, text, names, sound
 
 
 def _texts(value: object, class_names: list[str] | None, name: str) -> list[str]:

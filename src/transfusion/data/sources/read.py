@@ -4,7 +4,7 @@ folder with [data/]*.parquet          Parquet, Hugging Face's convention (image 
 folder with *-idx3-ubyte[.gz]         MNIST family
 folder with shards and MANIFEST.json  latents, encoded by `transfusion data encode`
 folder with captions.jsonl            JSONL with files beside it
-folder of images                      image.png + image.txt, or the image's folder as its caption
+folder of images or sounds            image.png + image.txt, or the image's folder as its caption; of a sound also its own name
 *.jsonl, *.parquet                    that file
 
 Files and folders whose name begins with a dot are not seen (`.ipynb_checkpoints`, `._a.png`), links to folders are not
@@ -25,6 +25,8 @@ import numpy as np
 from transfusion.data.corpus import Captions, Corpus, NoCaption, caption, captioned, unchanged
 from transfusion.data.document import Media
 from transfusion.data.media import MAX_PIXELS, DecodedImage, EncodedImage, Fit
+from transfusion.data.sound import SUFFIXES as SOUND_SUFFIXES
+from transfusion.data.sound import EncodedSound, sound_notes
 from transfusion.data.sources.jsonl import read_jsonl
 from transfusion.data.sources.latents import has_held_out as latents_have_held_out
 from transfusion.data.sources.latents import is_latents, read_latents
@@ -42,9 +44,9 @@ MAX_CAPTION, MAX_IDX = 4 * 2**20, 2 * 2**30
 def read(
     path: str | Path, fit: Fit, captions: Captions | None = unchanged, *, train: bool = True, uncaptioned: bool = False
 ) -> Corpus:
-    """The documents of a path, images at `fit`; `train` picks the split, where the path has several. With `captions` None,
-    images of folders and tables need none, and get none; with `uncaptioned`, those that have none are documents of their own.
-    Raises ValueError: the path does not exist, none of its documents can be read, or more than 5 % cannot."""
+    """The documents of a path, images and sounds at `fit`; `train` picks the split, where the path has several. With `captions`
+    None, items of folders and tables need none, and get none; with `uncaptioned`, those that have none are documents of their
+    own. Raises ValueError: the path does not exist, none of its documents can be read, or more than 5 % cannot."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no data at {path}; give the path of a folder or file with --data")
@@ -55,6 +57,7 @@ def read(
             corpus = _read_file(path, fit, captions, uncaptioned)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error}") from error
+    corpus.notes += sound_notes(corpus.documents)
     return corpus.checked(str(path))
 
 
@@ -113,40 +116,54 @@ def _own(file: Path, folder: Path) -> Path:
 
 
 def read_folder(path: Path, fit: Fit, captions: Captions | None = unchanged, *, uncaptioned: bool = False) -> Corpus:
-    """The images below a folder. The caption is the text file of the same name, or else the name of the image's own folder. An
-    image without either goes to `unreadable`, unless `captions` is None and none are read, or `uncaptioned` ones are wanted;
-    and so does what cannot be read or lies behind a link out of the folder."""
+    """The images below a folder, and the sounds where `fit` has a form for them. The caption is the text file of the same name,
+    or else the name of the item's own folder; a sound in the top folder has its own name. What has neither goes to
+    `unreadable`, unless `captions` is None and none are read, or `uncaptioned` ones are wanted; and so does what cannot be read
+    or lies behind a link out of the folder."""
     corpus = Corpus()
+    sound = fit.sounds[0] if fit.sounds else None
+    others: list[Path] = []
     for file in sorted(_below(path, corpus)):
-        name = str(file.relative_to(path))
+        name, is_sound = str(file.relative_to(path)), file.suffix.lower() in SOUND_SUFFIXES
+        if is_sound and sound is None:
+            others.append(file)
+            continue
         try:
             try:
-                texts = captions(caption(_caption(file, path))) if captions else ()
+                texts = captions(caption(_caption(file, path, named=is_sound))) if captions else ()
             except NoCaption:
                 if not uncaptioned:
                     raise
                 texts = ()
-            image = Media(EncodedImage(inside(file, path), fit, name).checked())
-            corpus.documents.append(captioned(texts, image, name))
+            if is_sound and sound is not None:
+                item = Media(EncodedSound.open(inside(file, path), sound, name), sound.modality)
+            else:
+                item = Media(EncodedImage(inside(file, path), fit, name).checked())
+            corpus.documents.append(captioned(texts, item, name))
         except UnicodeDecodeError:
             corpus.unreadable.append(f"{name}: its caption is not UTF-8")
         except (OSError, ValueError) as error:
             corpus.unreadable.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
+    if others and not corpus.documents:
+        corpus.notes.append(f"it holds sounds, such as {others[0].name}: these are learned by transfusion train speech")
     return corpus
 
 
-def _caption(image: Path, folder: Path) -> str:
-    beside = image.with_suffix(".txt")
+def _caption(item: Path, folder: Path, *, named: bool = False) -> str:
+    """The caption of an item; `named`: in the top folder its own name, without the underscores."""
+    beside = item.with_suffix(".txt")
     if os.path.lexists(beside):  # a link to nowhere is no reason to take another caption
         return read_text(inside(beside, folder), MAX_CAPTION)
-    if image.parent == folder:
+    if item.parent == folder and named:
+        return item.stem.replace("_", " ")
+    if item.parent == folder:
         raise NoCaption(f"no caption; write one to {beside.name}, or put the image in a folder named for it")
-    return image.parent.name.replace("_", " ")
+    return item.parent.name.replace("_", " ")
 
 
 def _below(top: Path, corpus: Corpus) -> Iterator[Path]:
-    """The images below a folder, without hidden files and folders. Folders that are links go to the notes of the corpus, those
-    that cannot be read to `unreadable`. Raises OSError if the top cannot be read."""
+    """The images and sounds below a folder, without hidden files and folders. Folders that are links go to the notes of the
+    corpus, those that cannot be read to `unreadable`. Raises OSError if the top cannot be read."""
     folders = [top]
     while folders:
         folder = folders.pop()
@@ -161,7 +178,7 @@ def _below(top: Path, corpus: Corpus) -> Iterator[Path]:
             path = folder / entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif path.suffix.lower() in SUFFIXES:
+            elif path.suffix.lower() in (*SUFFIXES, *SOUND_SUFFIXES):
                 yield path
             elif entry.is_symlink() and path.is_dir():
                 corpus.notes.append(f"{path.relative_to(top)}: a link to a folder is not followed: copy that folder here")
