@@ -87,7 +87,7 @@ def test_encoded_once_is_encoded_on_the_way(pictures: Path, capfd) -> None:
     assert command(f"train pictures --data latents --autoencoder kl {TRAIN} --out once") == 0
     assert weights("on-the-way") == weights("once")
     assert command("evaluate once --suite draw --samples 2 --device cpu") == 1
-    assert "give those with --data" in capfd.readouterr().out
+    assert "give those that the latents were made from ('data') with --data" in capfd.readouterr().out
 
 
 def test_encoding_that_was_killed_goes_on_where_it_was(pictures: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from small import folder, png
-from transfusion.data.images import ImagePosition, ImagesConfig, ImageStream, images, read_images
+from transfusion.data.images import ImagePosition, ImagesConfig, ImageStream, images, read_images, titles
 from transfusion.data.loader import TooManyUnreadable
 from transfusion.data.media import DecodedImage, EncodedImage, Fit
+from transfusion.data.sources.read import read
 
 FIT = Fit((8, 8), 3)
 
@@ -94,6 +95,30 @@ def test_tables_without_captions(tmp_path: Path) -> None:
         pq.write_table(pa.table({"image": rows}), tmp_path / f"{name}.parquet")
     train, held_out, note = read_images(str(tmp_path), FIT)
     assert (len(train), len(held_out), note) == (4, 2, "")
+    assert titles(held_out) == ["row 0", "row 1"]
+    for texts in (["a cat", "  "], [["a cat", "one cat"], []], [b"a cat", b"\xff"]):
+        pq.write_table(pa.table({"image": rows, "caption": texts}), tmp_path / "validation.parquet")
+        train, held_out, _ = read_images(str(tmp_path), FIT)
+        assert titles(held_out) == ["a cat", "row 1"] and titles(train)[3] == "row 3", "texts that cannot be read are none"
+    for metadata, found in ((b'{"info": 3}', ["row 0", "row 1"]), (b"{}", ["7", "8"])):
+        table = pa.table({"image": rows, "label": [7, 8]}).replace_schema_metadata({b"huggingface": metadata})
+        pq.write_table(table, tmp_path / "validation.parquet")
+        assert titles(read_images(str(tmp_path), FIT)[1]) == found
+
+
+def test_captions_are_titles_and_nothing_that_is_trained_on(tmp_path: Path) -> None:
+    folder(tmp_path / "data", 30)
+    (tmp_path / "data" / "001.txt").write_bytes(b"\xff")
+    (tmp_path / "data" / "002.txt").unlink()
+    (tmp_path / "data" / "lines.jsonl").write_text('{"image": "003.png"}\n{"text": "hm", "image": "004.png"}\n' * 20)
+    train, held_out, _ = read_images(str(tmp_path / "data"), FIT)
+    assert not any(document.text for document in train) and len(train) + len(held_out) == 30
+    documents = {d.name: d for d in read(tmp_path / "data", FIT, captions=None)}
+    assert titles([documents[f"00{i}.png"] for i in range(4)]) == ["caption 0", "001.png", "002.png", "caption 3"]
+    lines = read(tmp_path / "data" / "lines.jsonl", FIT)
+    assert titles(lines)[:2] == ["line 1", "hm"]
+    train, held_out, _ = read_images(str(tmp_path / "data" / "lines.jsonl"), FIT)
+    assert all(len(d.segments) == 1 for d in train) and set(titles(held_out)) > {"hm"}
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from small import CODED, IDS, model, picture
+from small import CODED, IDS, SOUND, model, picture
 from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
@@ -18,6 +18,7 @@ from transfusion.evaluation.preference import (
     advice,
     caption_errors,
     caption_preference,
+    error_measured,
     other_captions,
     preference,
     swapped_captions,
@@ -112,7 +113,7 @@ def test_the_other_caption_says_something_else() -> None:
 
 def test_ties_count_half() -> None:
     errors = np.array([[1.0, 2.0], [2.0, 1.0], [1.0, 1.0], [1.0, 3.0]])
-    assert preference(errors, (0.5,)) == replace(Estimate.proportion(2.5, 4), note="at t = 0.5")
+    assert preference(errors, "at t = 0.5") == replace(Estimate.proportion(2.5, 4), note="at t = 0.5")
 
 
 def test_a_seed_gives_one_measurement(trained: Transfusion) -> None:
@@ -170,3 +171,14 @@ def test_of_a_discrete_item_the_error_is_the_nats_of_its_codes() -> None:
         codes = m(m.batch([Document((Text(caption), item))])).codes
         assert codes is not None and error == pytest.approx(float(codes.sum.detach()), rel=1e-5)
     assert own != other
+
+
+def test_the_note_says_which_error_it_was() -> None:
+    pairs = [CaptionPair(Media(IDS), "a", "b"), CaptionPair(Media(picture(0, 3, 6), "sound"), "a", "b")]
+    both = model(CODED, SOUND)
+    assert error_measured(both, pairs[:1]) == "by the cross-entropy of codes"
+    assert error_measured(both, pairs[1:], times=(0.8, 0.5)) == "at t = 0.8, 0.5"
+    assert error_measured(both, pairs) == "at t = 0.8, by the cross-entropy of codes"
+    found = caption_preference(both, [Document((Text(name), Media(IDS))) for name in NAMES[:3]])
+    assert found["caption_preference"].note == "by the cross-entropy of codes"
+    assert found["caption_gap"].note.startswith("by the cross-entropy of codes; 3 samples are too few")

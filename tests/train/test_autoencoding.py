@@ -127,11 +127,11 @@ def trainer(folder: Path, kind: str, steps: int, accumulate: int = 1, update: st
     )
 
 
-@pytest.mark.parametrize("kind", ["vae", "vq"])
-def test_a_resumed_run_is_the_same(kind: str, tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole", kind, 6)
+@pytest.mark.parametrize(("kind", "update"), [("vae", "ema"), ("vq", "ema"), ("vq", "gradient")])
+def test_a_resumed_run_is_the_same(kind: str, update: str, tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", kind, 6, update=update)
     whole.run()
-    first = trainer(tmp_path / "parts", kind, 6)
+    first = trainer(tmp_path / "parts", kind, 6, update=update)
     first.config = TrainerConfig(steps=6, log_every=100)
     first.hooks = ()
     stop = first._end_step
@@ -144,7 +144,7 @@ def test_a_resumed_run_is_the_same(kind: str, tmp_path: Path) -> None:
     first._end_step = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    second = trainer(tmp_path / "parts", kind, 6)
+    second = trainer(tmp_path / "parts", kind, 6, update=update)
     assert second.resume(print) and second.step == 3
     second.run()
     for name, tensor in whole.objective.state_dict().items():

@@ -85,7 +85,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         plain = read_json(file, 2**20)
     except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read {file}: {error}") from error
+        raise ValueError(f"cannot read {file}: {error}; copy the folder anew") from error
     if not isinstance(plain, dict):
         raise ValueError(f"{file} holds no settings of an autoencoder")
     return plain
@@ -98,7 +98,7 @@ def _verify(folder: Path) -> None:
         damage = next((f"{name} is not in it" for name in (CONFIG, WEIGHTS) if name not in files), None)
         damage = damage or mismatch(folder, files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"cannot read {folder / MANIFEST}: {error}; copy the folder anew") from error
+        raise ValueError(f"cannot read {folder / MANIFEST} ({error!r}); copy the folder anew") from error
     if damage is not None:
         raise ValueError(f"{folder} is not as its {MANIFEST} says: {damage}; copy the folder anew")
 

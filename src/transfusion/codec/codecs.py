@@ -43,9 +43,10 @@ class Codecs:
                 )
             codes = autoencoder.num_codes if isinstance(autoencoder, Codes) else 0
             if codes != self.modalities[name].codes:
+                learned, given = (f"{n:,} codes" if n else "latents" for n in (self.modalities[name].codes, codes))
                 raise ValueError(
-                    f"modality {name!r} has a codebook of {self.modalities[name].codes:,} codes, its autoencoder one of "
-                    f"{codes:,} (0: it gives latents): give the autoencoder that the model was made for"
+                    f"the model learns {learned} of {name!r}, this autoencoder gives {given}: give the one that the model was "
+                    "made for"
                 )
             if autoencoder.latent_channels != self.modalities[name].channels:
                 raise ValueError(
@@ -90,9 +91,10 @@ class Codecs:
         if isinstance(values, AnyLatents):
             if (digest or "") != values.digest:
                 own = f"this model has autoencoder {digest}" if digest else f"this model learns {item.modality!r} without one"
+                ids = ", or their ids (transfusion data encode --ids True)" if isinstance(autoencoder, Codes) else ""
                 raise ValueError(
                     f"latents of autoencoder {values.digest or '(none)'}, but {own}: give the model that one (--autoencoder), "
-                    "or the items themselves"
+                    f"or the items themselves{ids}"
                 )
             return item
         if autoencoder is None or digest is None:

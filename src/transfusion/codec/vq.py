@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.convolutions import ConvolutionsConfig, encoder_and_decoder
+from transfusion.data.document import MediaError
 
 MAX_CODES = 2**20
 CHUNK = 2**26
@@ -92,14 +93,18 @@ class VQ(Autoencoder):
 
     @torch.no_grad()
     def ids(self, items: Float[Tensor, "item channels height width"]) -> Int[Tensor, "item rows columns"]:
-        """The ids of pictures in [-1, 1]. Raises ValueError: other channels, or a size that the reduction does not fit."""
+        """The ids of pictures in [-1, 1]. Raises ValueError: other channels, or a size that the reduction does not fit; and
+        MediaError: the encoder gives NaN or infinity, of which some code would always be the nearest."""
         if items.ndim != 4 or items.shape[1] != self.channels:
             raise ValueError(
                 f"pictures are (item, {self.channels} channels, height, width), not {tuple(items.shape)}: convert them"
             )
         size = self.latent_shape(items.shape[2:])[1:]
         with torch.autocast(self.latent_mean.device.type, enabled=False):
-            return self.nearest(self._tiled(self.features, self._like_weights(items), size, read=self.reduction))
+            features = self._tiled(self.features, self._like_weights(items), size, read=self.reduction)
+        if not features.isfinite().all():
+            raise MediaError("the encoder gives NaN or infinity: check the autoencoder's weights")
+        return self.nearest(features)
 
     @torch.no_grad()
     def pixels(self, ids: Int[Tensor, "item rows columns"]) -> Float[Tensor, "item channels height width"]:

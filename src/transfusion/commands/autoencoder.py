@@ -73,7 +73,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
         if line:
             log(line)
     trained, names = images(corpus.report(log))
-    shown, shown_names = load_held_out(held_out, fit, run.report.images, log)
+    shown, shown_titles = load_held_out(held_out, fit, run.report.images, log)
     keep_record(run)
     keep_corpus(run.folder, corpus, instead="choose another --out")
     with (
@@ -97,7 +97,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
 
     def draw(step: int) -> Measured:
         found = reconstruct(model, shown[:SHOWN])
-        sheet(found, run.folder / "samples" / f"step-{step:08d}.png", shown_names)
+        sheet(found, run.folder / "samples" / f"step-{step:08d}.png", shown_titles)
         decibels = float(psnr(found.drawn, found.items).mean())
         return Measured({"psnr": decibels}, f"PSNR {decibels:.2f} dB on {len(found.items)} held-out images")
 
@@ -126,7 +126,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     _measure_latents(run, model, trained, log)
     model.save(run.folder / "model")
     log(f"autoencoder {model.digest} is saved in {run.folder / 'model'}")
-    report(model, shown, shown_names, judges, run.folder, log, seed=run.seed, command=command)
+    report(model, shown, shown_titles, judges, run.folder, log, seed=run.seed, command=command)
     return model
 
 

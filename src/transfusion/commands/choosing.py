@@ -270,15 +270,16 @@ class _Chooser:
         """Each choice, with the option that changes it, and the time that all will take."""
         image, network = next((m for m in run.model.modalities if m.is_image), None), run.model.transformer
         lines: list[tuple[str, str]] = []
+        denoised = run.model.kind == "transfusion"
         if image is not None and found is not None:
             height, width = image.shape
             grid = " x ".join(str(count) for count in image.slots(image.shape))
             lines.append((f"pictures of {height} x {width} pixels, {grid} slots", "--model.modalities.0.shape, .patch"))
-            what = "latents of an autoencoder" if run.autoencoder else "pixels"
+            what = "pixels" if not run.autoencoder else "latents of an autoencoder" if denoised else "codes of an autoencoder"
             lines.append((f"learned as {what}", "--autoencoder FOLDER"))
         lines += [
             (f"a network of width {network.width}, {network.depth} layers", "--depth"),
-            (f"patches: {run.model.patcher.kind}", "--model.patcher.kind"),
+            *([(f"patches: {run.model.patcher.kind}", "--model.patcher.kind")] if denoised else []),
             (f"learning rate {run.optimizer.lr:g}, {run.optimizer.kind}", "--optimizer.lr"),
             (f"{run.packing.rows} rows of {run.packing.row_length} tokens a step", "--packing.rows, --packing.row-length"),
             (f"{run.trainer.steps:,} steps", "--trainer.steps, --budget"),

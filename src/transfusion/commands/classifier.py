@@ -18,6 +18,7 @@ from transfusion import rng
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.media import Fit
+from transfusion.data.sources.latents import refuse_latents
 from transfusion.data.sources.read import read
 from transfusion.evaluation.classifier import ClassifierTraining, ConvolutionalClassifier
 from transfusion.recipes import digits
@@ -89,6 +90,7 @@ def run(arguments: list[str], log: LogFn) -> int:
 
 def _read(options: ClassifierOptions, log: LogFn) -> tuple[tuple[str, ...], Labelled, Labelled]:
     """Names of the classes, training images, held-out images."""
+    refuse_latents(options.data, "a classifier")
     fit = Fit((options.side, options.side), options.channels)
     train = list(read(options.data, fit).report(log))
     try:

@@ -1,11 +1,13 @@
 """Encode pictures as latents once, or measure an autoencoder's latents.
 
-usage: transfusion data encode SOURCE --autoencoder C --out FOLDER [--size 64 64] [--crops N] [--flips True] [--name VALUE ...]
+usage: transfusion data encode SOURCE --autoencoder C --out FOLDER [--size 64 64] [--crops N] [--flips True] [--ids True]
+                                      [--name VALUE ...]
        transfusion data measure SOURCE --autoencoder C --out FOLDER [--size 64 64] [--name VALUE ...]
 
-`encode` writes what `transfusion train pictures --data FOLDER --autoencoder C` then reads instead of the pictures. Stopped and
-repeated, it goes on where it was. `measure` writes the autoencoder with mean and scale of its latents per channel, and their
-range, measured on pictures: for one of diffusers, which has none of its own.
+`encode` writes what `transfusion train pictures --data FOLDER --autoencoder C` then reads instead of the pictures; with `--ids
+True` ids of a codebook, for `--model.kind chameleon`. Stopped and repeated, it goes on where it was. `measure` writes the
+autoencoder with mean and scale of its latents per channel, and their range, measured on pictures: for one of diffusers, which
+has none of its own.
 """
 
 from collections.abc import Iterator
@@ -17,11 +19,12 @@ from torch import Tensor
 from transfusion import rng
 from transfusion.codec.autoencoders import load_autoencoder
 from transfusion.codec.codecs import Codecs, latent_form
+from transfusion.codec.codes import Codes
 from transfusion.codec.encoding import Views, encode
 from transfusion.config import ConfigError, nearest
 from transfusion.data.document import MediaError
 from transfusion.data.media import Fit
-from transfusion.data.sources.latents import HELD_OUT, TRAIN
+from transfusion.data.sources.latents import HELD_OUT, TRAIN, refuse_latents
 from transfusion.data.sources.read import has_held_out, read
 from transfusion.modality import IMAGE, Modality
 from transfusion.run.command_line import parse, split_positional
@@ -41,6 +44,7 @@ class EncodeOptions:
         size: height and width that pictures are fitted to, those of the run.
         crops: random crops of each picture to encode beside it; each epoch learns from one of them.
         flips: encode the mirror image of each, too.
+        ids: write ids of the autoencoder's codebook, which a run of `--model.kind chameleon` reads.
         per_shard: documents of a file.
         seed: random seed of the crops.
         device: auto takes cuda, else mps, else cpu.
@@ -51,6 +55,7 @@ class EncodeOptions:
     size: tuple[int, int] = (64, 64)
     crops: int = 0
     flips: bool = False
+    ids: bool = False
     per_shard: int = 1024
     seed: int = 0
     device: Device = "auto"
@@ -97,7 +102,10 @@ def run(arguments: list[str], log: LogFn) -> int:
 def _encode(sources: list[str], words: list[str], log: LogFn) -> None:
     options = parse(EncodeOptions(), words, "transfusion data encode SOURCE")
     (source,) = _named(sources, options)
-    autoencoder = load_autoencoder(options.autoencoder).to(pick_device(options.device))
+    autoencoder = load_autoencoder(options.autoencoder)
+    if options.ids:
+        autoencoder = Codes.of(autoencoder).freeze()
+    autoencoder.to(pick_device(options.device))
     pictures = Modality(IMAGE, channels=autoencoder.channels, shape=options.size, patch=(1, 1))
     codecs = Codecs(autoencoder, (latent_form(pictures, autoencoder),))  # a size that does not fit is refused here
     fit = Fit(options.size, autoencoder.channels)
@@ -118,7 +126,9 @@ def _encode(sources: list[str], words: list[str], log: LogFn) -> None:
             progress=each,
         )
     size = f"--model.modalities.0.shape {options.size[0]} {options.size[1]}"
-    log(f"{sum(map(len, splits.values())):,} documents as latents of autoencoder {autoencoder.digest}")
+    size += " --model.kind chameleon" if isinstance(autoencoder, Codes) else ""
+    what = "ids" if isinstance(autoencoder, Codes) else "latents"
+    log(f"{sum(map(len, splits.values())):,} documents as {what} of autoencoder {autoencoder.digest}")
     log(f"next: transfusion train pictures --data {options.out} --autoencoder {options.autoencoder} {size}")
 
 
@@ -146,7 +156,8 @@ def _measure(sources: list[str], words: list[str], log: LogFn) -> None:
 
 
 def _named(sources: list[str], options: EncodeOptions | MeasureOptions) -> list[str]:
-    """The source. Raises ConfigError: it, the autoencoder or the output is not named."""
+    """The source. Raises ConfigError: it, the autoencoder or the output is not named; ValueError: it is latents."""
     if not (sources and options.autoencoder and options.out):
         raise ConfigError("give SOURCE, --autoencoder C and --out FOLDER")
+    refuse_latents(sources[0], "an autoencoder", option="")
     return sources

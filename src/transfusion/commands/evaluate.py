@@ -18,7 +18,7 @@ from transfusion.commands.report import fitted_classifier, print_table
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.media import Fit
-from transfusion.data.sources.latents import is_latents
+from transfusion.data.sources.latents import is_latents, refuse_latents
 from transfusion.data.sources.read import has_held_out
 from transfusion.data.sources.read import read as read_data
 from transfusion.data.sources.scenes import held_out_scenes
@@ -261,8 +261,7 @@ def _read(run: Run | None, options: EvaluateOptions, model: Transfusion, log: Lo
     data = options.data or (run.data if run else "")
     if not data:
         raise ValueError("this folder has no record of its data: give held-out documents with --data")
-    if is_latents(Path(data)):
-        raise ValueError(f"{data} holds latents, and what is drawn is compared with pictures: give those with --data")
+    refuse_latents(data, "evaluation")
     fit = Fit.of(model.item_modalities) or Fit((1, 1))
     if run is not None and run.held_out and data == run.data and not has_held_out(data):
         kept, held_out = find(run.recipe).split(run, log)

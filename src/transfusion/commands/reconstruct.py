@@ -19,7 +19,7 @@ from transfusion.codec.autoencoders import load_autoencoder
 from transfusion.codec.vq import VQ
 from transfusion.commands.report import print_table
 from transfusion.data.document import Document, MediaError
-from transfusion.data.images import Image, images, read_images
+from transfusion.data.images import Image, images, read_images, titles
 from transfusion.data.media import Fit
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.features import InceptionFeatures
@@ -81,16 +81,16 @@ def run(arguments: list[str], log: LogFn) -> int:
     _, held_out, note = read_images(options.data, fit)
     if note:
         log(note)
-    items, titles = load_held_out(held_out, fit, options.report.images, log)
+    items, shown = load_held_out(held_out, fit, options.report.images, log)
     command = shlex.join(["transfusion", "reconstruct", names[0], *changes(options, ReconstructOptions())])
-    report(autoencoder, items, titles, judges, Path(options.out), log, seed=options.seed, command=command)
+    report(autoencoder, items, shown, judges, Path(options.out), log, seed=options.seed, command=command)
     return 0
 
 
 def report(
     autoencoder: Autoencoder,
     items: torch.Tensor,
-    names: Sequence[str],
+    titles: Sequence[str],
     judges: Judges,
     folder: Path,
     log: LogFn,
@@ -106,7 +106,7 @@ def report(
     settings |= {"num_codes": autoencoder.num_codes} if isinstance(autoencoder, VQ) else {}
     record = Record("reconstruction", metrics, judges.missing, autoencoder.digest, judges.digests, seed, settings, command)
     path = record.save(folder)
-    sheet(found, folder / "reconstructions.png", names)
+    sheet(found, folder / "reconstructions.png", titles)
     rows = {name.replace("_", " "): estimate for name, estimate in metrics.items()}
     print_table(f"autoencoder {autoencoder.digest}, {len(items):,} held-out images", rows)
     log(f"numbers: {path}; sheet: {folder / 'reconstructions.png'}")
@@ -131,13 +131,13 @@ def load_judges(config: ReconstructionReport, device: torch.device) -> Judges:
 
 
 def load_held_out(documents: Sequence[Document], fit: Fit, most: int, log: LogFn) -> tuple[torch.Tensor, list[str]]:
-    """The first images of documents, and their names; those that cannot be read are told and left out. Raises ValueError if
+    """The first images of documents, and their titles; those that cannot be read are told and left out. Raises ValueError if
     none can be."""
-    found, names = images(documents)
+    (found, _), named = images(documents), titles(documents)
     items, kept = load_images(found[:most], fit, log)
     if not kept:
         raise ValueError("none of the held-out images can be read: mend them, or give others with --data")
-    return items, [names[i] for i in kept]
+    return items, [named[i] for i in kept]
 
 
 def load_images(chosen: Sequence[Image], fit: Fit, log: LogFn) -> tuple[torch.Tensor, list[int]]:

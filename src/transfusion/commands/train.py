@@ -19,6 +19,7 @@ import torch
 from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.codec.autoencoder import Autoencoder
+from transfusion.codec.codes import Codes
 from transfusion.codec.latent_corpus import LatentCorpus
 from transfusion.codec.mel import Mel
 from transfusion.commands import autoencoder, classifier
@@ -89,6 +90,7 @@ def train_recipe(run: Run, log: LogFn) -> int:
     """Train a recipe's run, then measure its task and write the report."""
     began = time.monotonic()
     recipe = find(run.recipe)
+    recipe.check_data(run)
     if isinstance(recipe.task, ClassTask):
         kept_classifier(run, recipe.task)  # one that cannot judge is refused before the training
     run, autoencoder = open_autoencoder(run)  # one that does not fit is refused before the data is read
@@ -145,7 +147,8 @@ def train(
     dtype = pick_dtype(run.dtype, device)
     log(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
     if autoencoder is not None:
-        log(f"pictures are learned as latents of autoencoder {autoencoder.digest} ({run.autoencoder or 'given in Python'})")
+        what = "codes" if isinstance(autoencoder, Codes) else "latents"
+        log(f"pictures are learned as {what} of autoencoder {autoencoder.digest} ({run.autoencoder or 'given in Python'})")
     for codec in model.codecs.autoencoders.values():
         if isinstance(codec, Mel):
             log(f"sounds are learned as {codec.mel}")
@@ -316,7 +319,10 @@ def _build_own(
     if not (run.folder / "checkpoints").is_dir():
         log(f"starting from {start}")
         if source is not None and source.codecs.digests != model.codecs.digests:
-            log(f"note: {run.init} learned latents of other autoencoders than this run does: its patchers start from theirs")
+            log(
+                f"note: {run.init} learned latents of other autoencoders than this run does: its patchers start from theirs, "
+                "its codes from codes of other meaning"
+            )
     return model
 
 

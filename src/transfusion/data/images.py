@@ -7,6 +7,7 @@ pure function of its position.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from transfusion.data.corpus import MAX_UNREADABLE, Corpus, hold_out
 from transfusion.data.document import Document, MediaError
 from transfusion.data.loader import TooManyUnreadable
 from transfusion.data.media import DecodedImage, EncodedImage, Fit, VariedImage
+from transfusion.data.sources.latents import refuse_latents
 from transfusion.data.sources.read import has_held_out, read
 
 MAX_SIDE = 4096
@@ -160,14 +162,15 @@ class ImageStream:
 
 
 def read_images(path: str, fit: Fit) -> tuple[Corpus, Corpus, str]:
-    """The documents with an image to train on, those that are held out, and a line that says how they were split where the data
-    has no split of its own. Images need no captions.
+    """The documents with an image to train on, without their texts, which nothing is learned of; those that are held out, with
+    the captions that they have; and a line that says how they were split where the data has no split of its own.
 
     Raises:
         ValueError: no path, nothing that can be read there, or no image is left on one side.
     """
     if not path:
         raise ValueError("this needs images: give the path of a folder or file with --data")
+    refuse_latents(path, "an autoencoder")
     train, note = read(path, fit, captions=None), ""
     if has_held_out(path):
         held_out = read(path, fit, captions=None, train=False)
@@ -177,6 +180,7 @@ def read_images(path: str, fit: Fit) -> tuple[Corpus, Corpus, str]:
     for corpus, what in ((train, "train on"), (held_out, "hold out")):
         if not images(corpus)[0]:
             raise ValueError(f"{path} has no images to {what}: give more, or a table of them with a split `validation`")
+    train.documents = [replace(document, segments=document.media) for document in train if document.media]
     return train, held_out, note
 
 
@@ -184,3 +188,15 @@ def images(documents: Sequence[Document]) -> tuple[list[Image], list[str]]:
     """All images of documents, and their names."""
     found = [(media.values, d.name) for d in documents for media in d.media if isinstance(media.values, Image)]
     return [image for image, _ in found], [name for _, name in found]
+
+
+def titles(documents: Sequence[Document]) -> list[str]:
+    """Of each of `images`, what it shows: its document's text; else the file that it is in, or its row or line there."""
+    return [_title(d) for d in documents for media in d.media if isinstance(media.values, Image)]
+
+
+def _title(document: Document) -> str:
+    file, _, number = document.name.rpartition(":")
+    if document.text.strip() or not (file and number.isdecimal()):
+        return document.text.strip() or PurePath(document.name).name
+    return f"{'row' if file.endswith('.parquet') else 'line'} {number}"

@@ -7,7 +7,8 @@ caption_preference_swapped  of scenes: the same against the own caption with its
 
 Each picture is noised once, at t = 0.8 (`TIMES`; 1 is noise), and denoised behind both captions, without guidance: the same
 picture, the same noise, the same time. Its error is the training loss of an item, w(t) * mean squared error, with several times
-their mean. An item of a discrete modality is not noised: its error is the cross-entropy of its codes. The other caption has the
+their mean. An item of a discrete modality is not noised: its error is the cross-entropy of its codes, and what is measured says
+so. The other caption has the
 same wording where there are several, and is no wording of the own one; for a scene it is that of a scene of the same kind. An
 error tied counts half, so a model that ignores captions has 0.5: chance.
 
@@ -75,10 +76,11 @@ def caption_preference(
     """
     pairs = other_captions(documents, samples=samples, seed=seed)
     errors = caption_errors(model, pairs, times=times, seed=seed, dtype=dtype)
-    metrics = {"caption_preference": preference(errors, times), "caption_gap": _gap(errors, times, seed)}
+    note = error_measured(model, pairs, times=times)
+    metrics = {"caption_preference": preference(errors, note), "caption_gap": _gap(errors, note, seed)}
     if swapped := swapped_captions(documents, samples=samples, seed=seed):
         errors = caption_errors(model, swapped, times=times, seed=seed, dtype=dtype)
-        metrics["caption_preference_swapped"] = preference(errors, times)
+        metrics["caption_preference_swapped"] = preference(errors, error_measured(model, swapped, times=times))
     return metrics
 
 
@@ -124,7 +126,7 @@ def caption_errors(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Float[np.ndarray, "pair 2"]:
-    """The denoising errors of each pair's picture behind its own caption and behind the other. Pictures that cannot be read,
+    """The errors of each pair's picture behind its own caption and behind the other. Pictures that cannot be read,
     and pairs that do not fit the context, are left out.
 
     Raises:
@@ -142,15 +144,27 @@ def caption_errors(
         raise ValueError("caption preference: no picture can be read and fits the model's context with its caption")
     result = np.concatenate(errors)
     if not np.isfinite(result).all():
-        raise ValueError("caption preference: the denoising errors are not finite; the weights have NaN or infinity")
+        raise ValueError("caption preference: the errors are not finite; the weights have NaN or infinity")
     return result
 
 
-def preference(errors: Float[np.ndarray, "pair 2"], times: Sequence[float] = TIMES) -> Estimate:
-    """The share of pairs whose first error is lower; ties count half. Wilson's interval."""
+def error_measured(model: Transfusion, pairs: Sequence[CaptionPair], *, times: Sequence[float] = TIMES) -> str:
+    """Which error `caption_errors` measures, as the note of an estimate: at which times, or of codes."""
+    discrete = {modality.name for modality in model.config.model.modalities if modality.codes}
+    kinds = {pair.picture.modality in discrete for pair in pairs}
+    notes = {False: f"at t = {', '.join(f'{t:g}' for t in times)}", True: "by the cross-entropy of codes"}
+    return ", ".join(notes[kind] for kind in sorted(kinds))
+
+
+def preference(errors: Float[np.ndarray, "pair 2"], note: str) -> Estimate:
+    """The share of pairs whose first error is lower; ties count half. Wilson's interval.
+
+    Args:
+        note: see `error_measured`.
+    """
     own, other = errors.T
     wins = float((own < other).sum()) + 0.5 * float((own == other).sum())
-    return replace(Estimate.proportion(wins, len(errors)), note=_at(times))
+    return replace(Estimate.proportion(wins, len(errors)), note=note)
 
 
 def advice(measured: Estimate, trained: Estimate | None = None) -> str:
@@ -164,24 +178,21 @@ def advice(measured: Estimate, trained: Estimate | None = None) -> str:
     if trained is not None and trained.low is not None and trained.low > CHANCE:
         return (
             f"captions of held-out pictures are not used (caption preference {measured}; chance {CHANCE}), those of trained "
-            f"ones are ({trained}): drawings of new captions follow their noise. Train on more pictures whose captions share "
+            f"ones are ({trained}): drawings do not follow new captions. Train on more pictures whose captions share "
             "words, or for fewer passes over them"
         )
     return (
-        f"captions are not used: pictures are denoised no better behind their own caption than behind another's (caption "
-        f"preference {measured}; chance {CHANCE}), so drawings follow their noise, not their prompts, however low the loss. "
-        "Check that captions say what their pictures show; train longer (more --trainer.steps); try --optimizer.kind muon, and "
-        "--model.patcher.kind linear in place of unet"
+        f"captions are not used: pictures are predicted no better behind their own caption than behind another's (caption "
+        f"preference {measured}; chance {CHANCE}), so drawings do not follow their prompts, however low the loss. Check that "
+        "captions say what their pictures show; train longer (more --trainer.steps); try --optimizer.kind muon, and, where "
+        "pictures are denoised, --model.patcher.kind linear in place of unet"
     )
 
 
-def _gap(errors: Float[np.ndarray, "pair 2"], times: Sequence[float], seed: int) -> Estimate:
+def _gap(errors: Float[np.ndarray, "pair 2"], note: str, seed: int) -> Estimate:
     own, other = errors.T
-    return replace(Estimate.ratio(other - own, own, seed=seed), note=_at(times))
-
-
-def _at(times: Sequence[float]) -> str:
-    return f"at t = {', '.join(f'{t:g}' for t in times)}"
+    ratio = Estimate.ratio(other - own, own, seed=seed)
+    return replace(ratio, note="; ".join(words for words in (note, ratio.note) if words))
 
 
 def _chosen(documents: Sequence[Document], samples: int, seed: int) -> list[Document]:

@@ -4,8 +4,7 @@ psnr             20 log10(range / root mean squared error) of each picture, mean
 ssim             structural similarity (`codec/similarity.py`), mean over pictures
 frechet          Fréchet distance between features of pictures and of their reconstructions, under a kept extractor
 bicubic_psnr     of a bicubic reduction to as many numbers as the latents of a VAE, or to as many bits as the ids of a VQ: the
-depth
-                 of 4 to 8 bits a number that is best; what an autoencoder must be above
+                 depth of 4 to 8 bits a number that is best; what an autoencoder must be above
 psnr_gain        psnr - bicubic_psnr, of the same pictures
 codes_used       share of the codebook that stands in the ids of any picture; perplexity: e to the entropy of their frequencies
 
@@ -34,8 +33,6 @@ BATCH = 32
 """Pictures per pass."""
 DEPTHS = (8, 7, 6, 5, 4)
 """Bits a number that a bicubic reduction is kept in."""
-NAME = 12
-"""Characters of a name that a sheet has room for."""
 LEAST_ERROR = 1e-10
 """Mean squared error below which PSNR does not rise: 106 dB."""
 
@@ -154,9 +151,9 @@ def _codes(ids: Int[Tensor, "item rows columns"], num_codes: int) -> dict[str, E
     }
 
 
-def sheet(found: Reconstructions, path: Path, names: Sequence[str], *, count: int = 20) -> None:
-    """Write a PNG of the first pictures: each row of originals, with the ends of their names, above one of what became of them,
-    with decibels."""
+def sheet(found: Reconstructions, path: Path, titles: Sequence[str], *, count: int = 20) -> None:
+    """Write a PNG of the first pictures: each row of originals, with their titles, above one of what became of them, with
+    decibels."""
     decibels = psnr(found.drawn, found.items)
     images: list[Tensor] = []
     captions: list[str] = []
@@ -166,6 +163,6 @@ def sheet(found: Reconstructions, path: Path, names: Sequence[str], *, count: in
         empty = [torch.ones_like(found.items[0])] * (columns - len(row))
         images += [found.items[i] for i in row] + empty + [found.drawn[i] for i in row] + empty
         blank = [""] * len(empty)
-        captions += [names[i][-NAME:] for i in row] + blank + [f"{float(decibels[i]):.1f} dB" for i in row] + blank
+        captions += [titles[i] for i in row] + blank + [f"{float(decibels[i]):.1f} dB" for i in row] + blank
     side = max(72, max(found.items.shape[-2:]))
     image_grid(images, captions, path, columns=columns, side=side)

@@ -22,7 +22,7 @@ class Record:
         weights: digest of the model's weights.
         classifiers: digests of the classifiers and feature extractors, by name.
         seed: random seed.
-        settings: sampler, guidance and precision.
+        settings: sampler (of models that denoise), guidance and precision.
         command: the command line.
     """
 

@@ -35,7 +35,7 @@ from transfusion.data.sources.scenes import (
 )
 from transfusion.evaluation.classifier import Classifier, SmallClassifier
 from transfusion.evaluation.estimate import Estimate
-from transfusion.evaluation.preference import caption_errors, caption_preference, preference, swapped_captions
+from transfusion.evaluation.preference import caption_errors, caption_preference, error_measured, preference, swapped_captions
 from transfusion.evaluation.suite import EvalContext, SuiteResult, generate, make_record
 from transfusion.modality import IMAGE
 
@@ -85,7 +85,7 @@ def _preferences(model: Transfusion, documents: Sequence[Document], context: Eva
         pairs = swapped_captions(of_kind, samples=len(of_kind), seed=context.seed)
         if pairs:
             errors = caption_errors(model, pairs, seed=context.seed, dtype=context.dtype)
-            metrics[f"{kind}_swapped"] = preference(errors)
+            metrics[f"{kind}_swapped"] = preference(errors, error_measured(model, pairs))
     return metrics
 
 

@@ -133,7 +133,9 @@ def make_record(
     classifiers: dict[str, str] | None = None,
 ) -> Record:
     """A suite's record with the fields that all suites share."""
-    sampling = {name: config.to_plain(getattr(model.config, name)) for name in ("sampler", "guidance")}
+    denoises = any(not modality.codes for modality in model.config.model.modalities)
+    names = ("sampler", "guidance") if denoises else ("guidance",)
+    sampling = {name: config.to_plain(getattr(model.config, name)) for name in names}
     codecs = {f"autoencoder.{name}": digest for name, digest in model.codecs.digests.items()}
     settings = {**sampling, "dtype": str(context.dtype).removeprefix("torch."), **codecs, **context.notes}
     weights = digest.of_tensors(model.network.state_dict())

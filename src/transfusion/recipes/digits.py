@@ -79,4 +79,10 @@ TASK = ClassTask(
     images=lambda run, held_out: labelled(held_out=held_out),
     fit_classifier=lambda run, progress: SmallClassifier(*labelled(held_out=False)),
 )
-RECIPE = Recipe(run, lambda run, log: documents(), lambda _: [PARAPHRASES[0].format(name) for name in NAMES], TASK)
+RECIPE = Recipe(
+    run,
+    lambda run, log: documents(),
+    lambda _: [PARAPHRASES[0].format(name) for name in NAMES],
+    TASK,
+    reads_data=False,
+)

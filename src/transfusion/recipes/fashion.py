@@ -14,6 +14,7 @@ import torch
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.loader import PackingConfig
+from transfusion.data.sources.latents import refuse_latents
 from transfusion.data.sources.read import idx_arrays, read_idx
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
@@ -93,6 +94,7 @@ def fit_classifier(run: Run, progress: Progress) -> Classifier:
 def _path(run: Run) -> Path:
     if not run.data:
         raise ConfigError("fashion needs --data PATH: the folder with Fashion-MNIST's four idx files")
+    refuse_latents(run.data, "fashion")
     return Path(run.data)
 
 

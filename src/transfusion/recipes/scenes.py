@@ -77,4 +77,5 @@ RECIPE = Recipe(
     lambda run, log: documents(),
     lambda _: [draw(kind, "sample", i).captions[0] for kind in KINDS for i in range(5)],
     SceneTask(),
+    reads_data=False,
 )

@@ -164,7 +164,8 @@ def picture_cost(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> t
     with torch.device("meta"):
         counter = FlopCounter(Network(run.model, IDS + image.codes))
     targets = length if image.codes else tokens + 3
-    return counter.document(length, targets, [(0, image.slots(image.shape))]).computed, length
+    items = [] if image.codes else [(0, image.slots(image.shape))]  # codes are tokens
+    return counter.document(length, targets, items).computed, length
 
 
 def demand(survey: Survey) -> int:

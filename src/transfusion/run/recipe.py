@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from transfusion.config import ConfigError
 from transfusion.data.corpus import Corpus, captioned, hold_out
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.sources.scenes import KINDS, held_out_scenes
@@ -71,6 +72,7 @@ class Recipe:
         task: measured at the end.
         held_out: documents of a run's data that are not trained on, where it has some and no task gives them.
         chooses: what is not set is chosen from the data and from a time (`--budget`, `run/choice.py`).
+        reads_data: whether it reads `--data`; one that does not, refuses it.
     """
 
     run: Callable[[], Run]
@@ -79,6 +81,15 @@ class Recipe:
     task: ClassTask | SceneTask | None = None
     held_out: Callable[[Run], Sequence[Document]] | None = None
     chooses: bool = False
+    reads_data: bool = True
+
+    def check_data(self, run: Run) -> None:
+        """Raise ConfigError where a run names data that its recipe would not read."""
+        if run.data and not self.reads_data:
+            raise ConfigError(
+                f"{run.recipe} brings its own data, and would not read {run.data}: leave out --data, or train on yours with "
+                "transfusion train pictures --data PATH"
+            )
 
     def split(self, run: Run, log: LogFn) -> tuple[Sequence[Document], Sequence[Document]]:
         """The documents to train on, and those that are held out: the data's own split, or `run.held_out` of them."""

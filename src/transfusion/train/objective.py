@@ -139,6 +139,7 @@ class TransfusionObjective(Objective[Batch]):
         self._needs_ema_teacher = needs_ema_teacher
         network = getattr(model, "network", model)
         self._flops = FlopCounter(network) if isinstance(network, Network) else None
+        self._denoises = not isinstance(network, Network) or any(not m.codes for m in network.config.modalities)
         self._teacher: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
 
     def averaged(self, ema: EMA) -> None:
@@ -164,9 +165,10 @@ class TransfusionObjective(Objective[Batch]):
         return {"flops": flops.computed, "flops_6nd": flops.paper, "tokens": batch.num_tokens, "documents": documents}
 
     def loss(self, batch: Batch, at: At) -> tuple[Term, ...]:
-        """Text, media, and the auxiliary losses that are on."""
+        """Text, media and codes, where the model has such media, and the auxiliary losses that are on."""
         with balancing(at.share):
-            return self.losses(batch).terms(self.media_weight)
+            terms = self.losses(batch).terms(self.media_weight)
+        return tuple(term for term in terms if self._denoises or term.name != "media")
 
     def losses(self, batch: Batch) -> Losses:
         """The model's losses of a batch."""

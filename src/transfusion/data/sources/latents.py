@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from transfusion.config import short
 from transfusion.data.corpus import Corpus
 from transfusion.data.document import Document, Media, Segment, Text, Use
 from transfusion.data.latents import StoredLatents
@@ -45,11 +46,29 @@ class StoredItem:
 
 
 def is_latents(folder: Path) -> bool:
-    """Whether a folder holds encoded latents, finished or not."""
+    """Whether a folder holds encoded latents, finished or not, damaged or not."""
     try:
-        return read_json(folder / MANIFEST, 2**26)["kind"] == KIND
+        if read_json(folder / MANIFEST, 2**26)["kind"] == KIND:
+            return True
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        pass
+    return any((folder / shard(split, 0)).exists() for split in (TRAIN, HELD_OUT))
+
+
+def refuse_latents(path: str | Path, taker: str, *, option: str = " with --data") -> None:
+    """Raise ValueError if a path holds encoded latents, where `taker` takes pictures; `option` says how those are given."""
+    folder = Path(path)
+    if not is_latents(folder):
+        return
+    try:
+        source = read_json(folder / MANIFEST, 2**26)["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        source = ""
+    origin = f" ({short(source)})" if source else ""
+    raise ValueError(
+        f"{path} holds latents, as transfusion data encode writes them, and {taker} takes pictures: give those that the "
+        f"latents were made from{origin}{option}"
+    )
 
 
 def read_latents(folder: Path, fit: Fit | None = None, *, train: bool = True) -> Corpus:
@@ -62,15 +81,15 @@ def read_latents(folder: Path, fit: Fit | None = None, *, train: bool = True) ->
     Raises:
         ValueError: encoding did not finish, a shard is missing, damaged or not finite, or pictures had another size.
     """
-    manifest = read_json(folder / MANIFEST, 2**26)
     try:
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"{folder} is of format {manifest['format']}, this version reads {FORMAT}: {REMEDY}")
-        size, counts, files = tuple(manifest["size"]), dict(manifest["shards"]), dict(manifest["files"])
+        plain = read_json(folder / MANIFEST, 2**26)
+        if plain["format"] != FORMAT:
+            raise ValueError(f"format {short(plain['format'])}, this version reads {FORMAT}")
+        size, counts, files = tuple(plain["size"]), dict(plain["shards"]), dict(plain["files"])
         names = [shard(split, i) for split in (TRAIN, HELD_OUT) for i in range(int(counts.get(split, 0)))]
         entries = {name: (files[name]["bytes"], files[name]["sha256"]) for name in names if name in files}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged ({error!r}): {REMEDY}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{folder / MANIFEST} is missing or damaged ({error!r}): encode into another folder") from error
     if missing := [name for name in names if name not in entries]:
         raise ValueError(f"{folder}: encoding did not finish, {len(missing)} of {len(names)} shards are missing: {REMEDY}")
     if fit is not None and tuple(fit.size) != size:
@@ -82,12 +101,17 @@ def read_latents(folder: Path, fit: Fit | None = None, *, train: bool = True) ->
     for name in names:
         if name.startswith(TRAIN if train else HELD_OUT):
             corpus.documents += _read_shard(folder / name, *entries[name])
+        elif train:  # what is held out is missed before training, too
+            _check_shard(folder / name, *entries[name])
     return corpus
 
 
 def has_held_out(folder: Path) -> bool:
-    """Whether the folder has a held-out split."""
-    return bool(read_json(folder / MANIFEST, 2**26).get("shards", {}).get(HELD_OUT))
+    """Whether the folder has a held-out split; not if its manifest cannot be read."""
+    try:
+        return bool(read_json(folder / MANIFEST, 2**26)["shards"].get(HELD_OUT))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def shard(split: str, index: int) -> str:
@@ -95,13 +119,19 @@ def shard(split: str, index: int) -> str:
     return f"{split}-{index:05d}.safetensors"
 
 
-def _read_shard(file: Path, size: int, digest: str) -> list[Document]:
+def _check_shard(file: Path, size: int, digest: str) -> bytes:
+    """The content of a shard that is as the manifest says. Raises ValueError."""
     try:
         content = read_bytes(file, MAX_SHARD)
     except OSError as error:
         raise ValueError(f"{file} is missing or cannot be read ({error}): {REMEDY}") from error
     if len(content) != size or hashlib.sha256(content).hexdigest() != digest:
         raise ValueError(f"{file} is damaged, it is not as its {MANIFEST} says: {REMEDY}")
+    return content
+
+
+def _read_shard(file: Path, size: int, digest: str) -> list[Document]:
+    content = _check_shard(file, size, digest)
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")

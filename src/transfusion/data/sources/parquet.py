@@ -20,9 +20,9 @@ def read_parquet(
     paths: Sequence[Path], fit: Fit, captions: Captions | None = unchanged, *, uncaptioned: bool = False
 ) -> Corpus:
     """Tables with a column of images, or of sounds where `fit` has any (bytes, or a struct with them), and `text` or `caption`
-    (a string, or a list of paraphrases), or a class `label` (named in the Hugging Face metadata, or not); with `captions` None,
-    only the items are read, with `uncaptioned` also those of rows and tables without captions. Empty tables are noted. Raises
-    ValueError: pyarrow or a column is missing, or a table is damaged."""
+    (a string, or a list of paraphrases), or a class `label` (named in the Hugging Face metadata, or not); with `uncaptioned`,
+    rows and tables need no caption, and with `captions` None they have it only where it can be read. Empty tables are noted.
+    Raises ValueError: pyarrow or a column is missing, or a table is damaged."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -42,7 +42,7 @@ def read_parquet(
                 if table.metadata.num_rows > MAX_ROWS:
                     raise ValueError(f"{table.metadata.num_rows:,} rows are more than {MAX_ROWS:,}: cut it into several tables")
                 item, text, class_names, sound = _columns(
-                    table.schema_arrow, fit, wanted=captions is not None, needed=captions is not None and not uncaptioned
+                    table.schema_arrow, fit, needed=captions is not None and not uncaptioned, checked=captions is not None
                 )
                 table = table.read([item, text] if text else [item])
             texts = table[text] if text else pa.nulls(len(table), pa.binary())
@@ -62,22 +62,24 @@ def read_parquet(
                 else:
                     media = Media(EncodedSound.open(data, sound, name), sound.modality)
                 try:
-                    found = _texts(value, class_names, name) if captions and text else []
-                except NoCaption:
-                    if not uncaptioned:
+                    found = _texts(value, class_names, name) if text else []
+                except MediaError as error:
+                    if captions and not (uncaptioned and isinstance(error, NoCaption)):
                         raise
                     found = []
-                paraphrases = tuple(p for one in found for p in captions(one)) if captions else ()
+                paraphrases = tuple(p for one in found for p in (captions or unchanged)(one))
                 corpus.documents.append(captioned(paraphrases, media, name))
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
 
 
-def _columns(schema: Any, fit: Fit, *, wanted: bool, needed: bool) -> tuple[str, str | None, list[str] | None, SoundFit | None]:
-    """The columns of items and of texts, if those are wanted, the names of classes where the texts are their numbers, and the
-    form of the items if they are sounds. Raises ValueError: there are none and they are needed, or the metadata is of another
-    form."""
+def _columns(
+    schema: Any, fit: Fit, *, needed: bool, checked: bool
+) -> tuple[str, str | None, list[str] | None, SoundFit | None]:
+    """The columns of items and of texts, the names of classes where the texts are their numbers, and the form of the items if
+    they are sounds; no texts where those names are of another form, unless this is `checked`. Raises ValueError: there are none
+    and they are needed, or that form."""
     columns = {name.lower(): name for name in schema.names}
     image, audio = (next((columns[c] for c in names if c in columns), None) for names in (IMAGES, SOUNDS))
     sound = fit.sounds[0] if fit.sounds and audio is not None else None
@@ -88,10 +90,17 @@ def _columns(schema: Any, fit: Fit, *, wanted: bool, needed: bool) -> tuple[str,
     if item is None or (text is None and needed):
         kind = "audio" if fit.sounds else "image"
         raise ValueError(f"it needs a column {kind}{' and a column text, caption or label' * needed}; it has {schema.names}")
-    if text is None or not wanted:
-        return item, None, None, sound
-    if text.lower() != "label":
+    if text is None or text.lower() != "label":
         return item, text, None, sound
+    try:
+        return item, text, _class_names(schema, text), sound
+    except ValueError:
+        if checked:
+            raise
+        return item, None, None, sound
+
+
+def _class_names(schema: Any, text: str) -> list[str] | None:
     names: Any = parse_json((schema.metadata or {}).get(b"huggingface", b"{}").decode("utf-8"))
     for name in ("info", "features", text, "names"):
         names = {} if names is None else names
@@ -100,7 +109,7 @@ def _columns(schema: Any, fit: Fit, *, wanted: bool, needed: bool) -> tuple[str,
         names = names.get(name)
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"its Hugging Face metadata has no list of names for the classes of {text!r}; mend or remove it")
-    return item, text, names, sound
+    return names
 
 
 def _texts(value: object, class_names: list[str] | None, name: str) -> list[str]:

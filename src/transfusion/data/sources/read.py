@@ -45,8 +45,9 @@ def read(
     path: str | Path, fit: Fit, captions: Captions | None = unchanged, *, train: bool = True, uncaptioned: bool = False
 ) -> Corpus:
     """The documents of a path, images and sounds at `fit`; `train` picks the split, where the path has several. With `captions`
-    None, items of folders and tables need none, and get none; with `uncaptioned`, those that have none are documents of their
-    own. Raises ValueError: the path does not exist, none of its documents can be read, or more than 5 % cannot."""
+    None, items of folders and tables need none, and have those that can be read; with `uncaptioned`, those that have none are
+    documents of their own. Raises ValueError: the path does not exist, none of its documents can be read, or more than 5 %
+    cannot."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no data at {path}; give the path of a folder or file with --data")
@@ -118,8 +119,8 @@ def _own(file: Path, folder: Path) -> Path:
 def read_folder(path: Path, fit: Fit, captions: Captions | None = unchanged, *, uncaptioned: bool = False) -> Corpus:
     """The images below a folder, and the sounds where `fit` has a form for them. The caption is the text file of the same name,
     or else the name of the item's own folder; a sound in the top folder has its own name. What has neither goes to
-    `unreadable`, unless `captions` is None and none are read, or `uncaptioned` ones are wanted; and so does what cannot be read
-    or lies behind a link out of the folder."""
+    `unreadable`, unless `captions` is None or `uncaptioned` ones are wanted; and so does what cannot be read or lies behind a
+    link out of the folder. With `captions` None, a caption that cannot be read is none."""
     corpus = Corpus()
     sound = fit.sounds[0] if fit.sounds else None
     others: list[Path] = []
@@ -130,9 +131,9 @@ def read_folder(path: Path, fit: Fit, captions: Captions | None = unchanged, *, 
             continue
         try:
             try:
-                texts = captions(caption(_caption(file, path, named=is_sound))) if captions else ()
-            except NoCaption:
-                if not uncaptioned:
+                texts = (captions or unchanged)(caption(_caption(file, path, named=is_sound)))
+            except (OSError, ValueError) as error:
+                if captions and not (uncaptioned and isinstance(error, NoCaption)):
                     raise
                 texts = ()
             if is_sound and sound is not None:
