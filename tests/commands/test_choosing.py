@@ -87,6 +87,18 @@ def test_one_picture_is_refused_or_learned_with_a_word(tmp_path: Path, monkeypat
     assert "all captions are alike" in told(capfd)
 
 
+def test_what_is_not_read_and_what_is_enlarged_is_said(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(6)
+    for name in ("moving.gif", "old.bmp"):
+        Path("data", name).write_bytes(b"GIF89a")
+    larger = "--model.modalities.0.shape 64 64 --model.modalities.0.patch 16 16"
+    assert command(f"train pictures --data data --out run --trainer.steps 3 --optimizer.warmup 1 {TINY} {larger}") == 0
+    said = told(capfd)
+    assert "2 images of other kinds are not read (moving.gif, old.bmp): save them as PNG, JPEG or WebP" in said
+    assert "most pictures are smaller than that, 40 pixels" in said
+
+
 @pytest.mark.parametrize("name", ["digits", "scenes"])
 def test_other_recipes_have_no_budget(name: str, capfd) -> None:
     assert command(f"train {name} --budget 5m") == 2

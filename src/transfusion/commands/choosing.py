@@ -294,6 +294,10 @@ class _Chooser:
             self.log(
                 f"it will take about {spoken(total)}: steps of {each:.2f} s, {spoken(measuring)} for sheets and measurements"
             )
+        if image is not None and found is not None and found.sides.median < min(image.shape):
+            self.log(
+                f"note: most pictures are smaller than that, {found.sides} pixels along their shorter side: they are enlarged"
+            )
         if found is not None:
             self.log(_passes(kept.passes, found))
 

@@ -37,6 +37,8 @@ HELD_OUT = {"valid", "validation", "val", "test", "dev"}
 """Words in the name of a Parquet file that is not trained on."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of the images in a folder."""
+OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jfif", ".jp2", ".ppm", ".svg")
+"""Suffixes of images that are not read, which is said."""
 MAX_CAPTION, MAX_IDX = 4 * 2**20, 2 * 2**30
 """Bytes of a caption and of an unpacked idx file at most."""
 
@@ -165,7 +167,7 @@ def _caption(item: Path, folder: Path, *, named: bool = False) -> str:
 def _below(top: Path, corpus: Corpus) -> Iterator[Path]:
     """The images and sounds below a folder, without hidden files and folders. Folders that are links go to the notes of the
     corpus, those that cannot be read to `unreadable`. Raises OSError if the top cannot be read."""
-    folders = [top]
+    folders, others = [top], []
     while folders:
         folder = folders.pop()
         try:
@@ -181,8 +183,13 @@ def _below(top: Path, corpus: Corpus) -> Iterator[Path]:
                 folders.append(path)
             elif path.suffix.lower() in (*SUFFIXES, *SOUND_SUFFIXES):
                 yield path
+            elif path.suffix.lower() in OTHER_SUFFIXES:
+                others.append(str(path.relative_to(top)))
             elif entry.is_symlink() and path.is_dir():
                 corpus.notes.append(f"{path.relative_to(top)}: a link to a folder is not followed: copy that folder here")
+    if others:
+        names = ", ".join(sorted(others)[:3]) + ", ..." * (len(others) > 3)
+        corpus.notes.append(f"{len(others):,} images of other kinds are not read ({names}): save them as PNG, JPEG or WebP")
 
 
 def read_idx(path: Path, captions: Captions = unchanged, *, train: bool = True, fit: Fit | None = None) -> Corpus:
