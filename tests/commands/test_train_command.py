@@ -72,7 +72,8 @@ def test_one_classifier_judges_and_its_digest_is_kept(quickstart: str, capfd) ->
 
 
 @pytest.mark.slow
-def test_fashion_from_idx_files(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", ["fashion", "mnist"])
+def test_classes_from_idx_files(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs of its classifier: how good that is, tests/evaluation and tests/commands/test_classifier_command.py say."""
     fit = ConvolutionalClassifier.fit
     monkeypatch.setattr(
@@ -81,7 +82,7 @@ def test_fashion_from_idx_files(monkeypatch: pytest.MonkeyPatch) -> None:
     write_idx(Path("data"), 300, zipped=True)
     assert (
         command(
-            f"train fashion --data data --out run {SHORT} --trainer.sample-every 2 --report.images 10 --report.readings 10 --sampler.num-steps 2"
+            f"train {recipe} --data data --out run {SHORT} --trainer.sample-every 2 --report.images 10 --report.readings 10 --sampler.num-steps 2"
         )
         == 0
     )
