@@ -14,7 +14,7 @@ from typing import Literal
 
 from transfusion import config, rng
 from transfusion.api import Transfusion
-from transfusion.commands.report import fitted_classifier, print_table
+from transfusion.commands.report import alternating_context, fitted_classifier, print_table
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.media import Fit
@@ -24,7 +24,7 @@ from transfusion.data.sources.read import read as read_data
 from transfusion.data.sources.scenes import held_out_scenes
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.evaluation import coco, digest, draw, edit, read, scenes, text
+from transfusion.evaluation import alternating, coco, digest, draw, edit, read, scenes, text
 from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
@@ -36,16 +36,18 @@ from transfusion.modality import is_image
 from transfusion.model_folder import read_settings
 from transfusion.recipes import RECIPES, find
 from transfusion.run.command_line import parse, split_positional
-from transfusion.run.recipe import ClassTask
+from transfusion.run.recipe import AlternatingTask, ClassTask
 from transfusion.run.record import MAX_SAMPLES, Run
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 from transfusion.train.log import LogFn, progress
 
-Suite = Literal["text", "draw", "read", "edit", "scenes", "coco"]
-SUITES = {"text": text, "draw": draw, "read": read, "edit": edit, "scenes": scenes, "coco": coco}
+Suite = Literal["text", "draw", "read", "edit", "scenes", "coco", "alternating"]
+SUITES = {"text": text, "draw": draw, "read": read, "edit": edit, "scenes": scenes, "coco": coco, "alternating": alternating}
 RECORDS, GRIDS = "records", "grids"
 NUM_DRAWN = 5000
 """Images to draw by default: enough for a stable Fréchet distance."""
+NUM_WRITTEN = 1000
+"""Documents of labels and images to write by default."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,14 @@ def _prepare(
     if name == "scenes":
         documents = held_out_scenes(samples or 100, options.seed)
         samples = len(documents)
+    elif name == "alternating":
+        run = _run(folder)
+        task = find(run.recipe).task if run is not None and run.recipe in RECIPES else None
+        if run is None or not isinstance(task, AlternatingTask):
+            raise ValueError("alternating measures runs of labels and images in turn: transfusion train alternating")
+        run = replace(run, out=folder, data=options.data or run.data)
+        context = alternating_context(run, task.classes, classifier or fitted_classifier(run, task.classes), context)
+        documents, samples = [], samples or NUM_WRITTEN
     elif name == "coco":
         documents = _coco(model, options)
         samples = len(documents)

@@ -12,7 +12,7 @@ from transfusion.api import Transfusion
 from transfusion.data.document import Document
 from transfusion.data.latents import AnyLatents
 from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
-from transfusion.evaluation import draw, read, scenes
+from transfusion.evaluation import alternating, draw, read, scenes
 from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import MANIFEST, Classifier, ConvolutionalClassifier, accuracy
 from transfusion.evaluation.estimate import Estimate, short
@@ -20,7 +20,7 @@ from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.suite import EvalContext, stack_images
 from transfusion.modality import IMAGE
 from transfusion.run.command_line import command_line
-from transfusion.run.recipe import ClassTask, Recipe
+from transfusion.run.recipe import AlternatingTask, ClassTask, Recipe
 from transfusion.run.record import Run
 from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.log import LogFn, last_losses, progress, training_costs, training_seconds
@@ -68,6 +68,8 @@ def report(
     command = command_line(run, recipe.run())
     if isinstance(recipe.task, ClassTask):
         metrics, judge = _classes(run, recipe.task, model, command)
+    elif isinstance(recipe.task, AlternatingTask):
+        metrics, judge = _alternating(run, recipe.task.classes, model, command)
     elif recipe.task is not None:
         metrics, judge = _scenes(run, model, command)
     else:
@@ -212,6 +214,32 @@ def _pictures(
     if not held_out:
         log("nothing is held out, so what is drawn and measured are captions that were trained on")
     return result.record.metrics
+
+
+def _alternating(run: Run, classes: ClassTask, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:
+    """Labels and agreement of documents written from nothing, and the digest of the classifier; the record, and the grid
+    `samples.png` of their images."""
+    if not run.report.images:
+        return {}, ""
+    classifier = fitted_classifier(run, classes)
+    context = alternating_context(
+        run, classes, classifier, EvalContext(samples=run.report.images, seed=run.seed, command=command)
+    )
+    context = replace(context, dtype=pick_dtype(run.dtype, pick_device(run.device)))
+    with progress("writing") as each:
+        result = alternating.score(model, (), replace(context, progress=each))
+    result.record.save(run.folder / "records")
+    media = [(m.tensor(), d.text, v) for d, v in zip(result.documents, result.verdicts, strict=True) for m in d.media][:SHOWN]
+    if media:
+        images, captions, verdicts = zip(*media, strict=True)
+        image_grid(images, captions, run.folder / "samples.png", labels=verdicts)
+    return result.record.metrics, classifier.digest
+
+
+def alternating_context(run: Run, classes: ClassTask, classifier: Classifier, context: EvalContext) -> EvalContext:
+    """The context with the classifier, the names of its classes, and held-out real images."""
+    images, labels = classes.images(run, True)
+    return replace(context, classifier=classifier, class_names=classes.names, real=images, real_classes=labels)
 
 
 def _scenes(run: Run, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:

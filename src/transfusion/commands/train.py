@@ -41,7 +41,7 @@ from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.corpus import keep_corpus
 from transfusion.run.latents import autoencoders_of, on_latents, open_autoencoder
-from transfusion.run.recipe import ClassTask
+from transfusion.run.recipe import AlternatingTask, ClassTask
 from transfusion.run.record import Run, check_warmup, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured, printable, training_costs
@@ -91,8 +91,9 @@ def train_recipe(run: Run, log: LogFn) -> int:
     began = time.monotonic()
     recipe = find(run.recipe)
     recipe.check_data(run)
-    if isinstance(recipe.task, ClassTask):
-        kept_classifier(run, recipe.task)  # one that cannot judge is refused before the training
+    if isinstance(recipe.task, ClassTask | AlternatingTask):
+        classes = recipe.task if isinstance(recipe.task, ClassTask) else recipe.task.classes
+        kept_classifier(run, classes)  # one that cannot judge is refused before the training
     run, autoencoder = open_autoencoder(run)  # one that does not fit is refused before the data is read
     documents, held_out = recipe.split(run, log)
     prompts = recipe.prompts(documents)

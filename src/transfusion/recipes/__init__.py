@@ -12,6 +12,7 @@ RECIPES = {
     "digits": "Handwritten digits, 8 x 8 grey, that come with a dependency.",
     "mnist": "MNIST, 28 x 28 grey, from its four idx files (--data).",
     "fashion": "Fashion-MNIST, 28 x 28 grey, from its four idx files (--data).",
+    "alternating": "Labels and their images in turn, two of each in a document, from idx files (--data).",
     "scenes": "Scenes of coloured digits, 16 x 16, composed while they are loaded.",
     "pictures": "Your own captioned images, in colour (--data): a folder, JSONL or Parquet.",
 }

@@ -62,6 +62,17 @@ class SceneTask:
 
 
 @dataclass(frozen=True)
+class AlternatingTask:
+    """Labels and images in turn: documents are written from nothing, and their images judged by the label before them.
+
+    Args:
+        classes: images of the classes, and the classifier.
+    """
+
+    classes: ClassTask
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A kind of run.
 
@@ -78,7 +89,7 @@ class Recipe:
     run: Callable[[], Run]
     documents: Callable[[Run, LogFn], Sequence[Document]]
     prompts: Callable[[Sequence[Document]], list[str]]
-    task: ClassTask | SceneTask | None = None
+    task: ClassTask | SceneTask | AlternatingTask | None = None
     held_out: Callable[[Run], Sequence[Document]] | None = None
     chooses: bool = False
     reads_data: bool = True
