@@ -190,7 +190,7 @@ def test_messages_that_no_terminal_can_encode(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     odd = Path(os.fsdecode(b"caf\xe9\x1b"))
     (odd / "a").mkdir(parents=True)
-    png(odd / "a.png")
+    (odd / "a.png").write_bytes(b"no image")
     with pytest.raises(SystemExit) as ended:
         main(["train", "pictures", "--data", str(odd)])
     said = capfd.readouterr().err

@@ -68,7 +68,7 @@ def test_data_that_was_trained_on_is_refused(capfd) -> None:
         png(Path("new") / f"{i}.png", i + 50, size=(16, 16))
         Path(f"new/{i}.txt").write_text(f"number {i % 3}")
     sizes = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 8 8"
-    assert command(f"train pictures --data data --out run {SHORT} {sizes}") == 0
+    assert command(f"train pictures --data data --out run {SHORT} {sizes} --report.images 0") == 0
     short = "--device cpu --dtype fp32 --sampler.num-steps 1"
     assert command(f"evaluate run --suite draw {short}") == 1
     assert "has no held-out split" in capfd.readouterr().out

@@ -19,6 +19,7 @@ from transfusion.data.media import DecodedImage, EncodedImage, Fit
 from transfusion.data.survey import Survey, survey
 from transfusion.files import read_json, read_text, write_text
 from transfusion.run import choice
+from transfusion.run.adopt import adopt_init
 from transfusion.run.autoencoder import AutoencoderRun, small
 from transfusion.run.choice import Choices, Finish, spoken
 from transfusion.run.command_line import flag, parse_run, take
@@ -97,6 +98,7 @@ def choose(recipe: Recipe, arguments: Sequence[str], program: str, train: Train,
         raise ConfigError("--budget and --trainer.steps both say how long to train: leave one out")
     if not run.data:
         return run
+    adopt_init(run, default.model)  # a setting that contradicts it is refused before any work
     default = _as_init(default, run)
 
     def finish(choices: Choices) -> Run:
