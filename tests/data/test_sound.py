@@ -76,9 +76,9 @@ def test_the_form_of_a_modality() -> None:
     fit = Fit.of((Modality("image", channels=1, shape=(4, 4), patch=(2, 2)), SOUND, fixed))
     assert fit == Fit((4, 4), 1, (FIT, SoundFit("noise", 16000, 5000, 5000)))
     assert Fit.of((SOUND,)) == MANY and MANY.sound("sound") == FIT and MANY.sound("noise") is None
-    for options in ({"shape": (4, 4), "patch": (2, 2)}, {"rate": -1}, {"rate": 10**6}):
+    for shape, rate in (((4, 4), 8000), ((4,), -1), ((4,), 10**6)):
         with pytest.raises(ValueError, match="a sound has one axis and a rate"):
-            Modality(**({"name": "sound", "channels": 1, "shape": (4,), "patch": (2,), "rate": 8000} | options))
+            Modality("sound", channels=1, shape=shape, patch=(2,) * len(shape), rate=rate)
 
 
 def without_end(data: bytes) -> bytes:

@@ -108,6 +108,7 @@ def encode(
     }
     files = _finished(out, head)
     head |= {"source": source, "autoencoder": autoencoder}
+    write_text(out / MANIFEST, json.dumps(head | {"files": files}, indent=1) + "\n")  # so that it can be started again
     done, total = 0, sum(map(len, splits.values()))
     failed: list[str] = []
     for split, corpus in splits.items():

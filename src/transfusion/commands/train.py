@@ -150,6 +150,11 @@ def train(
     if autoencoder is not None:
         what = "codes" if isinstance(autoencoder, Codes) else "latents"
         log(f"pictures are learned as {what} of autoencoder {autoencoder.digest} ({run.autoencoder or 'given in Python'})")
+        if what == "latents" and autoencoder.bound is None:
+            log(
+                "note: the scale and the range of its latents were never measured, so they may not be learned well, and DDPM, "
+                "whose estimates are then not bounded, may draw noise: transfusion data measure writes it with both"
+            )
     for codec in model.codecs.autoencoders.values():
         if isinstance(codec, Mel):
             log(f"sounds are learned as {codec.mel}")
