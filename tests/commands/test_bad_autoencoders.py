@@ -99,7 +99,7 @@ def test_latents_of_another_autoencoder(made: Callable[[str, str], None]) -> Non
     latents, ids = f"{TRAIN} {SIDE} --out out --data latents", f"{IDS} --out out --data ids"
     made(latents, "this model learns 'image' without one")
     made(f"{latents} --autoencoder vq", "this model has autoencoder")
-    made(f"{latents} --autoencoder vq --model.kind chameleon", "or their ids (transfusion data encode --ids True)")
+    made(f"{latents} --autoencoder vq --model.kind chameleon", "encode ids (transfusion data encode --ids True), or give")
     made(f"{ids} --autoencoder vq-30", "this model has autoencoder")
     made(f"{ids.replace('--model.kind chameleon', '')} --autoencoder vq", "this model has autoencoder")
 

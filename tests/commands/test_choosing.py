@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from command import command
+from command import SHORT, command
 from small import png
 from transfusion.commands import choosing
 from transfusion.run import choice
@@ -85,6 +85,22 @@ def test_one_picture_is_refused_or_learned_with_a_word(tmp_path: Path, monkeypat
     folder(1)
     assert command(f"train pictures --data data --out run --trainer.steps 3 --optimizer.warmup 1 {TINY}") == 0
     assert "all captions are alike" in told(capfd)
+
+
+def test_what_would_not_be_varied_is_refused(tmp_path: Path, monkeypatch, capfd) -> None:
+    """Images of files are varied alone, so no latents and no arrays; captions that a mirror image would make untrue are said."""
+    monkeypatch.chdir(tmp_path)
+    folder(40)
+    Path("data/0.txt").write_text("an arrow to the left")
+    short = f"--trainer.steps 3 --optimizer.warmup 1 {TINY}"
+    assert command(f"train pictures --data data --out run --augment flip,crop {short}") == 0
+    assert "2% of the captions speak of sides or letters: their pictures are not mirrored" in told(capfd)
+    assert command(f"train digits --out digits --augment flip {SHORT}") == 2
+    assert "these documents hold none" in told(capfd) and not Path("digits").exists()
+    made = "--images.side 16 --images.batch-size 4 --model.convolutions.widths 16 --trainer.steps 2 --optimizer.warmup 1"
+    assert command(f"train vae --data data --out vae --device cpu {made}") == 0
+    assert command(f"train pictures --data data --autoencoder vae --out other --augment flip {short}") == 2
+    assert "this run learns latents" in told(capfd)
 
 
 def test_what_is_not_read_and_what_is_enlarged_is_said(tmp_path: Path, monkeypatch, capfd) -> None:

@@ -91,10 +91,10 @@ class Codecs:
         if isinstance(values, AnyLatents):
             if (digest or "") != values.digest:
                 own = f"this model has autoencoder {digest}" if digest else f"this model learns {item.modality!r} without one"
-                ids = ", or their ids (transfusion data encode --ids True)" if isinstance(autoencoder, Codes) else ""
+                ids = "encode ids (transfusion data encode --ids True), or " if isinstance(autoencoder, Codes) else ""
                 raise ValueError(
-                    f"latents of autoencoder {values.digest or '(none)'}, but {own}: give the model that one (--autoencoder), "
-                    f"or the items themselves{ids}"
+                    f"latents of autoencoder {values.digest or '(none)'}, but {own}: {ids}give the model that one "
+                    f"(--autoencoder), or the items themselves"
                 )
             return item
         if autoencoder is None or digest is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transfusion import rng
 from transfusion.codec.codecs import Codecs
+from transfusion.codec.latent_corpus import LatentCorpus
 from transfusion.config import ConfigError
 from transfusion.data.corpus import MAX_UNREADABLE, Corpus, media_digest, media_files, status_digest, text_digest
 from transfusion.data.document import Document, LazyMedia, Media, MediaError, Text
@@ -90,7 +91,7 @@ def encode(
 
     Raises:
         ConfigError: the folder holds other latents, or other files.
-        ValueError: a picture does not fit the autoencoder, or more than 5 % cannot be read.
+        ValueError: a picture does not fit the autoencoder, its latents are not finite, or more than 5 % cannot be read.
         OSError: the folder can't be written.
     """
     if per_shard < 1:
@@ -106,6 +107,8 @@ def encode(
         "data": {split: _data(corpus) for split, corpus in splits.items()},
         "shards": {split: -(-len(corpus) // per_shard) for split, corpus in splits.items()},
     }
+    for corpus in splits.values():
+        LatentCorpus(corpus, codecs, room=0)  # an autoencoder of damaged weights is found on the first picture
     files = _finished(out, head)
     head |= {"source": source, "autoencoder": autoencoder}
     write_text(out / MANIFEST, json.dumps(head | {"files": files}, indent=1) + "\n")  # so that it can be started again

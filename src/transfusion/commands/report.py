@@ -197,6 +197,8 @@ def _pictures(
     trained = of_one_image(documents, MOST_TRAINED)
     asked = of_one_image(held_out, MOST_REAL) or trained[:MOST_REAL]
     if not run.report.images or len(asked) < 2 or all(m.name != IMAGE for m in model.item_modalities):
+        if any(isinstance(m.values, AnyLatents) for d in documents[:1] for m in d.media):
+            log("no report: these documents hold latents; transfusion evaluate --data with their pictures draws and measures")
         return {}
     context = EvalContext(
         samples=min(run.report.images, len(asked)),

@@ -29,6 +29,7 @@ from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.learned import LearnedDocuments
 from transfusion.data.loader import Loader
+from transfusion.data.media import DecodedImage, EncodedImage
 from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
@@ -138,6 +139,7 @@ def train(
     if run.init:
         run = adopt_init(run, find(run.recipe).run().model)
     run, autoencoder = open_autoencoder(run, autoencoder)
+    _check_augmentation(run, corpus, autoencoder)
     _prepare(run, log)
     if not (run.folder / "checkpoints").exists():
         (run.folder / TOKENIZER).unlink(missing_ok=True)  # an earlier attempt's, of other texts
@@ -351,6 +353,20 @@ def _prepare(run: Run, log: LogFn) -> None:
     pick_device(run.device)
     check_warmup(run)
     keep_record(run)
+
+
+def _check_augmentation(run: Run, corpus: Sequence[Document], autoencoder: Autoencoder | None) -> None:
+    """Raise ConfigError where images are to be varied and none would be."""
+    if not run.transform.flip and run.transform.crop == 1:
+        return
+    options = "--augment (--transform.flip, --transform.crop)"
+    if autoencoder is not None:
+        raise ConfigError(
+            f"{options} varies pixels, and this run learns latents: leave it out, or encode views of each picture once with "
+            "transfusion data encode --crops N --flips True"
+        )
+    if not any(isinstance(m.values, EncodedImage | DecodedImage) for document in corpus for m in document.media):
+        raise ConfigError(f"{options} varies images of files, and these documents hold none: leave it out")
 
 
 def _texts(corpus: Sequence[Document]) -> list[str]:

@@ -49,8 +49,9 @@ class DocumentTransform:
             and without a loss. The paper (its Table 8): 0.5, with a loss.
         dual: share of documents whose items of use "both" stand twice, a noised copy with the loss and a clean one for what
             follows. In the others they stand once, noised, and what follows is learned from the noised item.
-        flip: mirror half of the images, in documents whose texts do not speak of left and right, text or digits.
-        crop: images are fitted to so many times their size, and a random window is cut out; 1: the whole image.
+        flip: mirror the images of half of the documents, if their texts do not speak of left and right, text or digits.
+        crop: images are fitted to so many times their size, and a random window is cut out, the same one in all images of a
+            document; 1: the whole image.
     """
 
     image_first: float = 0.2
@@ -90,11 +91,10 @@ class DocumentTransform:
                 views = segment.values
                 segments[index] = replace(segment, values=views.view(int(draw("view", index) * len(views.rows))))
         if self.flip or self.crop > 1:
-            flip = self.flip and not SIDES.search(document.text)
+            flip, key = self.flip and not SIDES.search(document.text), rng.key(seed, epoch, sample, "varied")
             for index, segment in enumerate(segments):
                 if isinstance(segment, Media) and isinstance(segment.values, EncodedImage | DecodedImage):
-                    varied = VariedImage(segment.values, self.crop, flip, rng.key(seed, epoch, sample, "varied", index))
-                    segments[index] = replace(segment, values=varied)
+                    segments[index] = replace(segment, values=VariedImage(segment.values, self.crop, flip, key))
         if _is_reorderable(segments) and draw("order") < self.image_first:
             segments = self._item_first(segments)
         whole = with_uses(replace(document, segments=tuple(segments)))

@@ -8,9 +8,8 @@ caption_preference_swapped  of scenes: the same against the own caption with its
 Each picture is noised once, at t = 0.8 (`TIMES`; 1 is noise), and denoised behind both captions, without guidance: the same
 picture, the same noise, the same time. Its error is the training loss of an item, w(t) * mean squared error, with several times
 their mean. An item of a discrete modality is not noised: its error is the cross-entropy of its codes, and what is measured says
-so. The other caption has the
-same wording where there are several, and is no wording of the own one; for a scene it is that of a scene of the same kind. An
-error tied counts half, so a model that ignores captions has 0.5: chance.
+so. The other caption has the same wording where there are several, and is no wording of the own one; for a scene it is that of
+a scene of the same kind. An error tied counts half, so a model that ignores captions has 0.5: chance.
 
 The loss alone does not show this: a network can lower it by removing noise better while its pictures follow the noise alone.
 Measuring 200 pictures is one forward pass over 400 short documents: 0.6 seconds of one core on the quickstart's model, as
