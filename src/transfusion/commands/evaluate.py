@@ -32,22 +32,21 @@ from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.questions import read_questions
 from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_images
 from transfusion.files import read_text
-from transfusion.modality import is_image
 from transfusion.model_folder import read_settings
 from transfusion.recipes import RECIPES, find
 from transfusion.run.command_line import parse, split_positional
-from transfusion.run.recipe import AlternatingTask, ClassTask
+from transfusion.run.recipe import AlternatingTask, ClassTask, SuiteTask
 from transfusion.run.record import MAX_SAMPLES, Run
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
 from transfusion.train.log import LogFn, progress
 
-Suite = Literal["text", "draw", "read", "edit", "scenes", "coco", "alternating"]
+Suite = Literal["text", "draw", "read", "edit", "scenes", "coco", "alternating", "task"]
 SUITES = {"text": text, "draw": draw, "read": read, "edit": edit, "scenes": scenes, "coco": coco, "alternating": alternating}
 RECORDS, GRIDS = "records", "grids"
 NUM_DRAWN = 5000
 """Images to draw by default: enough for a stable Fréchet distance."""
 NUM_WRITTEN = 1000
-"""Documents of labels and images to write by default."""
+"""Documents of labels and images to write, and of a recipe's own measure, by default."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class EvaluateOptions:
     """Suites, held-out data and sampling.
 
     Args:
-        suite: what to measure.
+        suite: what to measure; task: what only the run's own recipe measures.
         data: held-out data (default: the held-out split of the run's data); for text also a .txt file, in which empty lines
             separate documents.
         samples: documents to measure, a random subset (0: 5,000 images to draw, all documents to read; coco 30,000).
@@ -124,7 +123,8 @@ def run(arguments: list[str], log: LogFn) -> int:
         try:
             documents, prepared = _prepare(name, folder, options, model, context, log)
             with progress(name) as each:
-                result = SUITES[name].score(model, documents, replace(prepared, progress=each))
+                prepared = replace(prepared, progress=each)
+                result = SUITES[name].score(model, documents, prepared) if name in SUITES else _own(folder, model, prepared)
             path = result.record.save(Path(folder) / RECORDS)
             _write_grid(result, Path(folder) / GRIDS, log)
             print_table(result.record.suite, result.record.metrics)
@@ -172,6 +172,8 @@ def _prepare(
         run = replace(run, out=folder, data=options.data or run.data)
         context = alternating_context(run, task.classes, classifier or fitted_classifier(run, task.classes), context)
         documents, samples = [], samples or NUM_WRITTEN
+    elif name == "task":
+        documents, samples = [], samples or NUM_WRITTEN
     elif name == "coco":
         documents = _coco(model, options)
         samples = len(documents)
@@ -205,6 +207,15 @@ def _task(run: Run | None) -> ClassTask | None:
     """The task of a run whose captions name classes."""
     task = find(run.recipe).task if run is not None and run.recipe in RECIPES else None
     return task if isinstance(task, ClassTask) else None
+
+
+def _own(folder: str, model: Transfusion, context: EvalContext) -> SuiteResult:
+    """The measure of the recipe of a run. Raises ValueError: it has none."""
+    run = _run(folder)
+    task = find(run.recipe).task if run is not None and run.recipe in RECIPES else None
+    if run is None or not isinstance(task, SuiteTask):
+        raise ValueError("this run's recipe has no measure of its own: name others, such as --suite draw read")
+    return task.score(replace(run, out=folder), model, context)
 
 
 def _texts(folder: str, options: EvaluateOptions, model: Transfusion, log: LogFn) -> list[Document]:
@@ -298,11 +309,7 @@ def _coco(model: Transfusion, options: EvaluateOptions) -> list[Document]:
 
 def _write_grid(result: SuiteResult, folder: Path, log: LogFn, most: int = 50) -> None:
     """A grid of a suite's images, every n-th of many, with captions, indices of the prompts and verdicts."""
-    shown = [
-        (document.media[-1].tensor(), document.text, label)
-        for document, label in zip(result.documents, result.labels, strict=True)
-        if document.media and is_image(document.media[-1].tensor().shape)
-    ]
+    shown = result.grid
     shown = shown[:: max(len(shown) // most, 1)][:most]
     if shown:
         images, captions, labels = zip(*shown, strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 from transfusion.api import Transfusion
 from transfusion.data.document import Document
 from transfusion.data.latents import AnyLatents
+from transfusion.data.outputs import write_documents
 from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
 from transfusion.evaluation import alternating, draw, read, scenes
 from transfusion.evaluation.chance import no_better_than_chance
@@ -18,15 +19,15 @@ from transfusion.evaluation.classifier import MANIFEST, Classifier, Convolutiona
 from transfusion.evaluation.estimate import Estimate, short
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.suite import EvalContext, stack_images
-from transfusion.modality import IMAGE
+from transfusion.modality import IMAGE, is_image
 from transfusion.run.command_line import command_line
-from transfusion.run.recipe import AlternatingTask, ClassTask, Recipe
+from transfusion.run.recipe import AlternatingTask, ClassTask, Recipe, SuiteTask
 from transfusion.run.record import Run
 from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.log import LogFn, last_losses, progress, training_costs, training_seconds
 
-MOST_TRAINED, MOST_REAL, SHOWN = 3000, 1000, 100
-"""Training images that drawn ones are compared with, held-out ones, and images of a grid."""
+MOST_TRAINED, MOST_REAL, SHOWN, WRITTEN = 3000, 1000, 100, 40
+"""Training images that drawn ones are compared with, held-out ones, images of a grid, and documents that are written."""
 CLASS_ROWS = {
     "text_to_image_agreement": "images that show what their caption names",
     "text_to_image_agreement_held_out_paraphrases": "the same, captions never trained on",
@@ -70,6 +71,8 @@ def report(
         metrics, judge = _classes(run, recipe.task, model, command)
     elif isinstance(recipe.task, AlternatingTask):
         metrics, judge = _alternating(run, recipe.task.classes, model, command)
+    elif isinstance(recipe.task, SuiteTask):
+        metrics, judge = _suite(run, recipe.task, model, command)
     elif recipe.task is not None:
         metrics, judge = _scenes(run, model, command)
     else:
@@ -216,6 +219,24 @@ def _pictures(
     if not held_out:
         log("nothing is held out, so what is drawn and measured are captions that were trained on")
     return result.record.metrics
+
+
+def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:
+    """The measure of the recipe alone, and the digest of its classifier, if it has one; the record, the grid `samples.png`, and
+    what was generated in `drawn/`, where that is no image."""
+    if not run.report.images:
+        return {}, ""
+    dtype = pick_dtype(run.dtype, pick_device(run.device))
+    with progress("measuring") as each:
+        context = EvalContext(samples=run.report.images, seed=run.seed, dtype=dtype, command=command, progress=each)
+        result = task.score(run, model, context)
+    result.record.save(run.folder / "records")
+    if shown := result.grid[:SHOWN]:
+        images, captions, labels = zip(*shown, strict=True)
+        image_grid(images, captions, run.folder / "samples.png", labels=labels)
+    if not all(is_image(media.values.shape) for d in result.documents for media in d.media if media.values is not None):
+        write_documents(result.documents[:WRITTEN], run.folder / "drawn", model.item_modalities)
+    return result.record.metrics, result.record.classifiers.get("classifier", "")
 
 
 def _alternating(run: Run, classes: ClassTask, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:

@@ -29,7 +29,7 @@ def image_grid(
     Args:
         labels: a line for each image, below its caption.
         columns: images in a row of the grid.
-        side: pixels of an image's side in the grid.
+        side: pixels of an image's longer side in the grid.
     """
     rows = -(-len(images) // columns)
     font = ImageFont.load_default(10)
@@ -44,7 +44,8 @@ def image_grid(
         x, y = GAP + index % columns * (side + GAP), tops[index // columns]
         shown = to_image(image)
         method = Image.Resampling.NEAREST if max(shown.size) * 2 <= side else Image.Resampling.BICUBIC
-        grid.paste(shown.resize((side, side), method), (x, y))
+        width, height = (max(round(side * n / max(shown.size)), 1) for n in shown.size)
+        grid.paste(shown.resize((width, height), method), (x + (side - width) // 2, y + (side - height) // 2))
         for number, line in enumerate(lines):
             draw.text((x, y + side + number * LINE), line, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)

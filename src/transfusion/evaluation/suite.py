@@ -30,6 +30,7 @@ from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.questions import Question
 from transfusion.evaluation.record import Record
 from transfusion.generate.state import Done, Event
+from transfusion.modality import is_image
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished documents and of all."""
@@ -90,17 +91,31 @@ class SuiteResult:
         record: estimates, and how they were measured.
         documents: generated documents to look at, prompts included.
         verdicts: a word on each document, in suites that have one.
+        shown: images of a grid, Float[channels, height, width] in [-1, 1], each with its caption and verdict, where the
+            documents' own last images are not what is to be looked at.
     """
 
     record: Record
     documents: tuple[Document, ...] = ()
     verdicts: tuple[str, ...] = ()
+    shown: tuple[tuple[Tensor, str, str], ...] = ()
 
     @property
     def labels(self) -> list[str]:
         """For an image grid: the index i of each document, whose seed is rng.key(seed, suite, i), and its verdict."""
         verdicts = self.verdicts or [""] * len(self.documents)
         return [f"#{i} {verdict}".strip() for i, verdict in enumerate(verdicts)]
+
+    @property
+    def grid(self) -> list[tuple[Tensor, str, str]]:
+        """Images to look at, each with its caption and label: `shown`, or the last image of each document."""
+        if self.shown:
+            return list(self.shown)
+        return [
+            (document.media[-1].tensor(), document.text, label)
+            for document, label in zip(self.documents, self.labels, strict=True)
+            if document.media and is_image(document.media[-1].tensor().shape)
+        ]
 
 
 class DocumentCounter:

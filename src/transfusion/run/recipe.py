@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from transfusion.api import Transfusion
 from transfusion.config import ConfigError
 from transfusion.data.corpus import Corpus, captioned, hold_out
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.sources.scenes import KINDS, held_out_scenes
 from transfusion.evaluation.classifier import Classifier
-from transfusion.evaluation.suite import Progress
+from transfusion.evaluation.suite import EvalContext, Progress, SuiteResult
 from transfusion.run.record import Run
 from transfusion.train.log import LogFn
 
@@ -73,6 +74,17 @@ class AlternatingTask:
 
 
 @dataclass(frozen=True)
+class SuiteTask:
+    """A measure that only this recipe has, of its own held-out documents: `transfusion evaluate RUN --suite task`.
+
+    Args:
+        score: of a run's model; `context.samples` documents at most.
+    """
+
+    score: Callable[[Run, Transfusion, EvalContext], SuiteResult]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A kind of run.
 
@@ -89,7 +101,7 @@ class Recipe:
     run: Callable[[], Run]
     documents: Callable[[Run, LogFn], Sequence[Document]]
     prompts: Callable[[Sequence[Document]], list[str]]
-    task: ClassTask | SceneTask | AlternatingTask | None = None
+    task: ClassTask | SceneTask | AlternatingTask | SuiteTask | None = None
     held_out: Callable[[Run], Sequence[Document]] | None = None
     chooses: bool = False
     reads_data: bool = True
