@@ -24,7 +24,7 @@ from transfusion.run.command_line import command_line
 from transfusion.run.recipe import AlternatingTask, ClassTask, Recipe, SuiteTask
 from transfusion.run.record import Run
 from transfusion.train.device import pick_device, pick_dtype
-from transfusion.train.log import LogFn, last_losses, progress, training_costs, training_seconds
+from transfusion.train.log import LogFn, last_losses, printable, progress, training_costs, training_seconds
 
 MOST_TRAINED, MOST_REAL, SHOWN, WRITTEN = 3000, 1000, 100, 40
 """Training images that drawn ones are compared with, held-out ones, images of a grid, and documents that are written."""
@@ -72,7 +72,7 @@ def report(
     elif isinstance(recipe.task, AlternatingTask):
         metrics, judge = _alternating(run, recipe.task.classes, model, command)
     elif isinstance(recipe.task, SuiteTask):
-        metrics, judge = _suite(run, recipe.task, model, command)
+        metrics, judge = _suite(run, recipe.task, model, command, log)
     elif recipe.task is not None:
         metrics, judge = _scenes(run, model, command)
     else:
@@ -93,7 +93,7 @@ def report(
     print_table(f"{run.recipe}, seed {run.seed}", rows)
     for remark in remarks:
         log(remark)
-    images = f"images: {run.folder / 'samples.png'}; " if run.report.images else ""
+    images = f"images: {run.folder / 'samples.png'}; " if (run.folder / "samples.png").exists() else ""
     log(f"{numbers['seconds']:.0f} seconds; {images}numbers: {run.folder / 'report.json'}")
 
 
@@ -221,9 +221,9 @@ def _pictures(
     return result.record.metrics
 
 
-def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:
+def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: LogFn) -> tuple[dict[str, Estimate], str]:
     """The measure of the recipe alone, and the digest of its classifier, if it has one; the record, the grid `samples.png`, and
-    what was generated in `drawn/`, where that is no image."""
+    what was generated in `drawn/`, where that is no image. The first text that was written is said to the log."""
     if not run.report.images:
         return {}, ""
     dtype = pick_dtype(run.dtype, pick_device(run.device))
@@ -234,8 +234,12 @@ def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str) -> tuple
     if shown := result.grid[:SHOWN]:
         images, captions, labels = zip(*shown, strict=True)
         image_grid(images, captions, run.folder / "samples.png", labels=labels)
-    if not all(is_image(media.values.shape) for d in result.documents for media in d.media if media.values is not None):
+    texts = [d.text for d in result.documents if not d.media]
+    values = [media.values for d in result.documents for media in d.media]
+    if texts or not all(is_image(each.shape) for each in values if each is not None):
         write_documents(result.documents[:WRITTEN], run.folder / "drawn", model.item_modalities)
+    if texts:
+        log(f"written, all in {run.folder / 'drawn'}:\n{printable(texts[0])}\n")
     return result.record.metrics, result.record.classifiers.get("classifier", "")
 
 

@@ -107,7 +107,7 @@ def train_recipe(run: Run, log: LogFn) -> int:
         "--prompt",
         printable(prompts[-1] if prompts else ""),
         "--out",
-        "images",
+        "images" if run.model.modalities else "texts",
     ]
     log(f"next: {shlex.join(words)}")
     return 0

@@ -86,7 +86,7 @@ def text_nats(
     with eval_mode(model):
         for i, document in enumerate(documents):
             group.append(document)
-            length += sum(len(model.vocabulary.encode(str(s.content))) for s in document.segments if isinstance(s, Text)) + 2
+            length += sum(len(model.vocabulary.encode(s.content)) for s in document.segments if isinstance(s, Text)) + 2
             if length >= MAX_TOKENS or i + 1 == len(documents):
                 results += _batch_nats(model, model.batch(group), ends[len(results) : i + 1], context)
                 context.progress(i + 1, len(documents))

@@ -14,6 +14,8 @@ RECIPES = {
     "fashion": "Fashion-MNIST, 28 x 28 grey, from its four idx files (--data).",
     "alternating": "Labels and their images in turn, two of each in a document, from idx files (--data).",
     "scenes": "Scenes of coloured digits, 16 x 16, composed while they are loaded.",
+    "shakespeare": "Shakespeare by character, text alone (--data): a .txt file, whose last tenth is held out.",
+    "shakespeare_pictures": "Shakespeare by character together with MNIST's digits, documents of both kinds (--data).",
     "pictures": "Your own captioned images, in colour (--data): a folder, JSONL or Parquet.",
 }
 """Name -> first line of the module's docstring."""

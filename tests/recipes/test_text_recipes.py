@@ -1,0 +1,102 @@
+"""Recipes of text: what is trained on and what is held out, the measure of running text, and bad data refused before training."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from command import SHORT, command
+from small import model, write_idx
+from transfusion.data.document import Document, Text
+from transfusion.data.sources.texts import read_plain, windows
+from transfusion.evaluation import running_text
+from transfusion.evaluation.suite import EvalContext
+from transfusion.evaluation.text import text_nats
+from transfusion.recipes import find, shakespeare
+
+LINES = "".join(f"{number}: to be, or not to be\n" for number in range(400))
+
+
+def test_no_window_reaches_into_the_last_tenth(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text(LINES)
+    trained, held_out = read_plain(tmp_path)
+    assert trained + held_out == LINES and len(held_out) == len(LINES) // 10
+    found = windows(trained, 100, 30)
+    assert {len(d.text) for d in found} == {100} and all(d.text in trained for d in found)
+    assert [d.text for d in found[:2]] == [trained[:100], trained[30:130]] and found[-1].text == trained[-100:]
+    assert not any(held_out[:20] in d.text for d in found)
+
+
+def test_each_token_is_measured_once_behind_the_text_before_it() -> None:
+    network, ids = model(context_length=18), list(range(40))
+    for given in (1, 8):
+        pieces = running_text.windows(ids, 16, given)
+        texts = [piece.segments[0] for piece in pieces]
+        assert all(isinstance(t, Text) and isinstance(t.weight, tuple) and len(t.content) <= 16 for t in texts)
+        measured = [token for t in texts for token, weight in zip(t.content, t.weight, strict=True) if weight]  # type: ignore[arg-type]
+        assert measured == ids
+        assert sum(count for _, count in text_nats(network, pieces, EvalContext(), add_eos=False)) == 40
+    (whole,) = text_nats(network, [Document((Text(tuple(ids[:12])),))], EvalContext(), add_eos=False)
+    first, second = text_nats(network, running_text.windows(ids[:12], 8, 4), EvalContext(), add_eos=False)
+    (alone,) = text_nats(network, [Document((Text(tuple(ids[:8])),))], EvalContext(), add_eos=False)
+    assert first == pytest.approx(alone, rel=1e-5) and whole[1] == first[1] + second[1]
+
+
+def test_nats_are_those_of_tokens_characters_and_bytes() -> None:
+    text = "to be é " * 20
+    metrics = running_text.score(model(context_length=34), [text], EvalContext(samples=100), prompt="to").record.metrics
+    nats = metrics["nats_per_token"].value * len(text.encode())
+    assert metrics["nats_per_character"].value == pytest.approx(nats / len(text))
+    assert metrics["bits_per_byte"].value == pytest.approx(nats / math.log(2) / len(text.encode()))
+    assert metrics["nats_per_token"].count == len(running_text.windows(range(len(text.encode())), 32, 16))
+    with pytest.raises(ValueError, match="no text"):
+        running_text.score(model(), [""], EvalContext())
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    recipe = find("shakespeare")
+
+    def refused(path: Path | str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            recipe.documents(replace(recipe.run(), data=str(path)), lambda line: None)
+
+    refused("", "needs --data PATH")
+    refused(tmp_path, "no text at .*input.txt")
+    for name, content, message in (
+        ("a.png", b"\x89PNG", "no plain text: give a .txt file"),
+        ("empty.txt", b" \n", "is empty"),
+        ("latin.txt", "é".encode("latin-1") * 2000, "is not UTF-8"),
+        ("nul.txt", b"a\0" * 2000, "NUL"),
+        ("short.txt", b"to be", "too few"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, message)
+
+
+def test_text_and_pictures_are_documents_of_their_own(tmp_path: Path) -> None:
+    write_idx(tmp_path, 20)
+    (tmp_path / "input.txt").write_text(LINES)
+    recipe = find("shakespeare_pictures")
+    run = replace(recipe.run(), data=str(tmp_path))
+    documents = recipe.documents(run, lambda line: None)
+    texts = [d for d in documents if not d.media]
+    assert len(documents) == len(texts) + 20 and len(recipe.held_out_documents(run)) == 20
+    assert [d.text for d in texts] == [d.text for d in shakespeare.documents(run, lambda line: None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shakespeare", "shakespeare_pictures"])
+def test_from_a_text_to_the_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_idx(Path("data"), 20)
+    Path("data/input.txt").write_text(LINES)
+    quick = "--report.images 6 --sampler.num-steps 2"
+    assert command(f"train {name} --data data --out run {SHORT} {quick}") == 0
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["nats_per_character_count"] == 6 and report["nats_per_character"] == report["nats_per_token"] > 1
+    assert "ROMEO:" in capfd.readouterr().out and len(Path("run/drawn/outputs.jsonl").read_text().splitlines()) >= 4
+    assert Path("run/samples.png").exists() == (name == "shakespeare_pictures")
+    assert command("evaluate run --suite task --samples 3 --sampler.num-steps 2") == 0
+    assert command("generate run --prompt ROMEO: --out texts --max-tokens 5") == 0
