@@ -100,16 +100,10 @@ def train_recipe(run: Run, log: LogFn) -> int:
     prompts = recipe.prompts(documents)
     model = train(run, documents, prompts, log, held_out=held_out, autoencoder=autoencoder)
     report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)
-    words = [
-        "transfusion",
-        "generate",
-        str(run.folder),
-        "--prompt",
-        printable(prompts[-1] if prompts else ""),
-        "--out",
-        "images" if run.model.modalities else "texts",
-    ]
-    log(f"next: {shlex.join(words)}")
+    if prompts:
+        out = "images" if run.model.modalities else "texts"
+        words = ["transfusion", "generate", str(run.folder), "--prompt", printable(prompts[-1]), "--out", out]
+        log(f"next: {shlex.join(words)}")
     return 0
 
 
