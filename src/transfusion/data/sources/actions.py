@@ -84,7 +84,7 @@ def is_held_out(colour: str, cell: int) -> bool:
     return rng.uniform("actions", "held out", colour, cell) < HELD_OUT
 
 
-def draw(*key: rng.KeyPart, held_out: bool = False) -> Task:
+def draw_task(*key: rng.KeyPart, held_out: bool = False) -> Task:
     """A task by key: five squares that do not touch. If `held_out`, the named mark lies where its colour was never trained on;
     all others lie where theirs was."""
     generator = rng.generator(rng.key("actions", *key))
@@ -133,7 +133,7 @@ def documents(count: int, *key: rng.KeyPart, held_out: bool = False) -> list[Doc
     """Instruction, picture and path: the first two are given, the path is drawn."""
     found = []
     for i in range(count):
-        task = draw(*key, i, held_out=held_out)
+        task = draw_task(*key, i, held_out=held_out)
         first, *others = task.captions
         text = Text(first, loss=False, paraphrases=tuple(others))
         path = Media(LazyPath(task, rng.key("path", *key, i)), PATH)
