@@ -5,16 +5,19 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from command import SHORT, command
 from small import model, write_idx
 from transfusion.data.document import Document, Text
-from transfusion.data.sources.texts import read_plain, windows
+from transfusion.data.sources.texts import pieces, read_plain, windows
 from transfusion.evaluation import running_text
 from transfusion.evaluation.suite import EvalContext
 from transfusion.evaluation.text import text_nats
 from transfusion.recipes import find, shakespeare
+from transfusion.recipes.books_text import HELD_OUT_TITLES
 
 LINES = "".join(f"{number}: to be, or not to be\n" for number in range(400))
 
@@ -75,6 +78,37 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
         refused(tmp_path / name, message)
 
 
+def write_tables(folder: Path, texts: dict[str, list[str | None]], **columns: list[str]) -> None:
+    for split, cells in texts.items():
+        pq.write_table(pa.table({"text": cells} | columns), folder / f"{split}.parquet")
+
+
+def test_chapters_are_cut_and_held_out_titles_are_left_out(tmp_path: Path) -> None:
+    text = "\n\n".join(f"{number} {LINES[: 40 * number]}" for number in range(1, 40))
+    found = pieces(text, 300)
+    assert "".join(found) == text and max(map(len, found)) <= 300 and min(map(len, found[:-1])) > 150
+    assert pieces("a" * 700, 300) == ["a" * 300, "a" * 300, "a" * 100] and pieces("", 300) == []
+    titles = [HELD_OUT_TITLES[0], "Dracula"]
+    write_tables(tmp_path, {"train": [text, text], "validation": ["a", "b"]}, title=titles, chapter=["I", "II"])
+    recipe = find("books_text")
+    documents = recipe.documents(replace(recipe.run(), data=str(tmp_path)), lambda line: None)
+    assert "".join(d.text for d in documents) == text and documents[0].name == "Dracula: II: 0"
+
+
+def test_tables_without_text_are_refused(tmp_path: Path) -> None:
+    recipe = find("books_text")
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            recipe.documents(replace(recipe.run(), data=str(tmp_path)), lambda line: None)
+
+    refused("needs a table to train on and one to measure on")
+    write_tables(tmp_path, {"train": [None, "a"], "validation": ["a", "b"]})
+    refused("1 of 2 documents cannot be read")
+    pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "train.parquet")
+    refused("needs a column text; it has")
+
+
 def test_text_and_pictures_are_documents_of_their_own(tmp_path: Path) -> None:
     write_idx(tmp_path, 20)
     (tmp_path / "input.txt").write_text(LINES)
@@ -87,16 +121,19 @@ def test_text_and_pictures_are_documents_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["shakespeare", "shakespeare_pictures"])
+@pytest.mark.parametrize("name", ["shakespeare", "shakespeare_pictures", "books_text"])
 def test_from_a_text_to_the_report(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     write_idx(Path("data"), 20)
     Path("data/input.txt").write_text(LINES)
+    if name == "books_text":
+        write_tables(Path("data"), {"train": [LINES], "validation": [LINES[:4000]]})
     quick = "--report.images 6 --sampler.num-steps 2"
     assert command(f"train {name} --data data --out run {SHORT} {quick}") == 0
     report = json.loads(Path("run/report.json").read_text())
-    assert report["nats_per_character_count"] == 6 and report["nats_per_character"] == report["nats_per_token"] > 1
-    assert "ROMEO:" in capfd.readouterr().out and len(Path("run/drawn/outputs.jsonl").read_text().splitlines()) >= 4
+    assert report["nats_per_character_count"] == 6 and 0.1 < report["nats_per_character"] <= report["nats_per_token"]
+    prompt = "Once upon a time" if name == "books_text" else "ROMEO:"
+    assert prompt in capfd.readouterr().out and len(Path("run/drawn/outputs.jsonl").read_text().splitlines()) >= 4
     assert Path("run/samples.png").exists() == (name == "shakespeare_pictures")
     assert command("evaluate run --suite task --samples 3 --sampler.num-steps 2") == 0
     assert command("generate run --prompt ROMEO: --out texts --max-tokens 5") == 0

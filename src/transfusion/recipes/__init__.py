@@ -16,6 +16,7 @@ RECIPES = {
     "scenes": "Scenes of coloured digits, 16 x 16, composed while they are loaded.",
     "shakespeare": "Shakespeare by character, text alone (--data): a .txt file, whose last tenth is held out.",
     "shakespeare_pictures": "Shakespeare by character together with MNIST's digits, documents of both kinds (--data).",
+    "books_text": "Books by chapter, text alone, in a vocabulary of byte pairs (--data): Parquet tables with a column text.",
     "actions": "Instructions and pictures, and paths to the mark that is named: actions as a modality, composed on the spot.",
     "clips": "Clips of moving digits, 4 frames of 16 x 16 grey, composed on the spot: a modality of three axes.",
     "pictures": "Your own captioned images, in colour (--data): a folder, JSONL or Parquet.",

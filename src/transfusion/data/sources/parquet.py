@@ -1,11 +1,12 @@
-"""Parquet tables, Hugging Face's convention -> captioned images, or sounds."""
+"""Parquet tables, Hugging Face's convention -> captioned images, or sounds; or texts alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transfusion.data.corpus import Captions, Corpus, NoCaption, caption, captioned, is_blank, unchanged
-from transfusion.data.document import Media, MediaError
+from transfusion.data.document import Document, Media, MediaError, Text
 from transfusion.data.media import EncodedImage, Fit, SoundFit
 from transfusion.data.sound import EncodedSound
 from transfusion.files import open_file, parse_json
@@ -23,34 +24,17 @@ def read_parquet(
     (a string, or a list of paraphrases), or a class `label` (named in the Hugging Face metadata, or not); with `uncaptioned`,
     rows and tables need no caption, and with `captions` None they have it only where it can be read. Empty tables are noted.
     Raises ValueError: pyarrow or a column is missing, or a table is damaged."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ValueError("reading Parquet needs pyarrow: pip install 'transfusion-kit[parquet]'") from error
     corpus = Corpus()
     for path in paths:
-        try:
-            with open_file(path) as file:
-                if not file.read(1):
-                    corpus.notes.append(f"{path.name}: an empty file")
-                    continue
-                table = pq.ParquetFile(file)
-                if not table.metadata.num_rows:
-                    corpus.notes.append(f"{path.name}: a table without rows")
-                    continue
-                if table.metadata.num_rows > MAX_ROWS:
-                    raise ValueError(f"{table.metadata.num_rows:,} rows are more than {MAX_ROWS:,}: cut it into several tables")
-                item, text, class_names, sound = _columns(
-                    table.schema_arrow, fit, needed=captions is not None and not uncaptioned, checked=captions is not None
-                )
-                table = table.read([item, text] if text else [item])
-            texts = table[text] if text else pa.nulls(len(table), pa.binary())
-            if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-                texts = texts.cast(pa.binary())  # decoded by row in `_texts`, so that a row of invalid UTF-8 fails alone
-            rows = zip(table[item].to_pylist(), texts.to_pylist(), strict=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from error
+        with _opened(path, corpus) as table:
+            if table is None:
+                continue
+            item, text, class_names, sound = _columns(
+                table.schema_arrow, fit, needed=captions is not None and not uncaptioned, checked=captions is not None
+            )
+            table = table.read([item, text] if text else [item])
+            texts = _bytes(table[text]) if text else [None] * len(table)
+            rows = zip(table[item].to_pylist(), texts, strict=True)
         for number, (cell, value) in enumerate(rows):
             name = f"{path.name}:{number}"
             data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -72,6 +56,62 @@ def read_parquet(
             except MediaError as error:
                 corpus.unreadable.append(str(error))
     return corpus
+
+
+def read_text_tables(paths: Sequence[Path]) -> Corpus:
+    """Tables with a column `text`: a document for each row, named by its `title` and `chapter` where there are such columns.
+    Raises ValueError: pyarrow or the column is missing, or a table is damaged."""
+    corpus = Corpus()
+    for path in paths:
+        with _opened(path, corpus) as table:
+            if table is None:
+                continue
+            columns = [name for name in ("text", "title", "chapter") if name in table.schema_arrow.names]
+            if columns[:1] != ["text"]:
+                raise ValueError(f"it needs a column text; it has {table.schema_arrow.names}")
+            table = table.read(columns)
+            texts, named = _bytes(table["text"]), table.select(columns[1:]).to_pylist()
+        for number, (value, names) in enumerate(zip(texts, named, strict=True)):
+            name = ": ".join(map(str, names.values())) or f"{path.name}:{number}"
+            try:
+                (text,) = _texts(value, None, name)
+                corpus.documents.append(Document((Text(text),), name=name))
+            except ValueError as error:
+                corpus.unreadable.append(str(error))
+    return corpus
+
+
+@contextmanager
+def _opened(path: Path, corpus: Corpus) -> Iterator[Any]:
+    """A table, opened; None, and a note in the corpus, if it is empty. Raises ValueError: no pyarrow, or, naming the file, for
+    what fails while it is open."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError("reading Parquet needs pyarrow: pip install 'transfusion-kit[parquet]'") from error
+    try:
+        with open_file(path) as file:
+            if not file.read(1):
+                corpus.notes.append(f"{path.name}: an empty file")
+                yield None
+                return
+            table = pq.ParquetFile(file)
+            if table.metadata.num_rows > MAX_ROWS:
+                raise ValueError(f"{table.metadata.num_rows:,} rows are more than {MAX_ROWS:,}: cut it into several tables")
+            if not table.metadata.num_rows:
+                corpus.notes.append(f"{path.name}: a table without rows")
+            yield table if table.metadata.num_rows else None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def _bytes(column: Any) -> list[Any]:
+    """The cells of a column of texts; strings as bytes, which `_texts` decodes by row: one of invalid UTF-8 fails alone."""
+    import pyarrow as pa
+
+    strings = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return (column.cast(pa.binary()) if strings else column).to_pylist()
 
 
 def _columns(

@@ -30,7 +30,7 @@ from transfusion.data.sound import EncodedSound, sound_notes
 from transfusion.data.sources.jsonl import read_jsonl
 from transfusion.data.sources.latents import has_held_out as latents_have_held_out
 from transfusion.data.sources.latents import is_latents, read_latents
-from transfusion.data.sources.parquet import read_parquet
+from transfusion.data.sources.parquet import read_parquet, read_text_tables
 from transfusion.files import inside, open_file, read_text
 
 HELD_OUT = {"valid", "validation", "val", "test", "dev"}
@@ -93,6 +93,17 @@ def has_held_out(path: str | Path) -> bool:
     if tables := _tables(path):
         return len({_is_training(table) for table in tables}) == 2
     return bool(_seen(path, "t10k-images-idx3-ubyte*"))
+
+
+def read_texts(path: str | Path, *, train: bool = True) -> Corpus:
+    """The texts of a Parquet table, or of the tables of a folder; `train` picks the split, where there are both. Raises
+    ValueError: there are no tables, none of their texts can be read, or more than 5 % cannot."""
+    path = Path(path)
+    tables = _tables(path) if path.is_dir() else [path] * (path.suffix == ".parquet" and path.exists())
+    if not tables:
+        raise ValueError(f"no texts at {path}: give a Parquet table with a column text, or a folder of them, with --data")
+    chosen = [_own(table, path) for table in tables if _is_training(table) == train] if path.is_dir() else tables
+    return read_text_tables(chosen).checked(str(path))
 
 
 def _tables(path: Path) -> list[Path]:

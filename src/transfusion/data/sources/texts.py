@@ -1,4 +1,4 @@
-"""A plain text, cut into windows that are documents; its last tenth is held out."""
+"""A plain text, whose last tenth is held out; and long texts, cut into documents."""
 
 from pathlib import Path
 
@@ -45,3 +45,15 @@ def windows(text: str, length: int, step: int) -> list[Document]:
         check_text(window := text[start : start + length])
         documents.append(Document((Text(window),), name=f"character {start}"))
     return documents
+
+
+def pieces(text: str, most: int) -> list[str]:
+    """A text in pieces of `most` characters at most, each cut behind the last paragraph, else the last line, sentence or word,
+    that ends in the second half of what would fit. Joined, they are the text."""
+    found = []
+    while len(text) > most:
+        ends = (text.rfind(mark, most // 2, most) + len(mark) for mark in ("\n\n", "\n", ". ", " "))
+        cut = next((end for end in ends if end > most // 2 + 1), most)
+        found.append(text[:cut])
+        text = text[cut:]
+    return [*found, text] if text else found
