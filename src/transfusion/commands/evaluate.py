@@ -14,7 +14,7 @@ from typing import Literal
 
 from transfusion import config, rng
 from transfusion.api import Transfusion
-from transfusion.commands.report import alternating_context, fitted_classifier, print_table
+from transfusion.commands.report import alternating_context, print_table
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.media import Fit
@@ -35,6 +35,7 @@ from transfusion.files import read_text
 from transfusion.model_folder import read_settings
 from transfusion.recipes import RECIPES, find
 from transfusion.run.command_line import parse, split_positional
+from transfusion.run.judge import fitted_classifier
 from transfusion.run.recipe import AlternatingTask, ClassTask, SuiteTask
 from transfusion.run.record import MAX_SAMPLES, Run
 from transfusion.train.device import Device, Dtype, pick_device, pick_dtype
@@ -128,7 +129,7 @@ def run(arguments: list[str], log: LogFn) -> int:
             path = result.record.save(Path(folder) / RECORDS)
             _write_grid(result, Path(folder) / GRIDS, log)
             print_table(result.record.suite, result.record.metrics)
-            for remark in no_better_than_chance(result.record.metrics, len(prepared.class_names)):
+            for remark in no_better_than_chance(result.record.metrics, len(result.class_names or prepared.class_names)):
                 log(remark)
             for reason, names in result.record.missing_by_reason().items():
                 log(f"{names}: not measured ({reason})")
@@ -170,7 +171,9 @@ def _prepare(
         if run is None or not isinstance(task, AlternatingTask):
             raise ValueError("alternating measures runs of labels and images in turn: transfusion train alternating")
         run = replace(run, out=folder, data=options.data or run.data)
-        context = alternating_context(run, task.classes, classifier or fitted_classifier(run, task.classes), context)
+        context = alternating_context(
+            run, task.classes, classifier or fitted_classifier(run, task.classes.names, task.classes.fit_classifier), context
+        )
         documents, samples = [], samples or NUM_WRITTEN
     elif name == "task":
         documents, samples = [], samples or NUM_WRITTEN
@@ -247,7 +250,7 @@ def _held_out(
             )
         context = replace(context, class_names=task.names)
         if drawing:
-            classifier = context.classifier or fitted_classifier(run, task)
+            classifier = context.classifier or fitted_classifier(run, task.names, task.fit_classifier)
             context = replace(context, classifier=classifier, trained=task.images(run, False)[0])
     if run is not None and task is not None and not options.data:
         documents = task.held_out_documents(run)

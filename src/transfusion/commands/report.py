@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from transfusion.api import Transfusion
@@ -15,12 +14,13 @@ from transfusion.data.outputs import write_documents
 from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
 from transfusion.evaluation import alternating, draw, read, scenes
 from transfusion.evaluation.chance import no_better_than_chance
-from transfusion.evaluation.classifier import MANIFEST, Classifier, ConvolutionalClassifier, accuracy
+from transfusion.evaluation.classifier import Classifier, accuracy
 from transfusion.evaluation.estimate import Estimate, short
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.suite import EvalContext, stack_images
 from transfusion.modality import IMAGE, is_image
 from transfusion.run.command_line import command_line
+from transfusion.run.judge import fitted_classifier
 from transfusion.run.recipe import AlternatingTask, ClassTask, Recipe, SuiteTask
 from transfusion.run.record import Run
 from transfusion.train.device import pick_device, pick_dtype
@@ -67,12 +67,13 @@ def report(
     """
     began = time.monotonic()
     command = command_line(run, recipe.run())
+    classes = len(recipe.task.names) if isinstance(recipe.task, ClassTask) else 0
     if isinstance(recipe.task, ClassTask):
         metrics, judge = _classes(run, recipe.task, model, command)
     elif isinstance(recipe.task, AlternatingTask):
         metrics, judge = _alternating(run, recipe.task.classes, model, command)
     elif isinstance(recipe.task, SuiteTask):
-        metrics, judge = _suite(run, recipe.task, model, command, log)
+        metrics, judge, classes = _suite(run, recipe.task, model, command, log)
     elif recipe.task is not None:
         metrics, judge = _scenes(run, model, command)
     else:
@@ -84,7 +85,7 @@ def report(
     numbers |= last_losses(run.folder) | training_costs(run.folder)
     for name, metric in metrics.items():
         numbers |= metric.to_report(name)
-    remarks = no_better_than_chance(metrics, len(recipe.task.names) if isinstance(recipe.task, ClassTask) else 0)
+    remarks = no_better_than_chance(metrics, classes)
     numbers["no_better_than_chance"] = remarks
     # the time of the steps themselves: a repeated command, which trains nothing, reports the same
     numbers["seconds"] = max(training, training_seconds(run.folder)) + time.monotonic() - began
@@ -108,47 +109,12 @@ def print_table(title: str, rows: Mapping[str, Estimate]) -> None:
     Console().print(table)
 
 
-def kept_classifier(run: Run, task: ClassTask) -> Classifier | None:
-    """The classifier in `report.classifier`, or in the run's `classifier/`; None where there is none yet.
-
-    Raises:
-        ValueError: it is damaged, or has other classes than the task.
-    """
-    folder = _classifier_folder(run)
-    if not (folder / MANIFEST).exists():
-        return None
-    classifier = ConvolutionalClassifier.load(folder)
-    if classifier.names != task.names:
-        raise ValueError(
-            f"the classifier in {folder} has {', '.join(classifier.names)}; the captions of {run.recipe} name "
-            f"{', '.join(task.names)}: give another --report.classifier, or fit one with these names "
-            f"(transfusion train classifier --names ...)"
-        )
-    return classifier
-
-
-def _classifier_folder(run: Run) -> Path:
-    return Path(run.report.classifier) if run.report.classifier else run.folder / "classifier"
-
-
-def fitted_classifier(run: Run, task: ClassTask) -> Classifier:
-    """The classifier of a task: the one that is kept, or one fitted on real training images. A convolutional one is then kept;
-    a small one is the same whenever it is fitted on the same images. Raises ValueError: as `kept_classifier`."""
-    if kept := kept_classifier(run, task):
-        return kept
-    with progress("fitting the classifier") as each:
-        classifier = task.fit_classifier(run, each)
-    if isinstance(classifier, ConvolutionalClassifier):
-        classifier.save(_classifier_folder(run))
-    return classifier
-
-
 def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:
     """Agreement of drawn images with their captions, accuracy of captions, and the digest of the classifier; records, and the
     grid `samples.png`."""
     records = run.folder / "records"
     images, labels = task.images(run, True)
-    classifier = fitted_classifier(run, task)
+    classifier = fitted_classifier(run, task.names, task.fit_classifier)
     context = EvalContext(
         samples=run.report.images or 1,
         seed=run.seed,
@@ -221,11 +187,12 @@ def _pictures(
     return result.record.metrics
 
 
-def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: LogFn) -> tuple[dict[str, Estimate], str]:
-    """The measure of the recipe alone, and the digest of its classifier, if it has one; the record, the grid `samples.png`, and
-    what was generated in `drawn/`, where that is no image. The first text that was written is said to the log."""
+def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: LogFn) -> tuple[dict[str, Estimate], str, int]:
+    """The measure of the recipe alone, the digest of its classifier, if it has one, and the number of classes that captions
+    name; the record, the grid `samples.png`, and what was generated in `drawn/`, where that is no image. The first text that
+    was written is said to the log."""
     if not run.report.images:
-        return {}, ""
+        return {}, "", 0
     dtype = pick_dtype(run.dtype, pick_device(run.device))
     with progress("measuring") as each:
         context = EvalContext(samples=run.report.images, seed=run.seed, dtype=dtype, command=command, progress=each)
@@ -240,7 +207,7 @@ def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: Log
         write_documents(result.documents[:WRITTEN], run.folder / "drawn", model.item_modalities)
     if texts:
         log(f"written, all in {run.folder / 'drawn'}:\n{printable(texts[0])}\n")
-    return result.record.metrics, result.record.classifiers.get("classifier", "")
+    return result.record.metrics, result.record.classifiers.get("classifier", ""), len(result.class_names)
 
 
 def _alternating(run: Run, classes: ClassTask, model: Transfusion, command: str) -> tuple[dict[str, Estimate], str]:
@@ -248,7 +215,7 @@ def _alternating(run: Run, classes: ClassTask, model: Transfusion, command: str)
     `samples.png` of their images."""
     if not run.report.images:
         return {}, ""
-    classifier = fitted_classifier(run, classes)
+    classifier = fitted_classifier(run, classes.names, classes.fit_classifier)
     context = alternating_context(
         run, classes, classifier, EvalContext(samples=run.report.images, seed=run.seed, command=command)
     )

@@ -24,7 +24,7 @@ from transfusion.codec.latent_corpus import LatentCorpus
 from transfusion.codec.mel import Mel
 from transfusion.commands import autoencoder, classifier
 from transfusion.commands.choosing import choose
-from transfusion.commands.report import kept_classifier, report
+from transfusion.commands.report import report
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
 from transfusion.data.learned import LearnedDocuments
@@ -41,8 +41,9 @@ from transfusion.recipes import RECIPES, find
 from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.corpus import keep_corpus
+from transfusion.run.judge import kept_classifier
 from transfusion.run.latents import autoencoders_of, on_latents, open_autoencoder
-from transfusion.run.recipe import AlternatingTask, ClassTask
+from transfusion.run.recipe import AlternatingTask, ClassTask, SuiteTask
 from transfusion.run.record import Run, check_warmup, keep_record
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured, printable, training_costs
@@ -94,9 +95,11 @@ def train_recipe(run: Run, log: LogFn) -> int:
     recipe.check_data(run)
     if isinstance(recipe.task, ClassTask | AlternatingTask):
         classes = recipe.task if isinstance(recipe.task, ClassTask) else recipe.task.classes
-        kept_classifier(run, classes)  # one that cannot judge is refused before the training
+        kept_classifier(run, classes.names)  # one that cannot judge is refused before the training
     run, autoencoder = open_autoencoder(run)  # one that does not fit is refused before the data is read
     documents, held_out = recipe.split(run, log)
+    if isinstance(recipe.task, SuiteTask):
+        recipe.task.check(run, documents)
     prompts = recipe.prompts(documents)
     model = train(run, documents, prompts, log, held_out=held_out, autoencoder=autoencoder)
     report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)

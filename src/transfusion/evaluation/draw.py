@@ -54,7 +54,7 @@ NO_INCEPTION = "no Inception weights: give their file with --inception"
 NO_CLIP = "no CLIP model: give its folder with --clip"
 
 
-class _Metrics:
+class Metrics:
     """Metrics that could be measured, the reasons why others could not, and digests of the networks that measured them."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     drawn = generate(model, captions, "draw", context, force=IMAGE)
     images = torch.stack([document.media[-1].tensor() for document in drawn])  # refuses NaN
 
-    results = _Metrics()
+    results = Metrics()
     results.measure(lambda: _caption_preference(model, context.captioned or documents, context), "caption_preference")
     space = "classifier" if classifier is None else classifier.space
     names = (f"frechet_{space}", f"kernel_{space}", "precision", "recall")
@@ -100,15 +100,15 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     else:
         results.classifiers["classifier"] = classifier.digest
         classes = [class_named(text, context.class_names) for text in captions]
-        results.measure(lambda: _agreement(classifier, images, classes, real, real_classes), "agreement")
+        results.measure(lambda: agreement(classifier, images, classes, real, real_classes), "agreement")
         if real is not None:
-            results.measure(lambda: _feature_metrics(classifier, images, real, trained), *names)
+            results.measure(lambda: feature_metrics(classifier, images, real, trained), *names)
     if real is None:
         results.miss(NO_REAL, *names, *SEEN, "nearest_training", "fid", "kid")
     elif trained is None:
         results.miss(NO_TRAINED, "nearest_training")
     else:
-        results.measure(lambda: _nearest_training(images, real, trained), "nearest_training")
+        results.measure(lambda: nearest_training(images, real, trained), "nearest_training")
     if real is not None:
         patch = next(modality.patch for modality in model.item_modalities if modality.name == IMAGE)
         results.measure(lambda: appearance(images, real, patch), *SEEN)
@@ -138,7 +138,7 @@ def _caption_preference(model: Transfusion, documents: Sequence[Document], conte
     return caption_preference(model, documents, samples=samples, seed=context.seed, dtype=context.dtype)
 
 
-def _agreement(
+def agreement(
     classifier: Classifier,
     images: Tensor,
     classes: Sequence[int | None],
@@ -158,7 +158,8 @@ def _agreement(
     return {"agreement": agreement} | ({} if measured is None else {"classifier_accuracy": measured})
 
 
-def _feature_metrics(classifier: Classifier, images: Tensor, real: Tensor, trained: Tensor | None) -> dict[str, Estimate]:
+def feature_metrics(classifier: Classifier, images: Tensor, real: Tensor, trained: Tensor | None) -> dict[str, Estimate]:
+    """Distances of images to real ones in the features of a classifier. Raises ValueError: too few of either."""
     a, b = classifier.features(images), classifier.features(real)
     if len(a) <= a.shape[1] or len(b) <= b.shape[1]:
         sizes = f"{len(a)} drawn and {len(b)} real images are too few for distances in {a.shape[1]} features"
@@ -178,7 +179,7 @@ def _feature_metrics(classifier: Classifier, images: Tensor, real: Tensor, train
     return metrics
 
 
-def _nearest_training(images: Tensor, real: Tensor, trained: Tensor) -> dict[str, Estimate]:
+def nearest_training(images: Tensor, real: Tensor, trained: Tensor) -> dict[str, Estimate]:
     """Mean distance of drawn images to the nearest training image, over that of held-out real ones."""
     count = min(len(images), len(real), MAX_COMPARED)
     drawn, kept = (distance.nearest(x[:count].flatten(1), trained.flatten(1)).distances for x in (images, real))

@@ -8,6 +8,7 @@ draw    captions, with their real images       agreement, caption preference, br
 read    images with their captions             accuracy where captions name classes, CIDEr where they are free text
 edit    image, instruction, image              share of edits nearer to the target than the source is
 scenes  composed digits                        share of right images by kind of task, caption preference
+speech  words, with their sounds               agreement, reading accuracy, caption preference, distances
 coco    MS-COCO                                `draw` and `read` under the paper's protocol
 
 Prompt i of a suite is generated under the seed rng.key(seed, suite, i), so no two suites share noise.
@@ -93,12 +94,14 @@ class SuiteResult:
         verdicts: a word on each document, in suites that have one.
         shown: images of a grid, Float[channels, height, width] in [-1, 1], each with its caption and verdict, where the
             documents' own last images are not what is to be looked at.
+        class_names: names of the classes in captions, in suites that find them by themselves.
     """
 
     record: Record
     documents: tuple[Document, ...] = ()
     verdicts: tuple[str, ...] = ()
     shown: tuple[tuple[Tensor, str, str], ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:

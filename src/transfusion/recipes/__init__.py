@@ -19,6 +19,7 @@ RECIPES = {
     "books_text": "Books by chapter, text alone, in a vocabulary of byte pairs (--data): Parquet tables with a column text.",
     "actions": "Instructions and pictures, and paths to the mark that is named: actions as a modality, composed on the spot.",
     "clips": "Clips of moving digits, 4 frames of 16 x 16 grey, composed on the spot: a modality of three axes.",
+    "speech": "Spoken digits, or other words: sounds of a second with their captions (--data).",
     "pictures": "Your own captioned images, in colour (--data): a folder, JSONL or Parquet.",
 }
 """Name -> first line of the module's docstring."""

@@ -79,9 +79,11 @@ class SuiteTask:
 
     Args:
         score: of a run's model; `context.samples` documents at most.
+        check: refuses, before the training, documents that it could not measure, by a ValueError.
     """
 
     score: Callable[[Run, Transfusion, EvalContext], SuiteResult]
+    check: Callable[[Run, Sequence[Document]], None] = lambda run, documents: None
 
 
 @dataclass(frozen=True)
