@@ -8,7 +8,7 @@ from transfusion.config import ConfigError, nearest
 COMMANDS = {
     "quickstart": "Train on handwritten digits, draw and read them, report (about 3 minutes).",
     "train": "Train a recipe, an autoencoder or a classifier of images.",
-    "generate": "Continue prompts with text and images.",
+    "generate": "Continue prompts with text, images and sounds.",
     "evaluate": "Measure a model on held-out data.",
     "reconstruct": "Measure an autoencoder on held-out images.",
     "data": "Encode pictures as latents once, or measure an autoencoder's latents.",

@@ -1,9 +1,9 @@
-"""Continue prompts with text and images.
+"""Continue prompts with text, images and sounds.
 
 usage: transfusion generate RUN --prompt "a handwritten seven"
        transfusion generate RUN --prompts prompts.jsonl [--out FOLDER] [--name VALUE ...]
 
-Writes `outputs.jsonl`, a document a line in the order of the prompts, and a file of each media item (PNG or .npy).
+Writes `outputs.jsonl`, a document a line in the order of the prompts, and a file of each media item (PNG, WAV or .npy).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -104,7 +104,7 @@ def train_recipe(run: Run, log: LogFn) -> int:
     model = train(run, documents, prompts, log, held_out=held_out, autoencoder=autoencoder)
     report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)
     if prompts:
-        out = "images" if run.model.modalities else "texts"
+        out = f"{run.model.modalities[0].name}s" if run.model.modalities else "texts"
         words = ["transfusion", "generate", str(run.folder), "--prompt", printable(prompts[-1]), "--out", out]
         log(f"next: {shlex.join(words)}")
     return 0
@@ -244,6 +244,8 @@ def _caption_preference(
     except ValueError:
         return None
 
+    items = "sounds" if run.model.modalities[0].rate else "pictures"
+
     def measure(step: int) -> Measured:
         try:
             found = caption_preference(model, held_out or corpus, seed=run.seed, dtype=dtype)
@@ -259,7 +261,7 @@ def _caption_preference(
             if estimate.low is not None and estimate.high is not None:
                 metrics |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         shown = ", ".join(f"{name.replace('_', ' ')} {estimate}" for name, estimate in found.items())
-        line = f"{shown} on {first.count} {'held-out' if held_out else 'training'} pictures {first.note}"
+        line = f"{shown} on {first.count} {'held-out' if held_out else 'training'} {items} {first.note}"
         words = advice(first, trained) if step == run.trainer.steps else ""
         return Measured(metrics, f"{line}\n{words}" if words else line)
 

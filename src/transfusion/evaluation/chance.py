@@ -8,6 +8,7 @@ from transfusion.evaluation.preference import advice
 OF_CLASSES = {
     "agreement",
     "accuracy",
+    "reading_accuracy",
     "text_to_image_agreement",
     "text_to_image_agreement_held_out_paraphrases",
     "image_to_text_accuracy",

@@ -16,22 +16,22 @@ from transfusion.files import write_text
 Runs = Mapping[str, Sequence[Record]]
 """Name of a run -> its records."""
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
-SUMMARY = {
-    "agreement": ("draw", "agreement"),
-    "agreement, held-out paraphrases": ("draw-held-out-paraphrases", "agreement"),
-    "scenes wholly right": ("scenes", "all"),
-    "scenes, held-out combinations": ("scenes", "all_held_out"),
-    "caption preference": ("draw", "caption_preference"),
-    "reading accuracy": ("read", "accuracy"),
-    "Fréchet, classifier features": ("draw", "frechet_classifier"),
-    "Fréchet, pixels": ("draw", "frechet_pixels"),
-    "brightness": ("draw", "brightness"),
-    "patch frequency": ("draw", "patch_frequency"),
-    "patch borders": ("draw", "patch_borders"),
-    "nearest training image": ("draw", "nearest_training"),
-    "classifier accuracy": ("draw", "classifier_accuracy"),
+SUMMARY: dict[str, tuple[str, ...]] = {
+    "agreement": ("draw:agreement", "speech:agreement"),
+    "agreement, held-out paraphrases": ("draw-held-out-paraphrases:agreement",),
+    "scenes wholly right": ("scenes:all",),
+    "scenes, held-out combinations": ("scenes:all_held_out",),
+    "caption preference": ("draw:caption_preference", "speech:caption_preference"),
+    "reading accuracy": ("read:accuracy", "speech:reading_accuracy"),
+    "Fréchet, classifier features": ("draw:frechet_classifier", "speech:frechet_classifier"),
+    "Fréchet, pixels": ("draw:frechet_pixels",),
+    "brightness": ("draw:brightness",),
+    "patch frequency": ("draw:patch_frequency",),
+    "patch borders": ("draw:patch_borders",),
+    "nearest training image": ("draw:nearest_training", "speech:nearest_training"),
+    "classifier accuracy": ("draw:classifier_accuracy", "speech:classifier_accuracy"),
 }
-"""Title of each column of the short table -> its suite and metric."""
+"""Title of each column of the short table -> its SUITE:METRIC, the first that a run has."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ def summary(runs: Runs) -> str:
     rows: dict[str, dict[str, Estimate]] = {}
     judges: dict[str, str] = {}
     for name, records in runs.items():
-        metrics = {(record.suite, metric): estimate for record in records for metric, estimate in record.metrics.items()}
-        rows[name] = {title: metrics[column] for title, column in SUMMARY.items() if column in metrics}
-        suites = {suite for suite, _ in SUMMARY.values()}
+        metrics = {f"{record.suite}:{metric}": estimate for record in records for metric, estimate in record.metrics.items()}
+        columns = {title: [of for of in wanted if of in metrics] for title, wanted in SUMMARY.items()}
+        rows[name] = {title: metrics[found[0]] for title, found in columns.items() if found}
+        suites = {of.partition(":")[0] for wanted in SUMMARY.values() for of in wanted}
         found = sorted({r.classifiers["classifier"] for r in records if r.suite in suites and "classifier" in r.classifiers})
         if len(found) > 1:
             raise ConfigError(

@@ -65,7 +65,7 @@ def run() -> Run:
         ),
         transform=DocumentTransform(image_first=0.5, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=1024, rows=2),
-        trainer=TrainerConfig(steps=1600, ema_decay=0.998, sample_every=400),
+        trainer=TrainerConfig(steps=1200, ema_decay=0.998, sample_every=300),
         optimizer=MuonConfig(lr=3e-3, warmup=100, weight_decay=0.05),
         checkpoint=CheckpointConfig(every=200, keep=2),
         sampler=Euler(num_steps=25, shift=2.0),
@@ -111,11 +111,12 @@ def _fit(run: Run) -> Fit:
 
 def words(documents: Sequence[Document]) -> tuple[str, ...]:
     """The captions of documents, as names of classes: digits by their numbers, then others by the alphabet. Empty where they
-    are no classes: too many, of too few sounds, or such that one is part of another."""
+    are no classes: too many, of too few sounds, or words of the paraphrases."""
     counts = Counter(document.text for document in _spoken(documents))
     names = sorted(counts, key=lambda name: (DIGITS.index(name) if name in DIGITS else len(DIGITS), name))
     few = 2 <= len(names) <= MOST_CLASSES and min(counts.values()) >= LEAST_SOUNDS
-    return tuple(names) if few and all(class_named(name, names) == i for i, name in enumerate(names)) else ()
+    said = ((i, text) for i, name in enumerate(names) for text in captions(name))
+    return tuple(names) if few and all(class_named(text, names) == i for i, text in said) else ()
 
 
 def prompts(documents: Sequence[Document]) -> list[str]:
