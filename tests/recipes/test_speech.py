@@ -30,7 +30,7 @@ from transfusion.run.record import ReportConfig, Run
 
 RECIPE = find("speech")
 SOUND = Modality("sound", channels=64, shape=(16,), patch=(2,), rate=8000)
-PITCHES = {"low": 300.0, "high": 1500.0}
+PITCHES = {"low": 300.0, "high": 2500.0}
 
 
 def spoken(name: str, number: int) -> Document:
@@ -38,6 +38,19 @@ def spoken(name: str, number: int) -> Document:
     sound = torch.from_numpy(tone(PITCHES[name] * (1 + number / 100), seconds=0.2)).float()
     values[0, : len(sound)] = sound * 0.9**number
     return captioned(captions(name), Media(values, "sound"), f"{name} {number}")
+
+
+class ByPitch:
+    """Hears a sound as high where the upper half of its spectrogram is the brighter one."""
+
+    space, digest = "classifier", "by pitch"
+
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        upper, lower = images[..., :32, :].mean((1, 2, 3)), images[..., 32:, :].mean((1, 2, 3))
+        return (upper > lower).long()
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
 
 
 def write_tones(folder: Path, count: int) -> None:
@@ -151,9 +164,7 @@ def test_the_measure_is_that_of_the_sounds_that_are_written() -> None:
     """Against the classifier on spectrograms of the drawn documents; what is missing is said."""
     trained = [spoken(name, i) for name in PITCHES for i in range(20)]
     images = speech.spectrograms([d.media[0] for d in trained], 2048, 8000)
-    labels = torch.tensor([list(PITCHES).index(d.text) for d in trained])
-    training = ClassifierTraining(epochs=40, shift=0.0, turn=0.0, zoom=0.0)
-    classifier = ConvolutionalClassifier.fit(images, labels, seed=0, names=tuple(PITCHES), training=training)
+    classifier = ByPitch()
     held_out = [spoken(name, i) for i in range(30, 33) for name in PITCHES]
     context = EvalContext(samples=6, classifier=classifier, class_names=tuple(PITCHES), trained=images)
     result = speech.score(model(), held_out, context)
