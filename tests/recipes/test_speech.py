@@ -4,6 +4,7 @@ import json
 import wave
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -43,7 +44,8 @@ def spoken(name: str, number: int) -> Document:
 class ByPitch:
     """Hears a sound as high where the upper half of its spectrogram is the brighter one."""
 
-    space, digest = "classifier", "by pitch"
+    space: ClassVar[str] = "classifier"
+    digest = "by pitch"
 
     def classify(self, images: torch.Tensor) -> torch.Tensor:
         upper, lower = images[..., :32, :].mean((1, 2, 3)), images[..., 32:, :].mean((1, 2, 3))
