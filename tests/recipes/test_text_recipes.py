@@ -1,5 +1,6 @@
 """Recipes of text: what is trained on and what is held out, the measure of running text, and bad data refused before training."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -8,11 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from command import SHORT, command
-from small import model, write_idx
+from small import model, vocabulary, write_idx
 from transfusion.data.document import Document, Text
 from transfusion.data.sources.texts import pieces, read_plain, windows
+from transfusion.data.tokenize import max_length
+from transfusion.data.transforms import with_uses
 from transfusion.evaluation import running_text
 from transfusion.evaluation.suite import EvalContext
 from transfusion.evaluation.text import text_nats
@@ -107,6 +111,71 @@ def test_tables_without_text_are_refused(tmp_path: Path) -> None:
     refused("1 of 2 documents cannot be read")
     pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "train.parquet")
     refused("needs a column text; it has")
+
+
+def write_books(folder: Path) -> None:
+    """Two books, one of them held out: chapters of a long text, a picture, a text and two pictures."""
+    cells = []
+    for number in range(4):
+        file = io.BytesIO()
+        Image.new("RGB", (20, 30), (60 * number, 0, 0)).save(file, "PNG")
+        cells.append({"bytes": file.getvalue(), "path": f"{number}.png"})
+    pq.write_table(pa.table({"image": cells, "text": ["a"] * 4}), folder / "pairs_train.parquet")
+    parts = [LINES[:4000], 0, "a rabbit", 1, 2]
+    segments = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": f"{p}.png"} for p in parts]
+    titles = ("Flatland", HELD_OUT_TITLES[0])
+    lines = [json.dumps({"title": t, "author": "", "chapter": "I", "segments": segments}) for t in titles]
+    (folder / "docs.jsonl").write_text("\n".join(lines))
+
+
+def test_chapters_are_cut_at_the_borders_of_segments_and_books_held_out_whole(tmp_path: Path) -> None:
+    write_books(tmp_path)
+    recipe = find("books")
+    run = replace(recipe.run(), data=str(tmp_path))
+    for documents, title in (
+        (recipe.documents(run, lambda line: None), "Flatland"),
+        (recipe.held_out_documents(run), HELD_OUT_TITLES[0]),
+    ):
+        assert all(d.name.startswith(title) for d in documents) and len(documents) > 1
+        assert "".join(d.text for d in documents) == f"{LINES[:4000].strip()}\n\na rabbit\n\n"
+        reds = [media.tensor()[0, 0, 0].item() for d in documents for media in d.media]
+        assert reds == pytest.approx([-1, 60 / 127.5 - 1, 120 / 127.5 - 1])
+        tokens = [max_length(with_uses(d), vocabulary(*run.model.modalities), {}) for d in documents]
+        assert max(len(d.text) / 2.5 + 130 * len(d.media) for d in documents) <= 1024 and max(tokens) > 700
+
+
+def test_illustrated_books_of_another_form_are_refused(tmp_path: Path) -> None:
+    recipe = find("books")
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            recipe.documents(replace(recipe.run(), data=str(tmp_path)), lambda line: None)
+
+    refused("no illustrated books at")
+    write_books(tmp_path)
+    lines = (tmp_path / "docs.jsonl").read_text()
+    for wrong, message in (
+        (lines.replace("0.png", "9.png"), "an image of a table pairs.*9.png"),
+        (lines.replace('"chapter"', '"part"'), "KeyError"),
+        (lines.replace("Flatland", HELD_OUT_TITLES[0]), "needs chapters of"),
+    ):
+        (tmp_path / "docs.jsonl").write_text(wrong)
+        refused(message)
+
+
+@pytest.mark.slow
+def test_books_begin_with_a_text_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_books(tmp_path)
+    Path("texts").mkdir()
+    write_tables(Path("texts"), {"train": [LINES], "validation": [LINES[:4000]]})
+    assert command(f"train books_text --data texts --out text {SHORT} --report.images 0") == 0
+    quick = "--report.images 6 --sampler.num-steps 2"
+    assert command(f"train books --data . --init text --out run {SHORT} {quick}") == 0
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["denoising"] > 0 and report["nats_per_token_behind_pictures"] > 0
+    assert report["nats_per_token_of_init"] > 0 and report["nats_per_token"] != report["nats_per_token_of_init"]
+    assert Path("run/drawn/outputs.jsonl").exists()
 
 
 def test_text_and_pictures_are_documents_of_their_own(tmp_path: Path) -> None:

@@ -189,8 +189,8 @@ def _pictures(
 
 def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: LogFn) -> tuple[dict[str, Estimate], str, int]:
     """The measure of the recipe alone, the digest of its classifier, if it has one, and the number of classes that captions
-    name; the record, the grid `samples.png`, and what was generated in `drawn/`, where that is no image. The first text that
-    was written is said to the log."""
+    name; the record, the grid `samples.png`, and what was generated in `drawn/`, where that is more than an image. The first
+    text that was written is said to the log."""
     if not run.report.images:
         return {}, "", 0
     dtype = pick_dtype(run.dtype, pick_device(run.device))
@@ -203,7 +203,8 @@ def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: Log
         image_grid(images, captions, run.folder / "samples.png", labels=labels)
     texts = [d.text for d in result.documents if not d.media]
     values = [media.values for d in result.documents for media in d.media]
-    if texts or not all(is_image(each.shape) for each in values if each is not None):
+    alternate = any(len(d.segments) > 2 for d in result.documents)
+    if texts or alternate or not all(is_image(each.shape) for each in values if each is not None):
         write_documents(result.documents[:WRITTEN], run.folder / "drawn", model.item_modalities)
     if texts:
         log(f"written, all in {run.folder / 'drawn'}:\n{printable(texts[0])}\n")

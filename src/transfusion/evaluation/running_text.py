@@ -36,7 +36,15 @@ def score(model: Transfusion, texts: Sequence[str], context: EvalContext, *, pro
     Raises:
         ValueError: no text.
     """
-    length = model.config.model.context_length - 2  # BOS, EOS
+    metrics = nats(model, texts, context)
+    room = _length(model) - len(model.vocabulary.encode(prompt))
+    written = generate(model, [prompt] * NUM_WRITTEN, SUITE, context, decoding=DECODING, max_tokens=max(room, 1), max_items=0)
+    return SuiteResult(make_record(SUITE, model, context, metrics), tuple(written))
+
+
+def nats(model: Transfusion, texts: Sequence[str], context: EvalContext) -> dict[str, Estimate]:
+    """The measures alone, by name. Raises ValueError: no text."""
+    length = _length(model)
     ids = [model.vocabulary.encode(text) for text in texts]
     tokens = sum(map(len, ids))
     if not tokens:
@@ -44,15 +52,16 @@ def score(model: Transfusion, texts: Sequence[str], context: EvalContext, *, pro
     warm = _nats(model, [w for each in ids for w in windows(each, length, length // 2)], context)
     cold = _nats(model, [w for each in ids for w in windows(each, length, 1)], context)
     characters, size = (sum(map(len, texts)) / tokens, sum(len(text.encode()) for text in texts) / tokens)
-    metrics = {
+    return {
         "nats_per_token": warm,
-        "nats_per_character": warm.map(lambda nats: nats / characters),
-        "bits_per_byte": warm.map(lambda nats: nats / size / math.log(2)),
+        "nats_per_character": warm.map(lambda value: value / characters),
+        "bits_per_byte": warm.map(lambda value: value / size / math.log(2)),
         "nats_per_token_cold": cold,
     }
-    room = length - len(model.vocabulary.encode(prompt))
-    written = generate(model, [prompt] * NUM_WRITTEN, SUITE, context, decoding=DECODING, max_tokens=max(room, 1), max_items=0)
-    return SuiteResult(make_record(SUITE, model, context, metrics), tuple(written))
+
+
+def _length(model: Transfusion) -> int:
+    return model.config.model.context_length - 2  # BOS, EOS
 
 
 def windows(ids: Sequence[int], length: int, given: int) -> list[Document]:
@@ -69,5 +78,5 @@ def _nats(model: Transfusion, documents: Sequence[Document], context: EvalContex
     """Nats per token of windows, of `context.samples` of them at most."""
     count = min(context.samples, len(documents))
     chosen = [documents[i * len(documents) // count] for i in range(count)]
-    nats, counts = np.array(text_nats(model, chosen, context, add_eos=False)).T
-    return Estimate.ratio(nats, counts, seed=context.seed)
+    totals, counts = np.array(text_nats(model, chosen, context, add_eos=False)).T
+    return Estimate.ratio(totals, counts, seed=context.seed)

@@ -17,6 +17,7 @@ RECIPES = {
     "shakespeare": "Shakespeare by character, text alone (--data): a .txt file, whose last tenth is held out.",
     "shakespeare_pictures": "Shakespeare by character together with MNIST's digits, documents of both kinds (--data).",
     "books_text": "Books by chapter, text alone, in a vocabulary of byte pairs (--data): Parquet tables with a column text.",
+    "books": "Illustrated books: chapters in which texts and pictures alternate (--data), started from `books_text` (--init).",
     "actions": "Instructions and pictures, and paths to the mark that is named: actions as a modality, composed on the spot.",
     "clips": "Clips of moving digits, 4 frames of 16 x 16 grey, composed on the spot: a modality of three axes.",
     "speech": "Spoken digits, or other words: sounds of a second with their captions (--data).",

@@ -81,6 +81,24 @@ def read_text_tables(paths: Sequence[Path]) -> Corpus:
     return corpus
 
 
+def read_pictures(paths: Sequence[Path], fit: Fit) -> dict[str, EncodedImage]:
+    """The images of tables with a column `image` of structs, by their path in it. Raises ValueError: pyarrow or the column is
+    missing, a table or an image is damaged, or two have one path."""
+    found: dict[str, EncodedImage] = {}
+    for path in paths:
+        with _opened(path, Corpus()) as table:
+            if table is None:
+                continue
+            if "image" not in table.schema_arrow.names:
+                raise ValueError(f"it needs a column image; it has {table.schema_arrow.names}")
+            for number, cell in enumerate(table.read(["image"])["image"].to_pylist()):
+                data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
+                if not isinstance(data, bytes) or not isinstance(name, str) or name in found:
+                    raise ValueError(f"row {number} needs the bytes of an image, and a path of its own")
+                found[name] = EncodedImage(data, fit, f"{path.name}: {name}").checked()
+    return found
+
+
 @contextmanager
 def _opened(path: Path, corpus: Corpus) -> Iterator[Any]:
     """A table, opened; None, and a note in the corpus, if it is empty. Raises ValueError: no pyarrow, or, naming the file, for
