@@ -24,7 +24,7 @@ from transfusion.run.record import Run
 from transfusion.train.log import LogFn
 
 NUM_DRAWN = 100
-ROWS = 26
+ROWS = 13
 """Rows of a step, of which 0.61 are text: of 60,000 images three fill a row, of 31,364 windows each."""
 
 
