@@ -14,6 +14,7 @@ from PIL import Image
 from command import SHORT, command
 from small import model, vocabulary, write_idx
 from transfusion.data.document import Document, Text
+from transfusion.data.sources.illustrated import LEAST
 from transfusion.data.sources.texts import pieces, read_plain, windows
 from transfusion.data.tokenize import max_length
 from transfusion.data.transforms import with_uses
@@ -141,7 +142,7 @@ def test_chapters_are_cut_at_the_borders_of_segments_and_books_held_out_whole(tm
         reds = [media.tensor()[0, 0, 0].item() for d in documents for media in d.media]
         assert reds == pytest.approx([-1, 60 / 127.5 - 1, 120 / 127.5 - 1])
         tokens = [max_length(with_uses(d), vocabulary(*run.model.modalities), {}) for d in documents]
-        assert max(len(d.text) / 2.5 + 130 * len(d.media) for d in documents) <= 1024 and max(tokens) > 700
+        assert max(len(d.text) / LEAST + 130 * len(d.media) for d in documents) <= 1024 and max(tokens) > 700
 
 
 def test_illustrated_books_of_another_form_are_refused(tmp_path: Path) -> None:
