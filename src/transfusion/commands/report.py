@@ -90,7 +90,8 @@ def report(
     # the time of the steps themselves: a repeated command, which trains nothing, reports the same
     numbers["seconds"] = max(training, training_seconds(run.folder)) + time.monotonic() - began
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    rows = {CLASS_ROWS.get(name, name.replace("_", " ")): metric for name, metric in metrics.items()}
+    titles = {} if isinstance(recipe.task, SuiteTask) else CLASS_ROWS
+    rows = {titles.get(name, name.replace("_", " ")): metric for name, metric in metrics.items()}
     print_table(f"{run.recipe}, seed {run.seed}", rows)
     for remark in remarks:
         log(remark)
