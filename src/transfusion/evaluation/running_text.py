@@ -42,9 +42,10 @@ def score(model: Transfusion, texts: Sequence[str], context: EvalContext, *, pro
     return SuiteResult(make_record(SUITE, model, context, metrics), tuple(written))
 
 
-def nats(model: Transfusion, texts: Sequence[str], context: EvalContext) -> dict[str, Estimate]:
-    """The measures alone, by name. Raises ValueError: no text."""
-    length = _length(model)
+def nats(model: Transfusion, texts: Sequence[str], context: EvalContext, *, length: int | None = None) -> dict[str, Estimate]:
+    """The measures alone, by name; in windows of `length` tokens, where models of several contexts are compared. Raises
+    ValueError: no text."""
+    length = length or _length(model)
     ids = [model.vocabulary.encode(text) for text in texts]
     tokens = sum(map(len, ids))
     if not tokens:

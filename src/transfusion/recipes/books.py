@@ -26,6 +26,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation import interleaved, running_text
 from transfusion.evaluation.suite import EvalContext, SuiteResult
 from transfusion.modality import IMAGE, Modality
+from transfusion.model.pretrained import is_language_model
 from transfusion.recipes import books_text
 from transfusion.run.recipe import Recipe, SuiteTask
 from transfusion.run.record import ReportConfig, Run
@@ -80,9 +81,12 @@ def score(run: Run, model: Transfusion, context: EvalContext) -> SuiteResult:
     prompts = [Document((Text(pieces(str(text), BEGINNING)[0]),)) for text in texts]
     result = interleaved.score(model, documents, context, prompts=prompts)
     texts = [chapter.text for chapter in of_titles(_read(run), books_text.HELD_OUT_TITLES, among=True)]
-    metrics = result.record.metrics | running_text.nats(model, texts, context)
-    if run.init:
-        before = running_text.nats(Transfusion.from_pretrained(run.init, device=model.device), texts, context)
+    own = bool(run.init) and not is_language_model(run.init)
+    start = Transfusion.from_pretrained(run.init, device=model.device) if own else model
+    length = min(m.config.model.context_length for m in (start, model)) - 2  # BOS, EOS
+    metrics = result.record.metrics | running_text.nats(model, texts, context, length=length)
+    if start is not model:
+        before = running_text.nats(start, texts, context, length=length)
         metrics |= {f"{name}_of_init": estimate for name, estimate in before.items()}
     return replace(result, record=replace(result.record, metrics=metrics))
 
