@@ -51,7 +51,7 @@ class Lpips(nn.Module):
 
     def __init__(self, network: str | Path, heads: str | Path = "") -> None:
         super().__init__()
-        self.layers, self.taps = _features(Path(network))
+        self.layers, self.taps = load_features(Path(network))
         widths = _widths(self.layers, self.taps)
         if heads:
             found = read_weights(Path(heads), "LPIPS' heads")
@@ -76,7 +76,7 @@ class Lpips(nn.Module):
     def forward(self, a: Items, b: Items) -> Float[Tensor, " item"]:
         """The distance of each pair of pictures in [-1, 1]."""
         count = len(a)
-        x = _imagenet(torch.cat([a, b]))
+        x = imagenet(torch.cat([a, b]))
         distances = torch.zeros(count, device=a.device)
         for index, layer in enumerate(self.layers):
             x = layer(x)
@@ -120,7 +120,7 @@ class Identity(nn.Module):
         if pictures.shape[-2:] != (IDENTITY_SIDE, IDENTITY_SIDE):
             size = (IDENTITY_SIDE, IDENTITY_SIDE)
             pictures = F.interpolate(pictures.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-        one, other = self.network(_imagenet(pictures)).float().split(len(a))
+        one, other = self.network(imagenet(pictures)).float().split(len(a))
         return 1 - F.cosine_similarity(one, other, dim=1)
 
 
@@ -141,7 +141,7 @@ def read_weights(path: Path, what: str) -> dict[str, Tensor]:
     return dict(found)
 
 
-def _features(path: Path) -> tuple[nn.Sequential, tuple[int, ...]]:
+def load_features(path: Path) -> tuple[nn.Sequential, tuple[int, ...]]:
     """The convolutions of VGG-16 or MobileNetV2, to the last tap, and the taps."""
     found = read_weights(path, "VGG-16 or MobileNetV2")
     vgg = "features.0.weight" in found
@@ -189,7 +189,7 @@ def _torchvision() -> Any:
     return models
 
 
-def _imagenet(pictures: Items) -> Float[Tensor, "item 3 height width"]:
+def imagenet(pictures: Items) -> Float[Tensor, "item 3 height width"]:
     """Pictures in [-1, 1], grey ones with three equal channels, as networks of ImageNet take them."""
     mean, std = (pictures.new_tensor(values)[:, None, None] for values in (MEAN, STD))
     return ((pictures.expand(-1, 3, -1, -1) + 1) / 2 - mean) / std
