@@ -29,6 +29,7 @@ from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import ConvolutionalClassifier
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
 from transfusion.evaluation.image_grid import image_grid
+from transfusion.evaluation.nearest import spaces
 from transfusion.evaluation.questions import read_questions
 from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_images
 from transfusion.files import read_text
@@ -64,6 +65,7 @@ class EvaluateOptions:
         questions: JSONL of questions with choices, for text.
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
+        features: file of torchvision's MobileNetV2, for the nearest image.
         seed: random seed.
         device: auto takes cuda, else mps, else cpu.
         dtype: fp32, or bf16 under autocast; auto takes bf16 where the device is faster with it.
@@ -79,6 +81,7 @@ class EvaluateOptions:
     questions: str = ""
     inception: str = ""
     clip: str = ""
+    features: str = ""
     seed: int = 0
     device: Device = "auto"
     dtype: Dtype = "auto"
@@ -118,6 +121,7 @@ def run(arguments: list[str], log: LogFn) -> int:
         dtype=pick_dtype(options.dtype, device),
         inception=options.inception,
         clip=options.clip,
+        features=options.features,
         command=shlex.join(["transfusion", "evaluate", *arguments]),
     )
     for name in dict.fromkeys(options.suite):
@@ -150,6 +154,7 @@ def _check_files(options: EvaluateOptions) -> None:
         InceptionFeatures(options.inception)
     if options.clip:
         ClipScore(options.clip)
+    spaces(options.features)
     if options.questions:
         read_questions(options.questions)
 

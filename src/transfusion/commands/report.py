@@ -196,7 +196,14 @@ def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: Log
         return {}, "", 0
     dtype = pick_dtype(run.dtype, pick_device(run.device))
     with progress("measuring") as each:
-        context = EvalContext(samples=run.report.images, seed=run.seed, dtype=dtype, command=command, progress=each)
+        context = EvalContext(
+            samples=run.report.images,
+            seed=run.seed,
+            dtype=dtype,
+            features=run.report.features,
+            command=command,
+            progress=each,
+        )
         result = task.score(run, model, context)
     result.record.save(run.folder / "records")
     if shown := result.grid[:SHOWN]:

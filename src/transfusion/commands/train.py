@@ -33,6 +33,7 @@ from transfusion.data.media import DecodedImage, EncodedImage
 from transfusion.data.outputs import write_documents
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
+from transfusion.evaluation.nearest import spaces
 from transfusion.evaluation.preference import advice, caption_preference, other_captions
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
@@ -96,6 +97,7 @@ def train_recipe(run: Run, log: LogFn) -> int:
     if isinstance(recipe.task, ClassTask | AlternatingTask):
         classes = recipe.task if isinstance(recipe.task, ClassTask) else recipe.task.classes
         kept_classifier(run, classes.names)  # one that cannot judge is refused before the training
+    spaces(run.report.features)
     run, autoencoder = open_autoencoder(run)  # one that does not fit is refused before the data is read
     documents, held_out = recipe.split(run, log)
     if isinstance(recipe.task, SuiteTask):

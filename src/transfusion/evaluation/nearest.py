@@ -9,7 +9,7 @@ mobilenet    where a file of weights is given (`--features FILE`, torchvision's 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ BLOCK, SIDE, BATCH = 4, 128, 64
 Images = Float[Tensor, "image channels height width"]
 
 
+@runtime_checkable
 class Space(Protocol):
     """A space in which images are compared."""
 

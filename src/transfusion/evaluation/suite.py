@@ -57,6 +57,7 @@ class EvalContext:
         questions: of the suite `text`.
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
+        features: file of MobileNetV2, in whose features images are looked up beside pixels.
         command: the command line, for the record.
         notes: more settings for the record.
         progress: called while documents are finished.
@@ -75,6 +76,7 @@ class EvalContext:
     questions: tuple[Question, ...] = ()
     inception: str = ""
     clip: str = ""
+    features: str = ""
     command: str = ""
     notes: dict[str, str | int] = field(default_factory=dict)
     progress: Progress = lambda done, total: None

@@ -21,6 +21,8 @@ RECIPES = {
     "actions": "Instructions and pictures, and paths to the mark that is named: actions as a modality, composed on the spot.",
     "clips": "Clips of moving digits, 4 frames of 16 x 16 grey, composed on the spot: a modality of three axes.",
     "speech": "Spoken digits, or other words: sounds of a second with their captions (--data).",
+    "emoji": "Emoji, 64 x 64 in colour, with their names (--data); some tones of skin and some families are held out.",
+    "emoji_edit": "Edits of emoji: a picture, an instruction, the edited picture (--data), by fine-tuning `emoji` (--init).",
     "pictures": "Your own captioned images, in colour (--data): a folder, JSONL or Parquet.",
 }
 """Name -> first line of the module's docstring."""

@@ -58,10 +58,10 @@ def documents(run: Run, log: LogFn) -> Sequence[Document]:
     """The captioned images of a path, fitted to the model's; unreadable ones are logged. Raises ConfigError without `--data`,
     or where the model has no images."""
     if not run.data:
-        raise ConfigError("pictures needs --data PATH: a folder of captioned images, a .jsonl or a .parquet file")
+        raise ConfigError(f"{run.recipe} needs --data PATH: a folder of captioned images, a .jsonl or a .parquet file")
     fit = Fit.of(run.model.modalities)
     if fit is None or not any(modality.is_image for modality in run.model.modalities):
-        raise ConfigError("pictures needs a modality of images: two axes, and 1 or 3 channels")
+        raise ConfigError(f"{run.recipe} needs a modality of images: two axes, and 1 or 3 channels")
     return read(run.data, fit, uncaptioned=True).report(log)
 
 

@@ -31,11 +31,14 @@ class ReportConfig:
         readings: held-out images to caption (0: all).
         classifier: folder of the classifier that judges drawn images; where it holds none, one is fitted and kept there
             (default: `classifier/` in the run's folder). Give the runs that you compare the same.
+        features: file of torchvision's MobileNetV2, in whose features recipes that look for the nearest image do so, beside
+            pixels.
     """
 
     images: int = 500
     readings: int = 0
     classifier: str = ""
+    features: str = ""
 
     def __post_init__(self) -> None:
         if not (0 <= self.images <= MAX_SAMPLES and 0 <= self.readings <= MAX_SAMPLES):

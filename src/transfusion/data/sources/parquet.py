@@ -26,7 +26,7 @@ def read_parquet(
     Raises ValueError: pyarrow or a column is missing, or a table is damaged."""
     corpus = Corpus()
     for path in paths:
-        with _opened(path, corpus) as table:
+        with opened(path, corpus) as table:
             if table is None:
                 continue
             item, text, class_names, sound = _columns(
@@ -63,7 +63,7 @@ def read_text_tables(paths: Sequence[Path]) -> Corpus:
     Raises ValueError: pyarrow or the column is missing, or a table is damaged."""
     corpus = Corpus()
     for path in paths:
-        with _opened(path, corpus) as table:
+        with opened(path, corpus) as table:
             if table is None:
                 continue
             columns = [name for name in ("text", "title", "chapter") if name in table.schema_arrow.names]
@@ -100,7 +100,7 @@ def read_pictures(paths: Sequence[Path], fit: Fit) -> dict[str, EncodedImage]:
 
 
 @contextmanager
-def _opened(path: Path, corpus: Corpus) -> Iterator[Any]:
+def opened(path: Path, corpus: Corpus) -> Iterator[Any]:
     """A table, opened; None, and a note in the corpus, if it is empty. Raises ValueError: no pyarrow, or, naming the file, for
     what fails while it is open."""
     try:

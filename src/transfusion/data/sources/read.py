@@ -75,8 +75,8 @@ def _read_file(path: Path, fit: Fit, captions: Captions | None, uncaptioned: boo
 def _read_folder(path: Path, fit: Fit, captions: Captions | None, train: bool, uncaptioned: bool) -> Corpus:
     if is_latents(path):
         return read_latents(path, fit, train=train)
-    if tables := _tables(path):
-        chosen = [_own(table, path) for table in tables if _is_training(table) == train]
+    if found := _tables(path):
+        chosen = [_own(table, path) for table in found if _is_training(table) == train]
         return read_parquet(chosen, fit, captions, uncaptioned=uncaptioned)
     if _seen(path, "*-idx3-ubyte*"):
         return read_idx(path, captions or unchanged, train=train, fit=fit)
@@ -90,20 +90,25 @@ def has_held_out(path: str | Path) -> bool:
     path = Path(path)
     if is_latents(path):
         return latents_have_held_out(path)
-    if tables := _tables(path):
-        return len({_is_training(table) for table in tables}) == 2
+    if found := _tables(path):
+        return len({_is_training(table) for table in found}) == 2
     return bool(_seen(path, "t10k-images-idx3-ubyte*"))
 
 
 def read_texts(path: str | Path, *, train: bool = True) -> Corpus:
     """The texts of a Parquet table, or of the tables of a folder; `train` picks the split, where there are both. Raises
     ValueError: there are no tables, none of their texts can be read, or more than 5 % cannot."""
+    return read_text_tables(tables(path, "texts: give a Parquet table with a column text", train=train)).checked(str(path))
+
+
+def tables(path: str | Path, wanted: str, *, train: bool = True) -> list[Path]:
+    """A Parquet table, or the tables of a folder's split, where it has both. Raises ValueError: there are none; `wanted` is
+    what they should hold."""
     path = Path(path)
-    tables = _tables(path) if path.is_dir() else [path] * (path.suffix == ".parquet" and path.exists())
-    if not tables:
-        raise ValueError(f"no texts at {path}: give a Parquet table with a column text, or a folder of them, with --data")
-    chosen = [_own(table, path) for table in tables if _is_training(table) == train] if path.is_dir() else tables
-    return read_text_tables(chosen).checked(str(path))
+    found = _tables(path) if path.is_dir() else [path] * (path.suffix == ".parquet" and path.exists())
+    if not found:
+        raise ValueError(f"no {wanted}, or a folder of them, with --data; {path} is none")
+    return [_own(table, path) for table in found if _is_training(table) == train] if path.is_dir() else found
 
 
 def _tables(path: Path) -> list[Path]:
