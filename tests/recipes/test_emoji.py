@@ -110,9 +110,9 @@ def test_drawings_are_looked_up_among_all_pictures(monkeypatch: pytest.MonkeyPat
     }
     known = {d.text: d for group in groups.values() for d in group}
     # the right picture for all, but one trained name in another tone, and one as a key
-    wrong = {"hand": "hand: dark skin tone", "man": "key"}
+    wrong: dict[str, str] = {"hand": "hand: dark skin tone", "man": "key"}
 
-    def answer(_, prompts, suite, context, **options):
+    def answer(_: object, prompts: list, suite: str, context: EvalContext, **options: object) -> list[Document]:
         if suite == "emoji":
             return [known[wrong.get(text, text)] for text in prompts]
         return [replace(p, segments=(*p.segments, Text("ear"))) for p in prompts]
@@ -175,6 +175,6 @@ def test_emoji_and_then_their_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (f"train emoji_edit --out no {small}", "needs --data"),
         (f"train emoji --data emoji --out no {small} --report.features missing.pth", "no file missing.pth"),
     ):
-        assert command(line) == 1
+        assert command(line) in (1, 2)
         said = capfd.readouterr().err
         assert any(part in said for part in reason.split("|")), said
