@@ -110,11 +110,11 @@ def test_drawings_are_looked_up_among_all_pictures(monkeypatch: pytest.MonkeyPat
     }
     known = {d.text: d for group in groups.values() for d in group}
     # the right picture for all, but one trained name in another tone, and one as a key
-    wrong: dict[str, str] = {"hand": "hand: dark skin tone", "man": "key"}
+    wrong = {"hand": "hand: dark skin tone", "man": "key"}
 
     def answer(_: object, prompts: list, suite: str, context: EvalContext, **options: object) -> list[Document]:
         if suite == "emoji":
-            return [known[wrong.get(text, text)] for text in prompts]
+            return [known[wrong.get(str(text), str(text))] for text in prompts]
         return [replace(p, segments=(*p.segments, Text("ear"))) for p in prompts]
 
     monkeypatch.setattr(measure, "generate", answer)
