@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from command import SHORT, command
 from small import model
+from transfusion.data.media import to_image
 from transfusion.data.sources import actions, clips
 from transfusion.data.sources.actions import COLOURS, POINTS, LazyPath
 from transfusion.data.sources.clips import CLIP, DIRECTIONS, LazyClip
@@ -92,3 +94,25 @@ def test_from_nothing_to_the_record(name: str, tmp_path: Path, monkeypatch: pyte
     capfd.readouterr()
     assert command("evaluate run --suite task --device cpu") == 1
     assert "no measure of its own" in capfd.readouterr().out
+
+
+def test_actions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    lines = []
+    for i, document in enumerate(actions.documents(12, "own")):
+        image, path = document.media
+        to_image(image.tensor()).save(f"own/{i}.png")
+        np.save(f"own/{i}.npy", path.tensor().numpy())
+        given = {"image": f"{i}.png", "use": "context"}
+        lines.append(json.dumps({"segments": [{"text": document.text, "loss": False}, given, {"path": f"{i}.npy"}]}))
+    Path("own/captions.jsonl").write_text("\n".join(lines))
+    assert command(f"train actions --data own --out run {SHORT} --report.images 8 --sampler.num-steps 2") == 0
+    report = json.loads(Path("run/report.json").read_text())
+    assert report["path_error"] > 0 and report["end_error_count"] == 8
+    Path("pictures").mkdir()
+    Path("pictures/a.txt").write_text("a")
+    to_image(torch.zeros(3, 24, 24)).save("pictures/a.png")
+    capfd.readouterr()
+    assert command(f"train actions --data pictures --out no {SHORT}") == 2
+    assert "holds no item 'path'" in capfd.readouterr().err and not Path("no/checkpoints").exists()

@@ -237,6 +237,10 @@ class _Chooser:
             steps = min(max(int(choice.AUTOENCODER_SHARE * duration / each), LEAST_STEPS), MOST_STEPS)
             kept = replace(kept, autoencoder_steps=steps)
             kept.save(run.folder)
+            self.log(
+                f"it will take about {spoken(duration)} in all: first an autoencoder, {spoken(steps * each)} ({steps:,} steps "
+                f"of {each:.2f} s), then a network on its latents"
+            )
         channels = Choices(channels=3 if found.colour else 1)
         return kept, _train_autoencoder(run, replace(kept, choices=channels), self.log)
 

@@ -6,6 +6,9 @@ marked, marked_held_out      share that end on any mark
 starts                       share of all paths that begin on the white mark
 bends                        how far paths bend aside, their standard deviation over that of real ones: a model of their mean
                              has 0
+
+Of paths of another's data, whose marks are not known: mean squared distance of drawn paths to the real ones (path_error), and
+of their last points (end_error), over those of the mean of all real paths.
 """
 
 from collections.abc import Sequence
@@ -46,6 +49,25 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
     verdicts = ["right" if r == t.named else "wrong" for t, r in zip(tasks, reached, strict=True)]
     shown = tuple((picture(t, p), d.text, v) for t, p, d, v in zip(tasks, paths, drawn, verdicts, strict=True))
     return SuiteResult(make_record("actions", model, context, metrics), tuple(drawn), tuple(verdicts), shown)
+
+
+def errors(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> SuiteResult:
+    """Draw the last path of documents of any data from all that stands before it.
+
+    Raises:
+        ValueError: fewer than two documents end in a path, or all their paths are one.
+    """
+    tasks = [d for d in documents if d.media and d.segments[-1] is d.media[-1] and d.media[-1].modality == PATH]
+    tasks = tasks[: context.samples]
+    if len(tasks) < 2:
+        raise ValueError(f"{len(tasks)} documents end in an item {PATH!r}: two or more are needed to measure on")
+    drawn = generate(model, [Document(d.segments[:-1]) for d in tasks], "actions", context, force=PATH)
+    paths, real = (torch.stack([d.media[-1].tensor() for d in group]).double() for group in (drawn, tasks))
+    metrics = {}
+    for name, points in (("path_error", slice(None)), ("end_error", slice(-1, None))):
+        found, mean = ((x - real)[..., points].square().sum(1).mean(1).numpy() for x in (paths, real.mean(0, keepdim=True)))
+        metrics[name] = Estimate.ratio(found, mean, seed=context.seed)
+    return SuiteResult(make_record("actions", model, context, metrics), tuple(drawn))
 
 
 def _near(point: Tensor, mark: tuple[int, int]) -> bool:

@@ -4,24 +4,34 @@ transfusion train actions
 
 A document is an instruction, a picture of four coloured marks, and a path of 16 points (x, y) that ends on the named one. The
 first two are given; the path is denoised, all points at once. Measured where marks lie at new places.
+
+transfusion train actions --data FOLDER
+
+learns your own, of JSONL whose paths are arrays Float[2, 16] in .npy files (`--model.modalities.0.shape`, `.channels`).
 """
 
 from collections.abc import Sequence
 
+from transfusion.api import Transfusion
+from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.loader import PackingConfig
+from transfusion.data.media import Fit
 from transfusion.data.sources import actions as source
 from transfusion.data.sources.actions import PATH, POINTS, SIDE
+from transfusion.data.sources.read import read
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler
 from transfusion.evaluation import actions
+from transfusion.evaluation.suite import EvalContext, SuiteResult
 from transfusion.modality import IMAGE, Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
 from transfusion.run.recipe import Recipe, SuiteTask
 from transfusion.run.record import ReportConfig, Run
+from transfusion.train.log import LogFn
 from transfusion.train.optimizer import MuonConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
@@ -33,6 +43,7 @@ def run() -> Run:
     """The settings."""
     return Run(
         recipe="actions",
+        held_out=0.1,
         tokenizer=BPE(300),
         model=ModelConfig(
             modalities=(
@@ -60,15 +71,26 @@ def held_out_documents(count: int, seed: int) -> list[Document]:
     return [document for group in tasks for document in group]
 
 
-def documents() -> Sequence[Document]:
-    """Tasks to train on."""
-    return source.documents(TRAINED, "train")
+def documents(run: Run, log: LogFn) -> Sequence[Document]:
+    """Tasks to train on: composed ones, or those of `--data`; unreadable ones are logged. Raises ConfigError: none of these has
+    a path."""
+    if not run.data:
+        return source.documents(TRAINED, "train")
+    found = read(run.data, Fit.of(run.model.modalities) or Fit()).report(log)
+    if not any(media.modality == PATH for document in found for media in document.media):
+        raise ConfigError(
+            f"{run.data} holds no item {PATH!r}: give JSONL with lines such as "
+            '{"segments": [{"text": "go there", "loss": false}, {"image": "a.png", "use": "context"}, {"path": "a.npy"}]}'
+        )
+    return found
 
 
-RECIPE = Recipe(
-    run,
-    lambda run, log: documents(),
-    lambda _: [],
-    SuiteTask(lambda run, model, context: actions.score(model, held_out_documents(context.samples, run.seed), context)),
-    reads_data=False,
-)
+def score(run: Run, model: Transfusion, context: EvalContext) -> SuiteResult:
+    """Paths to marks; of other data, their distances to the real ones."""
+    if not run.data:
+        return actions.score(model, held_out_documents(context.samples, run.seed), context)
+    trained, held_out = RECIPE.split(run, lambda line: None)
+    return actions.errors(model, held_out or trained, context)
+
+
+RECIPE = Recipe(run, documents, lambda _: [], SuiteTask(score))
