@@ -86,7 +86,7 @@ def read_pictures(paths: Sequence[Path], fit: Fit) -> dict[str, EncodedImage]:
     missing, a table or an image is damaged, or two have one path."""
     found: dict[str, EncodedImage] = {}
     for path in paths:
-        with _opened(path, Corpus()) as table:
+        with opened(path, Corpus()) as table:
             if table is None:
                 continue
             if "image" not in table.schema_arrow.names:
