@@ -113,6 +113,8 @@ def summary(runs: Runs) -> str:
     titles = [title for title in SUMMARY if any(title in row for row in rows.values())]
     lines = [f"| run | {' | '.join(titles)} | classifier |", "|---" * (len(titles) + 2) + "|"]
     for name, row in rows.items():
+        if not row:
+            continue
         cells = [f"{row[t]} of {row[t].count:,}" if t in row else "" for t in titles]
         lines.append(f"| {' | '.join([name, *cells, judges[name]])} |")
     if len(set(judges.values()) - {""}) > 1:
