@@ -1,6 +1,7 @@
 """`train pictures`: choices are made, said, kept and used again; what contradicts is refused before the training."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,18 @@ def test_what_is_not_read_and_what_is_enlarged_is_said(tmp_path: Path, monkeypat
 def test_other_recipes_have_no_budget(name: str, capfd) -> None:
     assert command(f"train {name} --budget 5m") == 2
     assert "no setting 'budget'" in told(capfd)
+
+
+def test_rows_hold_long_captions_and_several_pictures(tmp_path: Path, monkeypatch, capfd) -> None:
+    """What a tokenizer makes of texts is measured: words of no language take many tokens, and some languages have no blanks."""
+    monkeypatch.chdir(tmp_path)
+    folder()
+    for i in range(12):
+        Path(f"data/{i}.txt").write_text(" ".join(f"word{j}of{i}" for j in range(200)) if i % 2 else f"\u56fe\u7247{i}" * 300)
+    assert command(f"train pictures --data data --out run --budget 2s {TINY}") == 0
+    lengths = [int(n) for n in re.findall(r"rows of (\d+) tokens", told(capfd))]
+    assert lengths and lengths[0] >= 768
+    picture = [{"image": f"{i}.png"} for i in range(12)]
+    Path("data/captions.jsonl").write_text("\n".join(json.dumps({"segments": [{"text": f"{n}"}, *picture]}) for n in range(12)))
+    assert command(f"train pictures --data data --out many --trainer.steps 2 --optimizer.warmup 1 {TINY}") == 0
+    assert "768" in told(capfd) or json.loads(Path("many/choices.json").read_text())["choices"]["row_length"] >= 768

@@ -27,6 +27,8 @@ MANY = Survey(
     uncaptioned=(),
     captions=3000,
     words=Spread(1, 4, 11),
+    tokens=Spread(3, 7, 18),
+    items=Spread(1, 1, 1),
     names_sides=0.0,
 )
 
@@ -104,8 +106,10 @@ def test_rows_hold_the_longest_caption_and_steps_fill_the_time() -> None:
     total = 1e14
     found = pace(sizes(MANY, finish(), total, None), MANY, finish(), total, None)
     assert found.row_length == 512 and found.rows is not None and found.rows >= 2
-    words = replace(MANY, words=Spread(1, 150, 400))
+    words = replace(MANY, tokens=Spread(1, 225, 600))
     assert (pace(found, words, finish(), total, None).row_length or 0) >= 600 + 64
+    several = replace(MANY, items=Spread(1, 2, 9))
+    assert (pace(found, several, finish(), total, None).row_length or 0) >= 9 * 64
     run = finish()(timed(found, finish(), 0.5, 1200))
     assert run.trainer.steps == int(0.85 * 1200 / 0.5) and run.trainer.sample_every == 200 and run.checkpoint.every == 120
     short = finish()(timed(found, finish(), 30.0, 60))

@@ -198,7 +198,7 @@ class _Chooser:
     def choose(self, run: Run, kept: Kept, duration: float | None) -> Kept:
         """Choose, keep it, and say so."""
         pictures = any(isinstance(m.values, EncodedImage | DecodedImage) for d in self.documents for m in d.media)
-        found = survey(self.documents) if pictures else None
+        found = survey(self.documents, run.tokenizer) if pictures else None
         for line in found.lines() if found else ():
             self.log(line)
         if found is None or run.init:  # latents, or weights, whose form is given
@@ -208,7 +208,8 @@ class _Chooser:
             sizes = choice.rung(found, choice.USUAL, autoencoder)
             choices = choice.pace(sizes, found, self.finish, 0.0, autoencoder)
         else:
-            rate = self._rate(choice.rung(found, choice.LADDER[1], None))[0]
+            tried = choice.pace(choice.rung(found, choice.LADDER[1], None), found, self.finish, 0.0, None)
+            rate = self._rate(tried)[0]
             kept, autoencoder = self._autoencoder(run, kept, found, duration)
             share = choice.AUTOENCODER_SHARE if kept.autoencoder_steps else 0.0
             choices = self._sizes(found, rate, (1 - share) * duration, autoencoder, kept)

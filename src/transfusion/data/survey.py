@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from transfusion import rng
-from transfusion.data.document import Document, MediaError
+from transfusion.data.document import Document, MediaError, Text
 from transfusion.data.media import DecodedImage, EncodedImage
 from transfusion.data.transforms import SIDES
+from transfusion.data.vocabulary import BPE, Tokenizer
 
 LOOKED_AT = 200
 """Pictures whose pixels are read, at most."""
@@ -59,7 +60,8 @@ class Survey:
         captioned: documents with a text.
         uncaptioned: names of the first without.
         captions: captions that differ.
-        words: of a caption.
+        words, tokens: of a document's text; tokens as the run's tokenizer, fitted on these texts, cuts the longest paraphrase.
+        items: pictures of a document.
         names_sides: share of captions with a word that a mirrored picture would make untrue.
     """
 
@@ -76,6 +78,8 @@ class Survey:
     uncaptioned: tuple[str, ...]
     captions: int
     words: Spread
+    tokens: Spread
+    items: Spread
     names_sides: float
 
     @property
@@ -108,8 +112,9 @@ class Survey:
                 yield f"{count:,} pictures are {kind}: {fate}"
 
 
-def survey(documents: Sequence[Document]) -> Survey:
-    """Look at captioned pictures. Raises ValueError: there is no picture."""
+def survey(documents: Sequence[Document], tokenizer: Tokenizer = BPE()) -> Survey:
+    """Look at captioned pictures, whose texts `tokenizer` cuts. Raises ValueError: there is no picture, or the tokenizer cannot
+    be built."""
     pictures = [(d, m.values) for d in documents for m in d.media if isinstance(m.values, EncodedImage | DecodedImage)]
     if not pictures:
         raise ValueError("the data has no pictures")
@@ -120,6 +125,8 @@ def survey(documents: Sequence[Document]) -> Survey:
     captions = [text for d in documents if d.media and (text := d.text.strip())]
     uncaptioned = (d.name for d in documents if d.media and d.name and not d.text.strip())
     sizes = [found.size for found in looked]
+    texts = list(map(_longest, documents))
+    cut = tokenizer.build(texts).encode_batch(texts, add_special_tokens=False)
     return Survey(
         pictures=len(pictures),
         sides=Spread.of([min(size) for size in sizes]),
@@ -134,8 +141,16 @@ def survey(documents: Sequence[Document]) -> Survey:
         uncaptioned=tuple(islice(uncaptioned, NAMED)),
         captions=len(set(captions)),
         words=Spread.of([len(text.split()) for text in captions] or [0]),
+        tokens=Spread.of([len(encoding.ids) for encoding in cut]),
+        items=Spread.of([len(document.media) for document in documents]),
         names_sides=sum(bool(SIDES.search(text)) for text in captions) / max(len(captions), 1),
     )
+
+
+def _longest(document: Document) -> str:
+    """The text of a document, of the longest of each segment's paraphrases."""
+    texts = (s for s in document.segments if isinstance(s, Text) and isinstance(s.content, str))
+    return "".join(max((str(s.content), *s.paraphrases), key=len) for s in texts)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ LEAST_TOKENS, MOST_TOKENS = 8, 2**17
 MIN_STEPS = 20
 IDS = 1000
 """Of the vocabulary, roughly, for what a step costs."""
+AROUND = 4
+"""Tokens around a picture and its text: beginnings and ends."""
 ROW = 256
 """Rows are multiples of so many tokens, and two of them at least."""
 SHARE = 0.85
@@ -151,16 +153,11 @@ def resolution(survey: Survey, grid: int, *, latents: bool) -> int:
     return min(own, grid * (16 if latents else 8))
 
 
-def caption_tokens(survey: Survey, words: int) -> int:
-    """Tokens of a caption of so many words, roughly: short vocabularies cut rare words."""
-    return 0 if survey.is_uncaptioned else math.ceil(1.5 * words) + 1
-
-
 def picture_cost(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> tuple[float, int]:
     """FLOPs of training on a picture with the usual caption, and its tokens and slots."""
     run = on_latents(run, autoencoder)
-    image, tokens = run.model.modalities[0], caption_tokens(survey, survey.words.median)
-    length = tokens + math.prod(image.slots(image.shape)) + 4
+    image, tokens = run.model.modalities[0], survey.tokens.median
+    length = tokens + math.prod(image.slots(image.shape)) + AROUND
     with torch.device("meta"):
         counter = FlopCounter(Network(run.model, IDS + image.codes))
     targets = length if image.codes else tokens + 3
@@ -211,10 +208,11 @@ def pictures_seen(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> 
 
 
 def pace(choices: Choices, survey: Survey, finish: Finish, total: float, autoencoder: Autoencoder | None) -> Choices:
-    """The choices with rows that hold the longest caption, about 2,500 steps of the FLOPs, and a rate for the width."""
+    """The choices with rows that hold the longest document, about 2,500 steps of the FLOPs, and a rate for the width."""
     run = finish(choices)
     flops, length = picture_cost(run, survey, autoencoder)
-    longest = length + caption_tokens(survey, survey.words.most) - caption_tokens(survey, survey.words.median)
+    item = length - survey.tokens.median
+    longest = survey.tokens.most + survey.items.most * item
     row = max(2 * ROW, ROW * math.ceil(longest / ROW))
     width = run.model.transformer.width
     tokens = min(max(total / flops * length / UPDATES, LEAST_TOKENS * width), MOST_TOKENS)
