@@ -135,3 +135,19 @@ def test_rows_hold_long_captions_and_several_pictures(tmp_path: Path, monkeypatc
     Path("data/captions.jsonl").write_text("\n".join(json.dumps({"segments": [{"text": f"{n}"}, *picture]}) for n in range(12)))
     assert command(f"train pictures --data data --out many --trainer.steps 2 --optimizer.warmup 1 {TINY}") == 0
     assert "768" in told(capfd) or json.loads(Path("many/choices.json").read_text())["choices"]["row_length"] >= 768
+
+
+def test_captions_that_are_classes_are_judged_by_a_classifier(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(240):
+        png(Path(f"data/{'dark' if i % 2 else 'light'} noise/{i}.png"), seed=i, size=(12, 12))
+    line = f"train pictures --data data --out run --trainer.steps 2 --optimizer.warmup 1 {TINY}"
+    assert command(f"{line} --model.modalities.0.shape 16 16 --model.modalities.0.patch 4 4") == 0
+    said = told(capfd)
+    assert "captions are 2 classes" in said
+    report = json.loads(Path("run/report.json").read_text())
+    assert (
+        0 <= report["text_to_image_agreement"] <= 1
+        and report["classifier_accuracy_count"] == report["image_to_text_accuracy_count"]
+    )
+    assert len(report["classifier"]) == 12 and Path("run/records/read.json").exists() and Path("run/classifier").is_dir()

@@ -4,9 +4,12 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document
 from transfusion.data.latents import AnyLatents
@@ -14,10 +17,10 @@ from transfusion.data.outputs import write_documents
 from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
 from transfusion.evaluation import alternating, draw, read, scenes
 from transfusion.evaluation.chance import no_better_than_chance
-from transfusion.evaluation.classifier import Classifier, accuracy
+from transfusion.evaluation.classifier import Classifier, ConvolutionalClassifier, accuracy
 from transfusion.evaluation.estimate import Estimate, short
 from transfusion.evaluation.image_grid import image_grid
-from transfusion.evaluation.suite import EvalContext, stack_images
+from transfusion.evaluation.suite import EvalContext, Progress, caption_classes, stack_images
 from transfusion.modality import IMAGE, is_image
 from transfusion.run.command_line import command_line
 from transfusion.run.judge import fitted_classifier
@@ -26,12 +29,17 @@ from transfusion.run.record import Run
 from transfusion.train.device import pick_device, pick_dtype
 from transfusion.train.log import LogFn, last_losses, printable, progress, training_costs, training_seconds
 
+MOST_READ = 200
+"""Held-out images of one's own that are captioned, by default."""
+READING = {"accuracy": "image_to_text_accuracy"}
+"""Names of the suite `read` -> names in `report.json`."""
 MOST_TRAINED, MOST_REAL, SHOWN, WRITTEN = 3000, 1000, 100, 40
 """Training images that drawn ones are compared with, held-out ones, images of a grid, and documents that are written."""
 CLASS_ROWS = {
     "text_to_image_agreement": "images that show what their caption names",
     "text_to_image_agreement_held_out_paraphrases": "the same, captions never trained on",
     "image_to_text_accuracy": "held-out images captioned correctly",
+    "cider": "CIDEr of the captions of held-out images",
     "classifier_accuracy": "the classifier, on held-out real images",
     "caption_preference": "own caption preferred, held-out images",
     "caption_gap": "how much worse another caption is",
@@ -77,7 +85,7 @@ def report(
     elif recipe.task is not None:
         metrics, judge = _scenes(run, model, command)
     else:
-        metrics, judge = _pictures(run, model, documents, held_out, command, log), ""
+        metrics, judge, classes = _pictures(run, model, documents, held_out, command, log)
     if not metrics and recipe.task is None:
         return
     numbers: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
@@ -156,36 +164,80 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> tup
 
 def _pictures(
     run: Run, model: Transfusion, documents: Sequence[Document], held_out: Sequence[Document], command: str, log: LogFn
-) -> dict[str, Estimate]:
+) -> tuple[dict[str, Estimate], str, int]:
     """Captions that are used, distances to real images and to training images, of images drawn from held-out captions, or from
-    those of training where none are held out; the record, and the grid `samples.png`. Empty without images."""
-
-    def of_one_image(documents: Sequence[Document], most: int) -> list[Document]:
-        one = (d for d in documents if [m.modality for m in d.media] == [IMAGE])
-        return list(islice((d for d in one if not isinstance(d.media[0].values, AnyLatents)), most))
-
-    trained = of_one_image(documents, MOST_TRAINED)
-    asked = of_one_image(held_out, MOST_REAL) or trained[:MOST_REAL]
+    those of training where none are held out, and the captions of real ones; where captions are a few classes, agreement and
+    accuracy. With the digest of the classifier, if there is one, and the number of classes; the records, and the grid
+    `samples.png`. Empty without images."""
+    trained = _of_one_image(documents, MOST_TRAINED, run.seed)
+    asked = _of_one_image(held_out, MOST_REAL, run.seed) or trained[:MOST_REAL]
     if not run.report.images or len(asked) < 2 or all(m.name != IMAGE for m in model.item_modalities):
         if any(isinstance(m.values, AnyLatents) for d in documents[:1] for m in d.media):
             log("no report: these documents hold latents; transfusion evaluate --data with their pictures draws and measures")
-        return {}
+        return {}, "", 0
+    names, images = caption_classes(documents), stack_images(trained)
+    classifier = _classifier_of(run, names, trained, images, log) if names and images is not None else None
     context = EvalContext(
         samples=min(run.report.images, len(asked)),
         seed=run.seed,
         dtype=pick_dtype(run.dtype, pick_device(run.device)),
+        classifier=classifier,
+        class_names=() if classifier is None else names,
         command=command,
-        trained=stack_images(trained),
+        trained=images,
         captioned=asked,
     )
     with progress("drawing") as each:
         result = draw.score(model, asked, replace(context, progress=each))
     result.record.save(run.folder / "records")
+    metrics = dict(result.record.metrics)
+    if classifier is not None:
+        real = stack_images(asked)
+        if real is not None:
+            labels = torch.tensor([names.index(document.text) if document.text in names else -1 for document in asked])
+            metrics["classifier_accuracy"] = accuracy(classifier, real, labels)
+        if "agreement" in metrics:
+            metrics["text_to_image_agreement"] = metrics.pop("agreement")
     shown = result.documents[:SHOWN]
     image_grid([d.media[-1].tensor() for d in shown], [d.text for d in shown], run.folder / "samples.png")
+    if held_out and any(document.text for document in asked):
+        with progress("captioning") as each:
+            samples = run.report.readings or MOST_READ
+            record = read.score(model, asked, replace(context, samples=samples, progress=each)).record
+        record.save(run.folder / "records")
+        metrics |= {READING.get(name, name): metric for name, metric in record.metrics.items()}
     if not held_out:
         log("nothing is held out, so what is drawn and measured are captions that were trained on")
-    return result.record.metrics
+    return metrics, "" if classifier is None else classifier.digest, 0 if classifier is None else len(names)
+
+
+def _of_one_image(documents: Sequence[Document], most: int, seed: int) -> list[Document]:
+    """Documents of one image that is no latents, so many at most, in an order drawn by the seed: folders lie class by class."""
+    one = [d for d in documents if [m.modality for m in d.media] == [IMAGE] and not isinstance(d.media[0].values, AnyLatents)]
+    order = rng.generator(rng.key("evaluate", seed)).permutation(len(one))[:most]
+    return [one[i] for i in order]
+
+
+def _classifier_of(
+    run: Run, names: tuple[str, ...], trained: Sequence[Document], images: Tensor, log: LogFn
+) -> Classifier | None:
+    """A classifier of captions; None, with a word, where none can be fitted on these images."""
+
+    named = [i for i, document in enumerate(trained) if document.text in names]
+
+    def fit(run: Run, progress: Progress) -> Classifier:
+        labels = torch.tensor([names.index(trained[i].text) for i in named])
+        dtype = pick_dtype(run.dtype, images.device)
+        return ConvolutionalClassifier.fit(images[named], labels, seed=0, names=names, dtype=dtype, progress=progress)
+
+    try:
+        log(f"captions are {len(names)} classes: drawings are judged by a classifier of {len(named):,} training images")
+        classifier = fitted_classifier(run, names, fit)
+        classifier.classify(images[:1])  # one that is given may be of images of another size
+        return classifier
+    except ValueError as error:
+        log(f"agreement is not measured: {error}")
+        return None
 
 
 def _suite(run: Run, task: SuiteTask, model: Transfusion, command: str, log: LogFn) -> tuple[dict[str, Estimate], str, int]:

@@ -15,6 +15,7 @@ Prompt i of a suite is generated under the seed rng.key(seed, suite, i), so no t
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ from transfusion.modality import is_image
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished documents and of all."""
+MOST_CLASSES, LEAST_OF_CLASS = 200, 8
+"""Captions that count as classes at most, and documents that each has at least, in the mean."""
 MAX_REAL = 10_000
 """Real images that drawn ones are compared with, at most."""
 
@@ -188,3 +191,12 @@ def class_named(text: str, names: Sequence[str]) -> int | None:
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     matches = set(re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", text))
     return list(names).index(matches.pop()) if len(matches) == 1 else None
+
+
+def caption_classes(documents: Sequence[Document]) -> tuple[str, ...]:
+    """The captions of documents of one item as names of classes, by the alphabet; empty where they are none: fewer than two,
+    more than 200, or with fewer than 8 documents each on the whole."""
+    counts = Counter(d.text for d in documents if len(d.media) == 1 and d.text)
+    if not 2 <= len(counts) <= MOST_CLASSES or counts.total() < LEAST_OF_CLASS * len(counts):
+        return ()
+    return tuple(sorted(counts))
