@@ -246,7 +246,8 @@ def _caption_preference(
     except ValueError:
         return None
 
-    items = "sounds" if run.model.modalities[0].rate else "pictures"
+    first_modality = run.model.modalities[0]
+    items = "pictures" if first_modality.is_image else f"{first_modality.name}s"
 
     def measure(step: int) -> Measured:
         try:
@@ -264,7 +265,7 @@ def _caption_preference(
                 metrics |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         shown = ", ".join(f"{name.replace('_', ' ')} {estimate}" for name, estimate in found.items())
         line = f"{shown} on {first.count} {'held-out' if held_out else 'training'} {items} {first.note}"
-        words = advice(first, trained) if step == run.trainer.steps else ""
+        words = advice(first, trained, items) if step == run.trainer.steps else ""
         return Measured(metrics, f"{line}\n{words}" if words else line)
 
     return measure

@@ -166,25 +166,26 @@ def preference(errors: Float[np.ndarray, "pair 2"], note: str) -> Estimate:
     return replace(Estimate.proportion(wins, len(errors)), note=note)
 
 
-def advice(measured: Estimate, trained: Estimate | None = None) -> str:
+def advice(measured: Estimate, trained: Estimate | None = None, items: str = "pictures") -> str:
     """What a caption preference that cannot be told from chance means, and what to do; empty for any other.
 
     Args:
-        trained: the same on pictures that were trained on, where `measured` is of held-out ones.
+        trained: the same on items that were trained on, where `measured` is of held-out ones.
+        items: what they are called.
     """
     if measured.low is None or measured.low > CHANCE:
         return ""
     if trained is not None and trained.low is not None and trained.low > CHANCE:
         return (
-            f"captions of held-out pictures are not used (caption preference {measured}; chance {CHANCE}), those of trained "
-            f"ones are ({trained}): drawings do not follow new captions. Train on more pictures whose captions share "
+            f"captions of held-out {items} are not used (caption preference {measured}; chance {CHANCE}), those of trained "
+            f"ones are ({trained}): what is drawn does not follow new captions. Train on more {items} whose captions share "
             "words, or for fewer passes over them"
         )
     return (
-        f"captions are not used: pictures are predicted no better behind their own caption than behind another's (caption "
-        f"preference {measured}; chance {CHANCE}), so drawings do not follow their prompts, however low the loss. Check that "
-        "captions say what their pictures show; train longer (more --trainer.steps); try --optimizer.kind muon, and, where "
-        "pictures are denoised, --model.patcher.kind linear in place of unet"
+        f"captions are not used: {items} are predicted no better behind their own caption than behind another's (caption "
+        f"preference {measured}; chance {CHANCE}), so what is drawn does not follow its prompt, however low the loss. Check "
+        f"that captions say what is in their {items}; train longer (more --trainer.steps); try --optimizer.kind muon, and, "
+        f"where {items} are denoised, --model.patcher.kind linear in place of unet"
     )
 
 
