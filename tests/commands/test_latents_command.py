@@ -237,3 +237,16 @@ def test_a_model_folder_refuses_an_autoencoder_that_is_not_its_own(pictures: Pat
         Transfusion.from_pretrained("run")
     again = Transfusion.from_pretrained("run", autoencoder=load_autoencoder("kl"))
     assert torch.equal(again.generate(prompt, force="image", seed=1)[0].media[0].tensor(), before)
+
+
+def test_a_run_goes_on_with_the_autoencoder_of_the_weights_that_it_starts_from(pictures: Path, capfd) -> None:
+    assert command(f"train pictures --data data --autoencoder kl {TRAIN} --out first") == 0
+    line = f"train pictures --data data --init first {TRAIN}"
+    assert command(f"{line} --out second") == 0
+    run = from_yaml(Run, Path("second/run.yaml").read_text())
+    assert run.autoencoder_digest == load_autoencoder("kl").digest and Path(run.autoencoder).is_dir()
+    assert Transfusion.from_pretrained("second").codecs.digests == {"image": run.autoencoder_digest}
+    capfd.readouterr()
+    assert command(f"{line} --out pixels --autoencoder none") == 0
+    assert "learned latents of other autoencoders" in capfd.readouterr().out
+    assert not Transfusion.from_pretrained("pixels").codecs.digests

@@ -19,11 +19,11 @@ from transfusion.data.media import DecodedImage, EncodedImage, Fit
 from transfusion.data.survey import Survey, survey
 from transfusion.files import read_json, read_text, write_text
 from transfusion.run import choice
-from transfusion.run.adopt import adopt_init
+from transfusion.run.adopt import adopt_autoencoder, adopt_init
 from transfusion.run.autoencoder import AutoencoderRun, small
 from transfusion.run.choice import Choices, Finish, spoken
 from transfusion.run.command_line import flag, parse_run, take
-from transfusion.run.latents import open_autoencoder
+from transfusion.run.latents import NONE, open_autoencoder
 from transfusion.run.recipe import Recipe
 from transfusion.run.record import Run
 from transfusion.train.log import METRICS, LogFn
@@ -93,7 +93,7 @@ def choose(recipe: Recipe, arguments: Sequence[str], program: str, train: Train,
     budget, words = take("budget", list(arguments))
     explicit = {flag(word) for word in words if word.startswith("--")}
     default = recipe.run()
-    run = parse_run(default, words, program, budget=True)
+    run = adopt_autoencoder(parse_run(default, words, program, budget=True))
     if budget is not None and "trainer.steps" in explicit:
         raise ConfigError("--budget and --trainer.steps both say how long to train: leave one out")
     if not run.data:
@@ -102,7 +102,7 @@ def choose(recipe: Recipe, arguments: Sequence[str], program: str, train: Train,
     default = _as_init(default, run)
 
     def finish(choices: Choices) -> Run:
-        return parse_run(choices.apply(default), words, program, budget=True)
+        return adopt_autoencoder(parse_run(choices.apply(default), words, program, budget=True))
 
     if budget is None and "trainer.steps" not in explicit:
         budget = choice.DEFAULT_BUDGET
@@ -124,14 +124,14 @@ def choose(recipe: Recipe, arguments: Sequence[str], program: str, train: Train,
 
 
 def _as_init(default: Run, run: Run) -> Run:
-    """The recipe's run with the network and the autoencoder of the run that `init` names; as it is where that is no run."""
+    """The recipe's run with the network of the run that `init` names; as it is where that is no run."""
     for record in (Path(run.init) / "run.yaml", Path(run.init).parent / "run.yaml"):
         if run.init and record.exists():
             try:
                 earlier = config.from_yaml(Run, read_text(record))
             except (OSError, ValueError):
                 return default
-            return replace(default, model=earlier.model, packing=earlier.packing, autoencoder=earlier.autoencoder)
+            return replace(default, model=earlier.model, packing=earlier.packing)
     return default
 
 
@@ -283,7 +283,13 @@ class _Chooser:
             height, width = image.shape
             grid = " x ".join(str(count) for count in image.slots(image.shape))
             lines.append((f"pictures of {height} x {width} pixels, {grid} slots", "--model.modalities.0.shape, .patch"))
-            what = "pixels" if not run.autoencoder else "latents of an autoencoder" if denoised else "codes of an autoencoder"
+            what = (
+                "pixels"
+                if run.autoencoder in ("", NONE)
+                else "latents of an autoencoder"
+                if denoised
+                else "codes of an autoencoder"
+            )
             lines.append((f"learned as {what}", "--autoencoder FOLDER"))
         lines += [
             (f"a network of width {network.width}, {network.depth} layers", "--depth"),

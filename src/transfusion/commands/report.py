@@ -86,7 +86,7 @@ def report(
         metrics, judge = _scenes(run, model, command)
     else:
         metrics, judge, classes = _pictures(run, model, documents, held_out, command, log)
-    if not metrics and recipe.task is None:
+    if not metrics and (recipe.task is None or isinstance(recipe.task, SuiteTask)):
         return
     numbers: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
     numbers |= {"classifier": judge} if judge else {}

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from transfusion import config
 from transfusion.config import ConfigError
+from transfusion.modality import IMAGE
 from transfusion.model.network import ModelConfig
 from transfusion.model.pretrained import HUB, OVERRIDABLE_FIELDS, SIZE_FIELDS, LanguageModel, ModalityWeights, is_language_model
-from transfusion.model_folder import read_settings
+from transfusion.model_folder import AUTOENCODERS, read_settings
 from transfusion.nn.config import TransformerConfig
 from transfusion.run.record import Run, flat
 
@@ -56,6 +57,15 @@ def adopt_init(run: Run, default: ModelConfig) -> Run:
         )
     _check(run, default, adopted, {f.name for f in fields(TransformerConfig)} - OVERRIDABLE_FIELDS)
     return replace(run, model=replace(adopted, transformer=replace(adopted.transformer, **chosen)))
+
+
+def adopt_autoencoder(run: Run) -> Run:
+    """The run with the autoencoder of the model that `init` names, where it says nothing of one itself: weights that learned
+    latents go on with them."""
+    if run.autoencoder or not run.init:
+        return run
+    places = (Path(run.init) / "model" / AUTOENCODERS / IMAGE, Path(run.init) / AUTOENCODERS / IMAGE)
+    return replace(run, autoencoder=next((str(place) for place in places if place.is_dir()), ""))
 
 
 def _check(run: Run, default: ModelConfig, adopted: ModelConfig, names: set[str]) -> None:

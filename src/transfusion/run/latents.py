@@ -17,6 +17,8 @@ from transfusion.config import ConfigError
 from transfusion.modality import IMAGE, Modality
 from transfusion.run.record import Run
 
+NONE = "none"
+"""As `autoencoder`: pixels, also where the model of `init` has one."""
 PIXELS = 1.0
 """The clip of a sampler that bounds pixels."""
 
@@ -32,7 +34,7 @@ def open_autoencoder(run: Run, autoencoder: Autoencoder | None = None) -> tuple[
             fit its sounds.
         ValueError: it can't be read.
     """
-    if autoencoder is None and not run.autoencoder:
+    if autoencoder is None and run.autoencoder in ("", NONE):
         if run.autoencoder_digest:
             raise ConfigError(f"this run learns latents of autoencoder {run.autoencoder_digest}: give it with --autoencoder")
         on_latents(run, None)

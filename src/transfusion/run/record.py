@@ -58,7 +58,8 @@ class Run:
             Face hub, whose transformer and tokenizer the run adopts. `optimizer.language_lr_scale` 0 freezes a language
             model, `model.transformer.modality_weights` adds weights for media.
         autoencoder: pictures are learned as its latents: a folder that `transfusion train` or diffusers wrote, or
-            hf://OWNER/MODEL[/SUBFOLDER]. The other settings stay those of pictures: sizes and patches in pixels.
+            hf://OWNER/MODEL[/SUBFOLDER] (default: that of the model in `init`, if it has one; none: pixels). The other settings
+            stay those of pictures: sizes and patches in pixels.
         autoencoder_digest: of the autoencoder; recorded, and any other is refused (default: that of the one given).
         held_out: share of the documents, by a digest of their names, that is not trained on where the data has no split of its
             own; of 100 documents or more, and 1,000 of them at most.
