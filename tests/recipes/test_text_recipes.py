@@ -14,7 +14,9 @@ from PIL import Image
 from command import SHORT, command
 from small import model, vocabulary, write_idx
 from transfusion.data.document import Document, Text
+from transfusion.data.media import Fit
 from transfusion.data.sources.illustrated import LEAST
+from transfusion.data.sources.read import read, read_texts
 from transfusion.data.sources.texts import pieces, read_plain, windows
 from transfusion.data.tokenize import max_length
 from transfusion.data.transforms import with_uses
@@ -207,3 +209,17 @@ def test_from_a_text_to_the_report(name: str, tmp_path: Path, monkeypatch: pytes
     assert Path("run/samples.png").exists() == (name == "shakespeare_pictures")
     assert command("evaluate run --suite task --samples 3 --sampler.num-steps 2") == 0
     assert command("generate run --prompt ROMEO: --out texts --max-tokens 5") == 0
+
+
+def test_tables_of_another_shape_are_said_to_be(tmp_path: Path) -> None:
+    texts = {"text": ["a word"] * 4}
+    pq.write_table(pa.table(texts | {"audio": [b"sound"] * 4}), tmp_path / "spoken.parquet")
+    assert read_texts(tmp_path / "spoken.parquet").notes == [
+        "spoken.parquet: its texts alone are learned, not its column audio"
+    ]
+    pq.write_table(pa.table(texts), tmp_path / "texts.parquet")
+    with pytest.raises(ValueError, match="needs a column image.*: transfusion train books_text learns texts"):
+        read(tmp_path / "texts.parquet", Fit((8, 8)))
+    pq.write_table(pa.table({"source_image": [b""], "target_image": [b""]}), tmp_path / "edits.parquet")
+    with pytest.raises(ValueError, match="transfusion train emoji_edit learns edits"):
+        read(tmp_path / "edits.parquet", Fit((8, 8)))

@@ -85,7 +85,8 @@ def recipe_words(command: str, arguments: list[str], usage: str | None) -> tuple
     """The recipe's name in `COMMAND RECIPE ...` and the other words; no name after the usage, where only help was asked for."""
     names, rest = split_positional(arguments, f"{command} needs a recipe: {', '.join(RECIPES)}", usage, most=1)
     if not names:
-        print("recipes:\n" + "\n".join(f"  {name:<10} {summary}" for name, summary in RECIPES.items()))
+        width = max(map(len, RECIPES))
+        print("recipes:\n" + "\n".join(f"  {name:<{width}}  {summary}" for name, summary in RECIPES.items()))
     return names, rest
 
 

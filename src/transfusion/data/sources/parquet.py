@@ -69,6 +69,8 @@ def read_text_tables(paths: Sequence[Path]) -> Corpus:
             columns = [name for name in ("text", "title", "chapter") if name in table.schema_arrow.names]
             if columns[:1] != ["text"]:
                 raise ValueError(f"it needs a column text; it has {table.schema_arrow.names}")
+            if others := [name for name in table.schema_arrow.names if name.lower() in (*IMAGES, *SOUNDS)]:
+                corpus.notes.append(f"{path.name}: its texts alone are learned, not its column {', '.join(others)}")
             table = table.read(columns)
             texts, named = _bytes(table["text"]), table.select(columns[1:]).to_pylist()
         for number, (value, names) in enumerate(zip(texts, named, strict=True)):
@@ -147,7 +149,11 @@ def _columns(
     text = next((columns[c] for c in ("text", "caption", "label") if c in columns), None)
     if item is None or (text is None and needed):
         kind = "audio" if fit.sounds else "image"
-        raise ValueError(f"it needs a column {kind}{' and a column text, caption or label' * needed}; it has {schema.names}")
+        other = "emoji_edit learns edits" if "target_image" in columns else "books_text learns texts" * ("text" in columns)
+        raise ValueError(
+            f"it needs a column {kind}{' and a column text, caption or label' * needed}; it has {schema.names}"
+            + f": transfusion train {other}" * bool(other and item is None)
+        )
     if text is None or text.lower() != "label":
         return item, text, None, sound
     try:
