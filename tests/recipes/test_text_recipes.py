@@ -218,7 +218,7 @@ def test_tables_of_another_shape_are_said_to_be(tmp_path: Path) -> None:
         "spoken.parquet: its texts alone are learned, not its column audio"
     ]
     pq.write_table(pa.table(texts), tmp_path / "texts.parquet")
-    with pytest.raises(ValueError, match="needs a column image.*: transfusion train books_text learns texts"):
+    with pytest.raises(ValueError, match=r"needs a column image.*: transfusion train books_text learns texts"):
         read(tmp_path / "texts.parquet", Fit((8, 8)))
     pq.write_table(pa.table({"source_image": [b""], "target_image": [b""]}), tmp_path / "edits.parquet")
     with pytest.raises(ValueError, match="transfusion train emoji_edit learns edits"):
