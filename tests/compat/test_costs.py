@@ -65,6 +65,8 @@ def test_no_cache_grows_with_the_number_of_shapes() -> None:
     assert unbounded <= {
         "transfusion.config.hints",
         "transfusion.data.sources.digits.read_digits",
+        "transfusion.data.sources.actions.is_held_out",
+        "transfusion.data.sources.clips.is_held_out",
         "transfusion.data.sources.scenes.is_held_out",
         "transfusion.evaluation.scenes.scene_classifier",
     }, unbounded

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from command import SHORT, command
-from small import model, picture
+from small import Unshuffle, model, picture
 from transfusion.data.corpus import Corpus, captioned
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import Fit
@@ -21,6 +21,7 @@ from transfusion.evaluation import emoji as measure
 from transfusion.evaluation.emoji import Named, family, hold_out_variants, tones
 from transfusion.evaluation.nearest import Pixels, nearest, spaces
 from transfusion.evaluation.suite import EvalContext
+from transfusion.modality import IMAGE, Modality
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
@@ -123,6 +124,10 @@ def test_drawings_are_looked_up_among_all_pictures(monkeypatch: pytest.MonkeyPat
     assert m["name_pixels"].value == pytest.approx(1 - 1 / count) and m["exact_pixels"].value == pytest.approx(1 - 2 / count)
     assert m["tone_pixels"].value == 1 and m["tone_chance"].value == pytest.approx(1 / 6) and m["family_pixels"].value == 1
     assert m["exact_read"].value == 0 and m["exact_read_family"].value == pytest.approx(1 / 6)
+    assert "coded_pixels" not in m
+    latents = model(Modality(IMAGE, channels=12, shape=(8, 8), patch=(2, 2)), autoencoder=Unshuffle(3))
+    m = measure.score(latents, Named(**groups), EvalContext(samples=5)).record.metrics
+    assert m["coded_pixels"].value == 1 and m["coded_pixels"].count == 5  # it gives every picture back as it was
     with pytest.raises(ValueError, match="nothing to measure tone on"):
         measure.score(model(), Named(groups["trained"], (), groups["families"]), EvalContext(samples=5))
 

@@ -3,6 +3,8 @@
 name_S            share of drawings of trained names whose nearest of all known pictures is the asked one, or its figure in
                   another tone
 exact_S           the same, the asked one itself
+coded_S           on latents or codes: the same of the asked pictures themselves as the autoencoder gives them back, a bound for
+                  `exact_S`
 tone_S            of held-out variants, other tones of whose figure were trained on: share whose nearest among the tones of the
                   figure is the asked one (chance: 1 / tones, `tone_chance`)
 family_S          of whole held-out families: share whose nearest of all known pictures is of the asked family
@@ -96,6 +98,7 @@ def score(model: Transfusion, pictures: Named, context: EvalContext) -> SuiteRes
     drawing = replace(context, progress=lambda done, _: progress(done, total))
     drawn = generate(model, [caption(d) for d in parts], "emoji", drawing, force=IMAGE)
     pixels = torch.stack([document.media[-1].tensor() for document in drawn])
+    coded = [model.codecs.decoded(model.codecs.encoded(d, now=True)).media[-1].tensor() for d in asked["name"] if model.codecs]
     metrics: dict[str, Estimate] = {}
     verdicts = [""] * len(drawn)
     bounds = {"name": (0, len(asked["name"]))}
@@ -115,6 +118,9 @@ def score(model: Transfusion, pictures: Named, context: EvalContext) -> SuiteRes
             metrics[f"{name}_{space.name}"] = Estimate.proportion(sum(right), len(right))
             if name == "name":
                 metrics[f"exact_{space.name}"] = Estimate.proportion(sum(same), len(same))
+                if coded:
+                    back = nearest(space(torch.stack(coded)), real).tolist()
+                    metrics[f"coded_{space.name}"] = Estimate.proportion(sum(map(int.__eq__, back, wanted)), len(wanted))
             verdicts[first:last] = [f"{name} {'right' if r else 'wrong'}" for r in right]
     chance = sum(1 / len(group) for group in siblings) / len(siblings)
     metrics["tone_chance"] = Estimate(chance, None, None, len(siblings), "of choosing a tone blindly")

@@ -128,10 +128,7 @@ def opened(path: Path, corpus: Corpus) -> Iterator[Any]:
 
 def _bytes(column: Any) -> list[Any]:
     """The cells of a column of texts; strings as bytes, which `_texts` decodes by row: one of invalid UTF-8 fails alone."""
-    import pyarrow as pa
-
-    strings = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return (column.cast(pa.binary()) if strings else column).to_pylist()
+    return (column.cast("binary") if str(column.type) in ("string", "large_string") else column).to_pylist()
 
 
 def _columns(
