@@ -3,7 +3,8 @@
 transfusion train clips
 
 Captions name the digit and its direction; clips are drawn from them, and read. Some combinations of the two are never trained
-on, and are measured apart.
+on, and are measured apart. 5,000 steps, 26 minutes of one core: digit and direction are both right in 0.901 of the clips (0.656
+of combinations that were never trained on); 0.973 of the held-out clips are read (0.368).
 """
 
 from transfusion.data.loader import PackingConfig
@@ -40,11 +41,11 @@ def run() -> Run:
         ),
         transform=DocumentTransform(image_first=0.4, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=4),
-        trainer=TrainerConfig(steps=2400, ema_decay=0.998, log_every=100),
+        trainer=TrainerConfig(steps=5000, ema_decay=0.998, log_every=100),
         optimizer=MuonConfig(lr=3e-3, warmup=50, weight_decay=0.05),
         checkpoint=CheckpointConfig(every=300, keep=1),
         sampler=Euler(num_steps=25, shift=2.0),
-        guidance=Guidance(text=2.0),
+        guidance=Guidance(text=4.0),
         report=ReportConfig(images=1000),
     )
 
