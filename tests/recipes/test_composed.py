@@ -32,8 +32,8 @@ def test_a_mark_is_never_trained_on_where_it_is_held_out() -> None:
             new = [c for c, place in lazy.task.marks.items() if actions.is_held_out(c, actions._cell(place))]
             assert new == ([lazy.task.named] if held_out else [])
             path = lazy.load()
-            assert path.shape == lazy.shape == (2, POINTS) and lazy.task.arrives(path)
-            assert not lazy.task.arrives(path.flip(-1))  # it begins on no mark
+            assert path.shape == lazy.shape == (2, POINTS) and lazy.task.reached(path) == lazy.task.named
+            assert lazy.task.reached(path.flip(-1)) is None  # it begins on no mark
             assert lazy.task.named in document.text
     assert 0 < sum(actions.is_held_out(c, cell) for c in COLOURS for cell in range(36)) < 40
 
@@ -110,6 +110,9 @@ def test_actions_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert command(f"train actions --data own --out run {SHORT} --report.images 8 --sampler.num-steps 2") == 0
     report = json.loads(Path("run/report.json").read_text())
     assert report["path_error"] > 0 and report["end_error_count"] == 8
+    # other data than the run's is measured where it is given, and refused where the recipe has its own
+    assert command("evaluate run --suite task --data nowhere --device cpu") == 1
+    assert "nowhere" in capfd.readouterr().out
     Path("pictures").mkdir()
     Path("pictures/a.txt").write_text("a")
     to_image(torch.zeros(3, 24, 24)).save("pictures/a.png")

@@ -93,7 +93,7 @@ def choose(recipe: Recipe, arguments: Sequence[str], program: str, train: Train,
     budget, words = take("budget", list(arguments))
     explicit = {flag(word) for word in words if word.startswith("--")}
     default = recipe.run()
-    run = adopt_autoencoder(parse_run(default, words, program, budget=True))
+    run = parse_run(default, words, program, budget=True)
     if budget is not None and "trainer.steps" in explicit:
         raise ConfigError("--budget and --trainer.steps both say how long to train: leave one out")
     if not run.data:
@@ -283,14 +283,9 @@ class _Chooser:
             height, width = image.shape
             grid = " x ".join(str(count) for count in image.slots(image.shape))
             lines.append((f"pictures of {height} x {width} pixels, {grid} slots", "--model.modalities.0.shape, .patch"))
-            what = (
-                "pixels"
-                if run.autoencoder in ("", NONE)
-                else "latents of an autoencoder"
-                if denoised
-                else "codes of an autoencoder"
-            )
-            lines.append((f"learned as {what}", "--autoencoder FOLDER"))
+            coded = f"{'latents' if denoised else 'codes'} of an autoencoder"
+            learned = "pixels" if run.autoencoder in ("", NONE) else coded
+            lines.append((f"learned as {learned}", "--autoencoder FOLDER"))
         lines += [
             (f"a network of width {network.width}, {network.depth} layers", "--depth"),
             *([(f"patches: {run.model.patcher.kind}", "--model.patcher.kind")] if denoised else []),

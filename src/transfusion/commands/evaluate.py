@@ -129,7 +129,9 @@ def run(arguments: list[str], log: LogFn) -> int:
             documents, prepared = _prepare(name, folder, options, model, context, log)
             with progress(name) as each:
                 prepared = replace(prepared, progress=each)
-                result = SUITES[name].score(model, documents, prepared) if name in SUITES else _own(folder, model, prepared)
+                result = (
+                    SUITES[name].score(model, documents, prepared) if name in SUITES else _own(folder, options, model, prepared)
+                )
             path = result.record.save(Path(folder) / RECORDS)
             _write_grid(result, Path(folder) / GRIDS, log)
             print_table(result.record.suite, result.record.metrics)
@@ -217,13 +219,15 @@ def _task(run: Run | None) -> ClassTask | None:
     return task if isinstance(task, ClassTask) else None
 
 
-def _own(folder: str, model: Transfusion, context: EvalContext) -> SuiteResult:
-    """The measure of the recipe of a run. Raises ValueError: it has none."""
+def _own(folder: str, options: EvaluateOptions, model: Transfusion, context: EvalContext) -> SuiteResult:
+    """The measure of the recipe of a run. Raises ValueError: it has none, or would not read the data."""
     run = _run(folder)
-    task = find(run.recipe).task if run is not None and run.recipe in RECIPES else None
-    if run is None or not isinstance(task, SuiteTask):
+    recipe = find(run.recipe) if run is not None and run.recipe in RECIPES else None
+    if run is None or recipe is None or not isinstance(recipe.task, SuiteTask):
         raise ValueError("this run's recipe has no measure of its own: name others, such as --suite draw read")
-    return task.score(replace(run, out=folder), model, context)
+    run = replace(run, out=folder, data=options.data or run.data)
+    recipe.check_data(run)
+    return recipe.task.score(run, model, context)
 
 
 def _texts(folder: str, options: EvaluateOptions, model: Transfusion, log: LogFn) -> list[Document]:

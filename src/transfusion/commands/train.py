@@ -39,7 +39,7 @@ from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
 from transfusion.model_folder import Budget, TransfusionConfig
 from transfusion.recipes import RECIPES, find
-from transfusion.run.adopt import adopt_autoencoder, adopt_init
+from transfusion.run.adopt import adopt_init
 from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.corpus import keep_corpus
 from transfusion.run.judge import kept_classifier
@@ -99,7 +99,6 @@ def train_recipe(run: Run, log: LogFn) -> int:
         classes = recipe.task if isinstance(recipe.task, ClassTask) else recipe.task.classes
         kept_classifier(run, classes.names)  # one that cannot judge is refused before the training
     spaces(run.report.features)
-    run = adopt_autoencoder(run)
     run, autoencoder = open_autoencoder(run)  # one that does not fit is refused before the data is read
     documents, held_out = recipe.split(run, log)
     if isinstance(recipe.task, SuiteTask):

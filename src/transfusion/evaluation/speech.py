@@ -112,7 +112,7 @@ def score(model: Transfusion, documents: Sequence[Document], context: EvalContex
         if (trained := context.trained) is not None:
             results.measure(lambda: nearest_training(images, real, trained), "nearest_training")
     record = make_record("speech", model, context, results.metrics, results.missing, results.classifiers)
-    labels = (f"heard {word}".removesuffix("heard ") for word in heard)
+    labels = (f"heard {word}" if word else "" for word in heard)
     shown = tuple(zip(images, captions, labels, strict=True))
     return SuiteResult(record, tuple(drawn), tuple(heard), shown, names)
 

@@ -60,9 +60,9 @@ def adopt_init(run: Run, default: ModelConfig) -> Run:
 
 
 def adopt_autoencoder(run: Run) -> Run:
-    """The run with the autoencoder of the model that `init` names, where it says nothing of one itself: weights that learned
-    latents go on with them."""
-    if run.autoencoder or not run.init:
+    """The run with the autoencoder of the model that `init` names, where it says nothing of one itself and has images: weights
+    that learned latents go on with them."""
+    if run.autoencoder or not run.init or all(modality.name != IMAGE for modality in run.model.modalities):
         return run
     places = (Path(run.init) / "model" / AUTOENCODERS / IMAGE, Path(run.init) / AUTOENCODERS / IMAGE)
     return replace(run, autoencoder=next((str(place) for place in places if place.is_dir()), ""))

@@ -15,6 +15,7 @@ from transfusion.codec.codes import Codes
 from transfusion.codec.mel import MelConfig
 from transfusion.config import ConfigError
 from transfusion.modality import IMAGE, Modality
+from transfusion.run.adopt import adopt_autoencoder
 from transfusion.run.record import Run
 
 NONE = "none"
@@ -24,7 +25,8 @@ PIXELS = 1.0
 
 
 def open_autoencoder(run: Run, autoencoder: Autoencoder | None = None) -> tuple[Run, Autoencoder | None]:
-    """The run with the digest of its autoencoder recorded, and the autoencoder.
+    """The run with its autoencoder and the digest of it recorded, and the autoencoder; where it names none, that of the weights
+    that it starts from.
 
     Args:
         autoencoder: one made in Python, instead of that of `run.autoencoder`.
@@ -34,6 +36,7 @@ def open_autoencoder(run: Run, autoencoder: Autoencoder | None = None) -> tuple[
             fit its sounds.
         ValueError: it can't be read.
     """
+    run = adopt_autoencoder(run) if autoencoder is None else run
     if autoencoder is None and run.autoencoder in ("", NONE):
         if run.autoencoder_digest:
             raise ConfigError(f"this run learns latents of autoencoder {run.autoencoder_digest}: give it with --autoencoder")

@@ -66,10 +66,6 @@ class Task:
         bend = BEND * (2 * rng.uniform(key, "bend") - 1)
         return start[:, None] + ahead[:, None] * steps + bend * aside[:, None] * (4 * steps * (1 - steps))
 
-    def arrives(self, path: Float[Tensor, "2 point"]) -> bool:
-        """Whether a path ends on the named mark."""
-        return self.reached(path) == self.named
-
     def reached(self, path: Float[Tensor, "2 point"]) -> str | None:
         """The mark on which a path ends; None where there is none."""
         end = ((path[:, -1] + 1) * SIDE / 2).tolist()
