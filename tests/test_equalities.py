@@ -59,7 +59,7 @@ def numbers(losses: Losses) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
+@pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("reset", axes=3), Coordinates("raster", axes=1)])
 def test_forms_of_attention_agree(dtype: torch.dtype, coordinates: Coordinates, monkeypatch, unchecked) -> None:
     monkeypatch.setattr(
         "transfusion.nn.attention._compiled_flex", lambda _: flex_attention
@@ -279,7 +279,7 @@ def cached_is_full(m: Transfusion, docs: list[Document], dtype: torch.dtype = to
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("raster", axes=1)])
+@pytest.mark.parametrize("coordinates", [Coordinates("grid"), Coordinates("reset", axes=3), Coordinates("raster", axes=1)])
 @pytest.mark.parametrize("transformer", [{}, {"head_dim": 12, "qkv_bias": True, "qk_norm": False}], ids=["default", "heads"])
 def test_cached_is_full(dtype: torch.dtype, coordinates: Coordinates, transformer: dict) -> None:
     cached_is_full(model(coordinates=coordinates, double=dtype == torch.float64, **transformer), documents(), dtype)
@@ -444,3 +444,18 @@ def test_grouped_queries_are_repeated_keys() -> None:
     mask = torch.ones(2, 1, 5, 5).bool().tril()
     whole = dense(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), mask)
     assert torch.equal(dense(q, k, v, mask), whole)
+
+
+def test_rescaled_guidance_leaves_the_moments_of_an_unguided_step_and_neighbours_alone() -> None:
+    m = model(double=True)
+
+    def drawn(*guidances: Guidance) -> list[torch.Tensor]:
+        a_step = {"seed": 1, "force": "image", "max_tokens": 0, "sampler": Euler(1)}
+        asked = [Request(Document((Text("a cat"),)), guidance=g, **a_step) for g in guidances]  # type: ignore[arg-type]
+        return [d.media[-1].tensor() for d in generate(Engine(m.network, m.vocabulary, cache_slots=16), asked)]
+
+    plain, guided, moved, beside = drawn(Guidance(1.0), Guidance(4.0), Guidance(4.0, rescale=1.0), Guidance(4.0))
+    torch.testing.assert_close(moved.mean((1, 2)), plain.mean((1, 2)))
+    torch.testing.assert_close(moved.std((1, 2)), plain.std((1, 2)))
+    assert not torch.allclose(guided.std((1, 2)), plain.std((1, 2)), rtol=1e-3) and not torch.allclose(moved, plain, rtol=1e-3)
+    assert torch.equal(guided, beside) and torch.equal(guided, drawn(Guidance(4.0))[0])

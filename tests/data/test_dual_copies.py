@@ -21,7 +21,7 @@ from transfusion.data.transforms import ConditionDropout, DocumentTransform, wit
 from transfusion.model.losses import Losses
 from transfusion.nn.attention import AttentionMetadata
 
-ORDERS = [Coordinates("grid"), Coordinates("raster", axes=1)]
+ORDERS = [Coordinates("grid"), Coordinates("reset", axes=3), Coordinates("raster", axes=1)]
 
 
 def two(**kw: object) -> Media:

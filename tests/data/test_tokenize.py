@@ -22,6 +22,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.generate.engine import Engine
 from transfusion.generate.state import Request
 from transfusion.modality import Modality
+from transfusion.model.network import ModelConfig
 from transfusion.nn.attention import AttentionMetadata, visible
 from transfusion.nn.pointwise import rotate
 from transfusion.nn.positions import angles
@@ -66,6 +67,24 @@ def test_the_sequence_of_a_document() -> None:
     ]
     raster = tokenize_document(Document((Text("ab"), Media(picture(0)), Text("c"))), v, Coordinates("raster", axes=1))
     assert raster.positions[:, 0].tolist() == list(range(11))
+
+
+def test_equal_places_of_two_items_have_equal_coordinates_however_much_text_is_between() -> None:
+    v, reset = vocabulary(IMAGE), Coordinates("reset", axes=3)
+    edit = Document((Media(picture(0), use="context"), Text("any words", loss=False), Media(picture(1))))
+    tokenized = tokenize_document(edit, v, reset)
+    before, after = (tokenized.positions[item.start : item.start + 4] for item in tokenized.items)
+    assert before.tolist() == [[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 1, 1]]
+    assert (after[:, 1:] == before[:, 1:]).all() and set(after[:, 0].tolist()) == {
+        before[0, 0] + 1 + 2 + len(v.encode("any words"))
+    }
+    text = tokenized.positions[tokenized.spans < 0]  # one-dimensional RoPE
+    assert (text == text[:, :1]).all()
+    assert np.unique(np.concatenate([text[:, 0], [2, after[0, 0]]])).tolist() == list(range(int(text.max()) + 1))
+    with pytest.raises(ValueError, match="3 rotary axes"):
+        tokenize_document(edit, v, Coordinates("reset"))
+    with pytest.raises(ValueError, match="need 3 axes"):
+        ModelConfig((IMAGE,), coordinates=Coordinates("reset"))
 
 
 def test_sizes_stand_before_begin_and_are_learned_where_they_vary() -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from transfusion.diffusion.guidance import Guidance
+from transfusion.diffusion.guidance import Guidance, rescaled
 from transfusion.diffusion.process import Diffusion, Prediction
 from transfusion.diffusion.sampler import DDIM, DDPM, Euler, Heun, Sampler, init_noise
 from transfusion.diffusion.schedule import Cosine, LinearBetas, LinearInterpolant
@@ -156,3 +156,18 @@ def test_guidance_weights_are_those_of_the_formula() -> None:
     assert Guidance(3.0, low=0.2, high=0.8).active(0.5) and not Guidance(3.0, low=0.2, high=0.8).active(0.9)
     with pytest.raises(ValueError, match="interval"):
         Guidance(low=0.5, high=0.2)
+    with pytest.raises(ValueError, match="share"):
+        Guidance(rescale=1.5)
+
+
+def test_rescaled_estimates_have_the_moments_of_the_unguided_ones() -> None:
+    guided, conditional = 3 * torch.randn(3, 2, 4, 6) + 1, torch.randn(3, 2, 4, 6)
+    found = rescaled(guided, conditional, torch.tensor([1.0, 0.0, 0.5]))
+    for statistic in (torch.mean, torch.std):
+        torch.testing.assert_close(statistic(found[0], (1, 2)), statistic(conditional[0], (1, 2)))
+    assert torch.equal(found[1], guided[1])
+    torch.testing.assert_close(found[2].mean((1, 2)), (guided[2].mean((1, 2)) + conditional[2].mean((1, 2))) / 2)
+    flat = rescaled(torch.ones(1, 2, 4), conditional[:1, :, 0, :4], torch.ones(1))  # no deviation: nothing is divided by 0
+    torch.testing.assert_close(flat, conditional[:1, :, 0, :4].mean(2, keepdim=True).expand(1, 2, 4))
+    vector = torch.randn(3, 5)
+    assert torch.equal(rescaled(vector, torch.randn(3, 5), torch.ones(3)), vector)

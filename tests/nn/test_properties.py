@@ -29,6 +29,7 @@ from transfusion.generate.runner import Chunk, ChunkItem, ModelRunner
 from transfusion.nn.attention import AttentionMetadata
 from transfusion.nn.config import AttentionConfig
 
+COORDINATES = [Coordinates("grid"), Coordinates("reset", axes=3), Coordinates("raster", axes=1), Coordinates("shared", axes=1)]
 DRAWS = range(int(os.environ.get("TRANSFUSION_DRAWS", "12")))
 
 
@@ -53,7 +54,7 @@ def some_model(rng: random.Random) -> Transfusion:
         *rng.choice([(IMAGE, SOUND), (FREE, VECTOR), (IMAGE, SOUND, VECTOR)]),
         double=True,
         depth=3,
-        coordinates=rng.choice([Coordinates("grid"), Coordinates("raster", axes=1), Coordinates("shared", axes=1)]),
+        coordinates=rng.choice(COORDINATES),
         diffusion=some_diffusion(rng),
         patcher=patcher,
         axial="axial" in values,

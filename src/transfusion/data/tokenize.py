@@ -39,33 +39,41 @@ class Coordinates:
 
     Args:
         order: "grid": a slot is at (start + its offset) on each axis of its grid, and the sequence continues after the item's
-            largest extent. "raster" (the paper): slots are numbered in reading order, like text. "shared": all slots of an
-            item share one position; only the patcher or axial embeddings tell them apart.
-        axes: rotary axes; at least as many as the grid with most axes.
+            largest extent. "reset" (Huang et al. 2025, arXiv 2510.23095): on the first axis all slots of an item are at one
+            place in the sequence, on the others at their offsets from 0, so that equal places of two items have equal
+            coordinates, however much text is between: what copies and edits items learns soonest (LOG.md). "raster" (the
+            paper): slots are numbered in reading order, like text. "shared": all slots of an item share one position; only
+            the patcher or axial embeddings tell them apart.
+        axes: rotary axes; at least as many as the grid with most axes, for "reset" one more.
     """
 
-    order: Literal["grid", "raster", "shared"] = "grid"
+    order: Literal["grid", "reset", "raster", "shared"] = "grid"
     axes: int = 2
 
     def __post_init__(self) -> None:
-        if self.order not in ("grid", "raster", "shared"):
-            raise ValueError(f"order must be grid, raster or shared, not {self.order!r}")
+        if self.order not in ("grid", "reset", "raster", "shared"):
+            raise ValueError(f"order must be grid, reset, raster or shared, not {self.order!r}")
         if self.axes < 1:
             raise ValueError(f"axes must be at least 1, not {self.axes}")
 
     def place(self, start: float, grid: tuple[int, ...]) -> tuple[Float[np.ndarray, "slots axes"], float]:
-        """Coordinates of an item's slots, and the coordinate at which the sequence continues. Raises ValueError: the order is
-        "grid" and the grid has more axes than the rotary embedding."""
+        """Coordinates of an item's slots, and the coordinate at which the sequence continues. Raises ValueError: the grid has
+        more axes than the rotary embedding has for it."""
         count = math.prod(grid)
         if self.order == "raster":
             return self.text(start, count), start + count
         if self.order == "shared":
             return np.full((count, self.axes), start, dtype=np.float32), start + 1
-        if len(grid) > self.axes:
-            raise ValueError(f"a grid of {len(grid)} axes needs as many rotary axes, not {self.axes}: raise coordinates.axes")
+        reset = self.order == "reset"
+        if len(grid) + reset > self.axes:
+            needed = f"{len(grid) + reset} rotary axes for its order {self.order!r}"
+            raise ValueError(f"a grid of {len(grid)} axes needs {needed}, not {self.axes}: raise coordinates.axes")
         offsets = np.zeros((count, self.axes), dtype=np.float32)
         for axis, index in enumerate(np.indices(grid)):
-            offsets[:, axis] = index.reshape(-1)
+            offsets[:, axis + reset] = index.reshape(-1)
+        if reset:
+            offsets[:, 0] = start
+            return offsets, start + 1
         return start + offsets, start + max(grid, default=1)
 
     def text(self, start: float, count: int) -> Float[np.ndarray, "count axes"]:

@@ -32,6 +32,7 @@ from transfusion.codec.codecs import Codecs
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.tokenize import TokenSequence
 from transfusion.data.vocabulary import SpecialToken, Vocabulary
+from transfusion.diffusion.guidance import rescaled
 from transfusion.diffusion.sampler import Sampler
 from transfusion.generate.checks import check_fit, check_types
 from transfusion.generate.failures import GenerationError, attempt
@@ -442,10 +443,12 @@ class Engine:
     def _predict(self, items: Sequence[ActiveItem], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x0, eps) of items at x [item, channels, *size] and t [item], guided."""
         chunks: list[Chunk] = []
-        owners, weights = [], []
+        owners, weights, firsts, rescale = [], [], [], []
         for i, (item, latents, time) in enumerate(zip(items, x, t.tolist(), strict=True)):
             tokens = np.full(math.prod(item.grid), self.vocabulary.pad)
             guided = item.document.request.guidance.active(time)
+            firsts.append(len(chunks))
+            rescale.append(item.document.request.guidance.rescale if guided and len(item.branches) > 1 else 0.0)
             for branch in item.branches if guided else item.branches[:1]:
                 media = (ChunkItem(item.modality, item.grid, latents, time, 0),)
                 spans = np.full(len(tokens), branch.span)
@@ -455,7 +458,14 @@ class Engine:
         predictions = self.runner.denoise(chunks).to(x.dtype)
         weight = torch.tensor(weights, device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         guided_sum = torch.zeros_like(x).index_add(0, torch.tensor(owners, device=x.device), predictions * weight)
-        return self.diffusion.to_x0_eps(self.diffusion.prediction, guided_sum, x, t)
+        x0, eps = self.diffusion.to_x0_eps(self.diffusion.prediction, guided_sum, x, t)
+        if not any(rescale):
+            return x0, eps
+        conditional, _ = self.diffusion.to_x0_eps(self.diffusion.prediction, predictions[firsts], x, t)
+        share = torch.tensor(rescale, device=x.device, dtype=x.dtype)
+        moved = self.diffusion.to_x0_eps("x0", rescaled(x0, conditional, share), x, t)
+        here = (share > 0).reshape(-1, *[1] * (x.ndim - 1))  # other items keep their last digit
+        return torch.where(here, moved[0], x0), torch.where(here, moved[1], eps)
 
     def preview(self, event: Denoising) -> Tensor:
         """The estimate of a denoising step as an item, Float[channels, *size]: decoded, where there is an autoencoder."""

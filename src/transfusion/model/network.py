@@ -104,6 +104,9 @@ class ModelConfig:
             raise ValueError(
                 f"axial has {len(self.axial)} entries for {len(self.modalities)} modalities: give one each, or one"
             )
+        needed = max((len(modality.shape) for modality in self.modalities), default=0) + 1
+        if self.coordinates.order == "reset" and self.coordinates.axes < needed:
+            raise ValueError(f"coordinates of order 'reset' need {needed} axes here: set coordinates.axes")
         axes, size = self.coordinates.axes, self.transformer.sizes.head_dim
         if size // 2 < axes:
             raise ValueError(

@@ -42,7 +42,7 @@ def run() -> Run:
         optimizer=MuonConfig(lr=3e-3, warmup=100, weight_decay=0.05),
         checkpoint=CheckpointConfig(every=200, keep=2),
         sampler=Euler(num_steps=25, shift=2.0),
-        guidance=Guidance(text=3.0, high=0.8),
+        guidance=Guidance(text=3.0, high=0.8, rescale=1.0),
         report=ReportConfig(images=1000, readings=2000),
     )
 

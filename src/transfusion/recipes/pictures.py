@@ -15,6 +15,7 @@ from transfusion.data.document import Document
 from transfusion.data.loader import PackingConfig
 from transfusion.data.media import Fit
 from transfusion.data.sources.read import has_held_out, read
+from transfusion.data.tokenize import Coordinates
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE
 from transfusion.diffusion.guidance import Guidance
@@ -42,6 +43,7 @@ def run() -> Run:
             patcher=LinearPatcherConfig(slot_scale=0.1),
             media_weight=5.0,
             context_length=512,
+            coordinates=Coordinates("reset", axes=3),
         ),
         transform=DocumentTransform(image_first=0.2, condition_dropout=ConditionDropout(text=0.1)),
         packing=PackingConfig(row_length=512, rows=8),
