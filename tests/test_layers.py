@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "src" / "transfusion"
 LAYERS = [
-    {"config", "files", "modality", "rng"},
+    {"config", "distributed", "files", "modality", "rng"},
     {"data", "nn", "diffusion"},
     {"codec"},
     {"model"},
@@ -23,6 +23,7 @@ LAYERS = [
     {"recipes"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 """Rooms (folders, or files beside them) from the lowest row to the highest; rooms of one row do not import each other."""
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -4,6 +4,7 @@ Exit codes: 0, or 1 for a failed run, 2 for a mistyped command line, 130 for an 
 an unknown command imports torch.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -42,6 +43,8 @@ def _run(arguments: list[str]) -> int:
 
         print(version("transfusion-kit"))
         return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and (command != "train" or rest[:1] == ["classifier"]):
+        raise ConfigError("only the training of recipes and autoencoders runs in several processes: leave out torchrun")
     return find(command)(rest, _log)
 
 

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from transfusion import rng
+from transfusion import distributed, rng
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.vae import VAE
 from transfusion.codec.vq import VQ
@@ -49,8 +49,14 @@ def run(kind: Kind, arguments: list[str], log: LogFn) -> int:
     preset, settings = parse_preset(presets, arguments, f"transfusion train {kind}")
     settings.check(kind)
     words = changes(settings, presets[preset]())
-    train_autoencoder(settings, log, command=shlex.join(["transfusion", "train", kind, "--preset", preset, *words]))
+    with distributed.joined() as world:
+        log = log if world.is_main else ignored
+        train_autoencoder(settings, log, command=shlex.join(["transfusion", "train", kind, "--preset", preset, *words]))
     return 0
+
+
+def ignored(line: str) -> None:
+    """What every process would say, the main one says."""
 
 
 def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> Autoencoder:
@@ -74,8 +80,12 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
             log(line)
     trained, names = images(corpus.report(log))
     shown, shown_titles = load_held_out(held_out, fit, run.report.images, log)
-    keep_record(run)
-    keep_corpus(run.folder, corpus, instead="choose another --out")
+
+    def keep() -> None:
+        keep_record(run)
+        keep_corpus(run.folder, corpus, instead="choose another --out")
+
+    distributed.from_main(keep)
     with (
         torch.random.fork_rng(devices=[]),
         Budget(memory() // 4, "the settings of --model ask for more than this memory holds"),
@@ -107,9 +117,11 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
         optimizers.append(Optimization(objective.discriminator, run.discriminator_optimizer, name="discriminator", start=start))
         if start >= run.trainer.steps:
             log(f"the discriminator would begin at step {start:,}, after the last one: this run has none (--losses.gan-start)")
+    here = distributed.world()
+    share = {"rank": here.rank, "world": here.size, "parts": run.trainer.accumulate}
     trainer = Trainer(
         objective,
-        ImageStream(trained, names, run.images, channels=channels, seed=run.seed, parts=run.trainer.accumulate),
+        ImageStream(trained, names, run.images, channels=channels, seed=run.seed, **share),
         optimizers=optimizers,
         config=run.trainer,
         checkpoint_config=run.checkpoint,
@@ -123,6 +135,8 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
         log(f"resuming from step {trainer.step}")
     trainer.run()
     trainer.average()
+    if not here.is_main:
+        return model
     _measure_latents(run, model, trained, log)
     model.save(run.folder / "model")
     log(f"autoencoder {model.digest} is saved in {run.folder / 'model'}")

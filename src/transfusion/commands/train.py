@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import torch
 
-from transfusion import rng
+from transfusion import distributed, rng
 from transfusion.api import Transfusion
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.codec.codes import Codes
@@ -64,9 +64,15 @@ def run(arguments: list[str], log: LogFn) -> int:
     if not names:
         return 0
     recipe, program = find(names[0]), f"transfusion train {names[0]}"
-    if not recipe.chooses:
-        return train_recipe(parse_run(recipe.run(), rest, program), log)
-    return train_recipe(choose(recipe, rest, program, _silently, log), log)
+    with distributed.joined() as world:
+        log = log if world.is_main else ignored
+        if not recipe.chooses:
+            return train_recipe(parse_run(recipe.run(), rest, program), log)
+        return train_recipe(distributed.from_main(lambda: choose(recipe, rest, program, _silently, log)), log)
+
+
+def ignored(line: str) -> None:
+    """What every process would say, the main one says."""
 
 
 def _silently(run: Run, documents: Sequence[Document]) -> None:
@@ -105,6 +111,8 @@ def train_recipe(run: Run, log: LogFn) -> int:
         recipe.task.check(run, documents)
     prompts = recipe.prompts(documents)
     model = train(run, documents, prompts, log, held_out=held_out, autoencoder=autoencoder)
+    if not distributed.world().is_main:
+        return 0
     report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)
     if prompts:
         out = f"{run.model.modalities[0].name}s" if run.model.modalities else "texts"
@@ -140,12 +148,23 @@ def train(
         run = adopt_init(run, find(run.recipe).run().model)
     run, autoencoder = open_autoencoder(run, autoencoder)
     _check_augmentation(run, corpus, autoencoder)
-    _prepare(run, log)
-    if not (run.folder / "checkpoints").exists():
-        (run.folder / TOKENIZER).unlink(missing_ok=True)  # an earlier attempt's, of other texts
-    keep_corpus(run.folder, corpus, instead="start from its weights with --init and another --out")
-    model = build(run, corpus, log, autoencoder)
-    model.vocabulary.save(run.folder / TOKENIZER)
+    here = distributed.world()
+    _check_rows(run, here.size)
+
+    def prepare() -> None:
+        _prepare(run, log)
+        if not (run.folder / "checkpoints").exists():
+            (run.folder / TOKENIZER).unlink(missing_ok=True)  # an earlier attempt's, of other texts
+        keep_corpus(run.folder, corpus, instead="start from its weights with --init and another --out")
+
+    def start() -> Transfusion:
+        model = build(run, corpus, log, autoencoder)
+        if here.is_main:
+            model.vocabulary.save(run.folder / TOKENIZER)
+        return model
+
+    distributed.from_main(prepare)
+    model = distributed.main_first(start)
     device = pick_device(run.device)
     dtype = pick_dtype(run.dtype, device)
     log(f"on {device.type} in {'bf16' if dtype == torch.bfloat16 else 'fp32'}, into {run.folder}")
@@ -168,6 +187,8 @@ def train(
         vocabulary=model.vocabulary,
         coordinates=run.model.coordinates,
         seed=run.seed,
+        rank=here.rank,
+        world=here.size,
         parts=run.trainer.accumulate,
     )
     for line in loader.left_out:
@@ -201,8 +222,10 @@ def train(
     if trainer.resume(log):
         log(f"resuming from step {trainer.step}")
     trainer.run()
-    _log_costs(run, log)
     trainer.average()
+    if not here.is_main:
+        return model
+    _log_costs(run, log)
     if run.lora.rank:
         lora.save(model.network, run.folder / "adapter")
         lora.merge(model.network)
@@ -337,6 +360,14 @@ def _build_own(
     return model
 
 
+def _check_rows(run: Run, processes: int) -> None:
+    """Raise ConfigError for rows that cannot be shared out."""
+    parts = run.trainer.accumulate
+    if run.packing.rows % (parts * processes):
+        times = f" times {processes} processes" if processes > 1 else ""
+        raise ConfigError(f"packing.rows ({run.packing.rows}) must be a multiple of trainer.accumulate ({parts}){times}")
+
+
 def _prepare(run: Run, log: LogFn) -> None:
     """Check the settings before any work, and write `run.yaml`.
 
@@ -344,10 +375,6 @@ def _prepare(run: Run, log: LogFn) -> None:
         ConfigError: settings contradict each other, or the folder holds another run.
         OSError: the folder can't be written.
     """
-    if run.packing.rows % run.trainer.accumulate:
-        raise ConfigError(
-            f"packing.rows ({run.packing.rows}) must be a multiple of trainer.accumulate ({run.trainer.accumulate})"
-        )
     if run.lora.rank and run.optimizer.language_lr_scale != 1.0:
         raise ConfigError(
             "LoRA freezes the language model's weights, so their learning rate has no effect: leave out --lora.rank "

@@ -88,13 +88,13 @@ class ImageBatch:
 
 
 class ImageStream:
-    """Batches of images: `parts` of them a step (gradient accumulation).
+    """Batches of images: `parts` of them a step (gradient accumulation) for process `rank` of `world`.
 
     Args:
         channels: 1 (grey) or 3 (colour).
 
     Raises:
-        ValueError: no images, or a batch size that is no multiple of the parts.
+        ValueError: no images, or a batch size that is no multiple of world * parts.
     """
 
     start = ImagePosition()
@@ -107,12 +107,17 @@ class ImageStream:
         *,
         channels: int,
         seed: int,
+        rank: int = 0,
+        world: int = 1,
         parts: int = 1,
     ) -> None:
         if not images:
             raise ValueError("no images to train on: give others with --data")
-        if config.batch_size % parts:
-            raise ValueError(f"the batch size ({config.batch_size}) must be a multiple of the accumulated parts ({parts})")
+        if config.batch_size % (world * parts):
+            raise ValueError(
+                f"the batch size ({config.batch_size}) must be a multiple of processes ({world}) times accumulation ({parts})"
+            )
+        self.rank, self.world = rank, world
         self.images, self.names, self.config = images, names, config
         self.channels, self.seed, self.parts = channels, seed, parts
         self.failed: dict[int, str] = {}
@@ -132,8 +137,9 @@ class ImageStream:
                     order = rng.generator(rng.key(self.seed, epoch, "order")).permutation(len(self.images))
                 samples.append((epoch, int(order[position.index])))
                 position = replace(position, index=position.index + 1)
-            share = len(samples) // self.parts
-            yield tuple(self._batch(samples[p * share : (p + 1) * share], position) for p in range(self.parts))
+            share = len(samples) // (self.world * self.parts)
+            mine = samples[self.rank * share * self.parts : (self.rank + 1) * share * self.parts]
+            yield tuple(self._batch(mine[p * share : (p + 1) * share], position) for p in range(self.parts))
 
     def _batch(self, samples: Sequence[tuple[int, int]], after: ImagePosition) -> ImageBatch:
         items, keys, unreadable = [], [], []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfusion import distributed
 from transfusion.nn.layers import MLP
 
 MAX_EXPERTS = 4096
@@ -104,7 +105,8 @@ def balanced(probabilities: Tensor, chosen: Tensor, weight: float, is_token: Ten
     mask = probabilities.new_ones(len(probabilities)) if is_token is None else is_token.to(probabilities)
     num_experts, num_tokens = probabilities.shape[-1], mask.sum().clamp_min(1)
     counts = mask.new_zeros(num_experts).index_add(0, chosen.flatten(), mask.repeat_interleave(chosen.shape[-1]))
-    relative_load = counts * num_experts / (chosen.shape[-1] * num_tokens)
+    load = distributed.summed(torch.cat([counts, mask.sum()[None]]))  # of all processes: the balance is one of the whole step
+    relative_load = load[:-1] * num_experts / (chosen.shape[-1] * load[-1].clamp_min(1))
     gradient = relative_load * mask[:, None] * (weight / num_tokens)
     return _AddGradient.apply(probabilities, gradient)  # pyright: ignore[reportReturnType]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from transfusion import distributed
 from transfusion.codec.convolutions import ConvolutionsConfig
 from transfusion.codec.discriminator import DiscriminatorConfig
 from transfusion.codec.similarity import num_scales
@@ -108,10 +109,11 @@ class AutoencoderRun:
                 f"images of {side} x {side} pixels do not fit an autoencoder of reduction {reduction}: set --images.side to a "
                 f"multiple of {reduction}, or change --model.convolutions.patch or its widths"
             )
-        if self.images.batch_size % self.trainer.accumulate:
+        parts, processes = self.trainer.accumulate, distributed.world().size
+        if self.images.batch_size % (parts * processes):
+            times = f" times {processes} processes" if processes > 1 else ""
             raise ConfigError(
-                f"images.batch_size ({self.images.batch_size}) must be a multiple of trainer.accumulate "
-                f"({self.trainer.accumulate})"
+                f"images.batch_size ({self.images.batch_size}) must be a multiple of trainer.accumulate ({parts}){times}"
             )
         check_warmup(self)
         for name in ("optimizer", "discriminator_optimizer"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from transfusion import rng
+from transfusion import distributed, rng
 from transfusion.codec.discriminator import Discriminator, DiscriminatorConfig, discriminator_loss, generator_loss
 from transfusion.codec.perceptual import Identity, Lpips
 from transfusion.codec.similarity import multi_scale_ssim
@@ -198,7 +198,10 @@ class AutoencodingObjective(Objective[ImageBatch]):
             (t.weight * t.mean.value for t in terms if t.name in ("l1", "perceptual", "identity")), start=drawn.new_zeros(())
         )
         last = self.autoencoder.decoder.out.weight
-        wanted, found = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (likeness, fooled.mean()))
+        wanted, found = (
+            distributed.summed(torch.autograd.grad(loss, last, retain_graph=True)[0]).norm()
+            for loss in (likeness, fooled.mean())
+        )
         factor = float((wanted / (found + 1e-4)).clamp(0, MOST_ADAPTIVE))
         return [_term("gan", self.losses.gan * factor, fooled), _term("discriminator", 1.0, own)]
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transfusion import rng
+from transfusion import distributed, rng
 from transfusion.codec.vq import Codebook
 
 MAX_CANDIDATES = 65_536
@@ -73,7 +73,7 @@ class CodebookLearner(nn.Module):
         """Update the codebook after a step, counted from 0, of so many. Returns numbers for the log (`codes_used`, the share of
         codes that are not dead, and `perplexity`, e to the entropy of their frequencies, both over the last 1 / (1 - decay)
         steps) and which codes were revived, Bool[code]."""
-        vectors, ids = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        vectors, ids = (distributed.gathered(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
         self._seen = []
         weight, config = codebook.weight, self.config
         counts = torch.bincount(ids, minlength=len(weight)).to(self.counts)

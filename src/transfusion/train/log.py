@@ -113,6 +113,33 @@ class TrainingLog:
         self._file.close()
 
 
+class SilentLog:
+    """The log of a process that is not the main one: what it has to say it prints with its number; it records nothing.
+
+    Args:
+        rank: number of the process.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def line(self, line: str) -> None:
+        """Show a line."""
+        print(f"process {self.rank}: {printable(line)}", file=sys.stderr, flush=True)
+
+    def step(self, step: int, metrics: dict[str, float], unit: str) -> None:
+        """Nothing."""
+
+    def measured(self, step: int, measured: Measured) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
 def training_seconds(folder: Path) -> float:
     """Seconds that the steps of a run took, over all its processes."""
     return sum(record["seconds"] for record in _records(folder))

@@ -70,7 +70,7 @@ class At:
     Args:
         step: number of the step, from 0.
         steps: steps of the run.
-        share: of the step's data that this batch is.
+        share: of the step's data that this batch is; times the number of processes, over which gradients are averaged.
     """
 
     step: int

@@ -1,27 +1,32 @@
 """The training loop: an objective and a stream of batches in, trained weights out; any checkpoint resumes it bit-exactly.
 
 What is trained, and on what, is an `Objective` and a `Stream` (`objective.py`): the transformer here, autoencoders elsewhere.
+
+Several processes (`distributed.py`) each work on a share of a step, under DistributedDataParallel. Losses are divided by the
+counts of the whole step before the backward pass, so a step is the same in any number of processes; any number of them goes on
+from a checkpoint of another. The main process writes checkpoints and logs and calls the hooks.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from transfusion import rng
+from transfusion import distributed, rng
 from transfusion.data.loader import prefetch
 from transfusion.model.losses import Term, total
 from transfusion.nn.ema import EMA, eval_mode
 from transfusion.train import checkpoint
 from transfusion.train.device import tune_malloc
-from transfusion.train.log import LogFn, Measured, TrainingLog
+from transfusion.train.log import LogFn, Measured, SilentLog, TrainingLog
 from transfusion.train.objective import At, B, Objective, Stream
 from transfusion.train.optimizer import OptimizerConfig
 
@@ -127,6 +132,18 @@ class Optimization:
         return {f"{label}grad_norm": norm, f"{label}lr": self.optimizer.param_groups[0]["lr"]}
 
 
+class _Losses(nn.Module):
+    """The losses of an objective as a forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, objective: Objective[Any]) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Any, at: At) -> list[Term]:
+        """Those of a batch."""
+        return list(self.objective.loss(batch, at))
+
+
 class Trainer(Generic[B]):
     """Trains an objective.
 
@@ -166,6 +183,11 @@ class Trainer(Generic[B]):
         self.ema = EMA(self.model, config.ema_decay)
         objective.averaged(self.ema)
         self.step, self.position, self.skipped = 0, stream.start, 0
+        self.world = distributed.world()
+        self._losses: nn.Module = _Losses(objective)
+        if self.world.size > 1:
+            # a batch may leave out any module (a patcher, an expert), which only this finds before the reduction
+            self._losses = DistributedDataParallel(self._losses, find_unused_parameters=True, forward_sync_buffers=False)
         self._has_dropout = any(isinstance(module, nn.Dropout) for module in objective.modules())
 
     # ---- the run ----------------------------------------------------------------------------------------------------
@@ -197,8 +219,13 @@ class Trainer(Generic[B]):
         self.objective.train()
         if self.device.type == "cpu":
             tune_malloc()
+        opened = (
+            TrainingLog(self.folder, first=self.step, steps=self.config.steps, every=self.config.log_every)
+            if self.world.is_main
+            else SilentLog(self.world.rank)
+        )
         with (
-            TrainingLog(self.folder, first=self.step, steps=self.config.steps, every=self.config.log_every) as log,
+            opened as log,
             closing(prefetch(self.stream.batches(self.position))) as stream,
         ):
             bad = 0
@@ -230,27 +257,31 @@ class Trainer(Generic[B]):
     def _step(self, batches: Sequence[B]) -> tuple[dict[str, float], float, int]:
         """One step on micro-batches. Returns what was measured, the largest norm of a gradient, and the size of the data."""
         if self._has_dropout:  # a checkpoint does not hold the state of torch's generator
-            torch.manual_seed(rng.key(self.stream.seed, self.step, "dropout"))
+            rank, key = self.world.rank, rng.key(self.stream.seed, self.step, "dropout")
+            torch.manual_seed(rng.key(key, "process", rank) if rank else key)
         # each micro-batch divides by the counts of the whole step, so the gradient does not depend on `accumulate`
         counts: Counter[str] = Counter()
         for batch in batches:
             counts.update(self.objective.counts(batch))
-        divisors = {name: max(count, 1) for name, count in counts.items()}
         sizes = [self.objective.size(batch) for batch in batches]
+        known = distributed.total({**counts, "size": sum(sizes)})
+        whole = int(known.pop("size"))
+        divisors = {name: max(int(count), 1) for name, count in known.items()}
         costs: Counter[str] = Counter()
         for batch in batches:
             costs.update(self.objective.costs(batch))  # type: ignore[arg-type]
         sums: dict[str, Term] = {}
+        # the reduction takes the mean over processes where the sum is wanted, so each counts as many times as there are
         for batch, size in zip(batches, sizes, strict=True):
-            at = At(self.step, self.config.steps, size / max(sum(sizes), 1))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                terms = self.objective.loss(batch.to(self.device), at)
-            total(terms, divisors).backward()
+            at = At(self.step, self.config.steps, size * self.world.size / max(whole, 1))
+            with self._reducing(last=batch is batches[-1]):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                    terms = self._losses(batch.to(self.device), at)
+                (total(terms, divisors) * self.world.size).backward()
             for term in terms:
                 sums[term.name] = sums[term.name] + term.detached() if term.name in sums else term.detached()
         norms = [each.prepare(self.step, self.config.steps) for each in self.optimizers]
-        measured: dict[str, float] = {f"{name}_loss": term.mean.value.item() for name, term in sums.items()}
-        measured |= costs
+        measured = self._measured(sums) | distributed.total(costs)
         for each, norm in zip(self.optimizers, norms, strict=True):
             measured |= each.metrics(norm)
         self.step += 1
@@ -262,7 +293,21 @@ class Trainer(Generic[B]):
             measured |= self.objective.end_step(At(self.step - 1, self.config.steps))
         for each in self.optimizers:
             each.optimizer.zero_grad(set_to_none=True)
-        return measured, worst, sum(sizes)
+        return measured, worst, whole
+
+    def _reducing(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are summed over the processes once a step, by its last micro-batch."""
+        if isinstance(self._losses, DistributedDataParallel) and not last:
+            return self._losses.no_sync()
+        return nullcontext()
+
+    def _measured(self, sums: Mapping[str, Term]) -> dict[str, float]:
+        """The mean of each loss, over all processes."""
+        if self.world.size == 1:
+            return {f"{name}_loss": term.mean.value.item() for name, term in sums.items()}
+        parts = {f"{name}/{part}": getattr(term.mean, part).item() for name, term in sums.items() for part in ("sum", "count")}
+        parts = distributed.total(parts)
+        return {f"{name}_loss": parts[f"{name}/sum"] / max(parts[f"{name}/count"], 1) for name in sums}
 
     def _metrics(self, measured: dict[str, float], size: int, seconds: float, waited: float) -> dict[str, float]:
         return measured | {
@@ -272,16 +317,23 @@ class Trainer(Generic[B]):
             "skipped": self.skipped,
         }
 
-    def _end_step(self, log: TrainingLog) -> None:
+    def _end_step(self, log: TrainingLog | SilentLog) -> None:
         last = self.step == self.config.steps
-        if last or self.step % self.checkpoint_config.every == 0:
-            checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
         due = [hook for hook in self.hooks if (hook.at_end if last else hook.every and self.step % hook.every == 0)]
-        if due:
-            with self.ema.swapped(), eval_mode(self.model):
-                for hook in due:
-                    if measured := hook.call(self.step):
-                        log.measured(self.step, measured)
+        saves = last or self.step % self.checkpoint_config.every == 0
+        if not (due or saves):
+            return
+
+        def work() -> None:
+            if saves:
+                checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
+            if due:
+                with self.ema.swapped(), eval_mode(self.model):
+                    for hook in due:
+                        if measured := hook.call(self.step):
+                            log.measured(self.step, measured)
+
+        distributed.from_main(work)
 
     def average(self) -> None:
         """Replace the model's weights with their average."""
