@@ -48,6 +48,11 @@ def world() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
+def processes() -> int:
+    """How many processes train, also where the main one works alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """Join the processes that `torchrun` started; on one machine they share its cores. Raises ValueError: its variables are

@@ -18,6 +18,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 
+from transfusion import distributed
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.config import ConfigError
 from transfusion.data.loader import PackingConfig
@@ -217,7 +218,8 @@ def pace(choices: Choices, survey: Survey, finish: Finish, total: float, autoenc
     width = run.model.transformer.width
     tokens = min(max(total / flops * length / UPDATES, LEAST_TOKENS * width), MOST_TOKENS)
     lr = round(run.optimizer.lr * math.sqrt(256 / width), 6) if isinstance(run.optimizer, MuonConfig) and width > 256 else None
-    return replace(choices, row_length=row, rows=max(round(tokens / row), 1), lr=lr)
+    processes = distributed.processes()
+    return replace(choices, row_length=row, rows=max(round(tokens / row / processes), 1) * processes, lr=lr)
 
 
 def timed(choices: Choices, finish: Finish, step_seconds: float, budget: float) -> Choices:
