@@ -17,6 +17,7 @@ from small import model, picture
 from transfusion.commands.train import build, train
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media, Text
+from transfusion.data.tokenize import Coordinates
 from transfusion.data.vocabulary import BPE, Bytes
 from transfusion.nn.ema import EMA
 from transfusion.recipes import digits
@@ -379,6 +380,18 @@ def test_init_takes_what_fits_and_says_what_it_took(tmp_path: Path) -> None:
     fewer = replace(base, init=str(tmp_path / "a"), model=replace(base.model, modalities=(sound,)))
     build(fewer, [Document((Text("a"),))], said.append)
     assert "dropped (patchers.image" in said[-2] or any("dropped (patchers.image" in s for s in said)
+
+
+def test_a_run_goes_on_with_the_coordinates_of_the_model_that_it_starts_from(tmp_path: Path) -> None:
+    reset, base = Coordinates("reset", axes=3), run(tmp_path / "a", 4)
+    train(replace(base, model=replace(base.model, coordinates=reset)), corpus(), [], quiet)
+    said: list[str] = []
+    later = run(tmp_path / "b", 4, init=str(tmp_path / "a"))
+    assert later.model.coordinates != reset
+    assert train(later, corpus(), [], said.append).config.model.coordinates == reset
+    assert any(line.startswith("coordinates of order reset, those of") for line in said)
+    chosen = replace(later, out=str(tmp_path / "c"), model=replace(base.model, coordinates=Coordinates("raster", axes=1)))
+    assert train(chosen, corpus(), [], quiet).config.model.coordinates.order == "raster"
 
 
 def test_init_from_another_trunk_is_refused_and_says_which_settings_differ(tmp_path: Path) -> None:

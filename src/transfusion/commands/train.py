@@ -145,7 +145,10 @@ def train(
         Diverged: losses are not finite for `trainer.patience` steps.
     """
     if run.init:
+        own = run.model.coordinates
         run = adopt_init(run, find(run.recipe).run().model)
+        if run.model.coordinates != own:
+            log(f"coordinates of order {run.model.coordinates.order}, those of {run.init}")
     run, autoencoder = open_autoencoder(run, autoencoder)
     _check_augmentation(run, corpus, autoencoder)
     here = distributed.world()

@@ -15,8 +15,9 @@ from transfusion.run.record import Run, flat
 
 
 def adopt_init(run: Run, default: ModelConfig) -> Run:
-    """The run with the transformer config of the language model, or of the descendant of one, that `init` names; any other run
-    unchanged. `OVERRIDABLE_FIELDS` of the transformer remain the run's own.
+    """The run with the transformer config of the language model, or of the descendant of one, that `init` names. With any other
+    model it adopts the coordinates alone, with which the weights were learned. `OVERRIDABLE_FIELDS` of the transformer, and
+    coordinates that differ from the recipe's, remain the run's own.
 
     Args:
         default: the recipe's model: settings that differ from it were chosen by the user.
@@ -40,8 +41,10 @@ def adopt_init(run: Run, default: ModelConfig) -> Run:
             "on the Hugging Face hub"
         )
     settings = read_settings(run.init)
+    if model.coordinates == default.coordinates and settings.model.modalities:
+        model = replace(model, coordinates=settings.model.coordinates)
     if settings.language is None:
-        return run
+        return replace(run, model=model)
     adopted = replace(model, transformer=settings.model.transformer, tie_embeddings=settings.model.tie_embeddings)
     chosen = {
         name: getattr(model.transformer, name)
