@@ -1,6 +1,6 @@
 """Items that are drawn and read: how well each is, by its place, for shares of documents in which such items stand twice.
 
-    python benchmarks/uses.py [--dual 0 0.5 1] [--patch 2] [--steps 700]
+    python benchmarks/uses.py [--dual 0 0.5 1] [--patch 2] [--steps 700] [--order grid]
 
 Handwritten digits in three kinds of documents: three digits, each behind its name (drawn first, in the middle, last); three
 digits, each before its name (read); and a digit that is drawn again behind "again" (an item read by an item). Steps hold
@@ -21,6 +21,7 @@ from transfusion.api import Transfusion
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.loader import Loader, PackingConfig
 from transfusion.data.sources.digits import NAMES, Digits, read_digits
+from transfusion.data.tokenize import Coordinates
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
 from transfusion.data.vocabulary import BPE, Vocabulary
 from transfusion.diffusion.guidance import Guidance
@@ -53,13 +54,15 @@ def document(digits: Digits, kind: str, number: int) -> Document:
     return Document(tuple(part for item, name, _ in picked for part in ((name, item) if kind == "draw" else (item, name))))
 
 
-def train(dual: float, patch: int, steps: int, dtype: torch.dtype) -> tuple[Transfusion, float]:
+def train(
+    dual: float, patch: int, steps: int, dtype: torch.dtype, coordinates: Coordinates = Coordinates()
+) -> tuple[Transfusion, float]:
     """A model trained on all kinds, and documents a step."""
     digits = read_digits(held_out=False)
     corpus = [document(digits, kind, n) for kind, count in KINDS.items() for n in range(count)]
     image = Modality(IMAGE, channels=1, shape=(8, 8), patch=(patch, patch))
     transformer = TransformerConfig(width=128, depth=4, num_heads=4)
-    network = ModelConfig((image,), transformer=transformer, media_weight=3.0, context_length=512)
+    network = ModelConfig((image,), transformer, media_weight=3.0, context_length=512, coordinates=coordinates)
     dropout = ConditionDropout(text=0.1)
     torch.manual_seed(0)
     vocabulary = Vocabulary(BPE(300).build([*NAMES, "again"]), network.modalities)
@@ -136,13 +139,21 @@ def main() -> None:
     parser.add_argument("--dual", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     parser.add_argument("--patch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--order", default="grid", choices=["grid", "reset"])
     parser.add_argument("--count", type=int, default=100)
     options = parser.parse_args()
     torch.set_num_threads(1)
     dtype = pick_dtype("auto", CPU)
     for dual in options.dual:
-        model, a_step = train(dual, options.patch, options.steps, dtype)
-        line = {"dual": dual, "patch": options.patch, "documents a step": a_step, **measure(model, options.count, dtype)}
+        coordinates = Coordinates(options.order, 2 if options.order == "grid" else 3)
+        model, a_step = train(dual, options.patch, options.steps, dtype, coordinates)
+        line = {
+            "dual": dual,
+            "order": options.order,
+            "patch": options.patch,
+            "documents a step": a_step,
+            **measure(model, options.count, dtype),
+        }
         print(json.dumps(line), flush=True)
 
 
