@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,9 +166,11 @@ def test_what_is_done_to_sounds_is_said(tmp_path: Path) -> None:
     assert notes == [
         "1 of 3 sounds have several channels: their mean is taken",
         "2 of 3 sounds are resampled to 8,000 a second, from 16,000 (1 sounds), 44,100 (1 sounds)",
-        "1 of 3 sounds are longer than 0.5 seconds and are cut there; the longest has 1.25: to learn them whole, raise the "
-        "modality's largest to 10000 samples",
+        "1 of 3 sounds are longer than 0.5 seconds and are cut there; the longest has 1.25: to learn them whole, the "
+        "modality's largest 10000, with --packing.row-length and --model.context-length that hold it",
     ]
+    fit = Fit.of((Modality("image", channels=1, shape=(4, 4), patch=(2, 2)), replace(SOUND, largest=None, shape=(4000,))))
+    assert fit is not None and "to learn them whole, --model.modalities.1.shape 12000, with" in read(tmp_path, fit).notes[-1]
 
 
 def test_a_table_of_sounds(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.nearest import spaces
 from transfusion.evaluation.preference import advice, caption_preference, other_captions
+from transfusion.generate.sizes import item_length
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
 from transfusion.model_folder import Budget, TransfusionConfig
@@ -46,6 +47,7 @@ from transfusion.run.judge import kept_classifier
 from transfusion.run.latents import autoencoders_of, on_latents, open_autoencoder
 from transfusion.run.recipe import AlternatingTask, ClassTask, SuiteTask
 from transfusion.run.record import Run, check_warmup, keep_record
+from transfusion.run.room import check_room
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured, printable, training_costs
 from transfusion.train.objective import TransfusionObjective
@@ -153,6 +155,7 @@ def train(
     _check_augmentation(run, corpus, autoencoder)
     here = distributed.world()
     _check_rows(run, here.size)
+    check_room(run, corpus, autoencoder)
 
     def prepare() -> None:
         _prepare(run, log)
@@ -201,6 +204,7 @@ def train(
             f"note: {loader.num_single:,} documents have items that are drawn and read but no room in a row for two copies of "
             f"them: they stand once, and what follows is learned from noised items; more room: --packing.row-length"
         )
+    prompts = _with_room(model, prompts, log)
     hooks = [_samples(run, model, prompts, dtype)] if prompts and run.model.modalities else []
     if measure := _caption_preference(run, model, corpus, held_out, dtype):
         hooks.append(Hook(measure, run.trainer.sample_every, at_end=True))
@@ -235,6 +239,21 @@ def train(
     model.learned = LearnedDocuments.of(corpus, run.transform, seed=run.seed, prompts=prompts)
     model.eval().save_pretrained(run.folder / "model")
     return model
+
+
+def _with_room(model: Transfusion, prompts: Sequence[str], log: LogFn) -> list[str]:
+    """The prompts behind which the context has room for an item of the first modality."""
+    if not model.config.model.modalities:
+        return list(prompts)
+    modality, context = model.config.model.modalities[0], model.config.model.context_length
+    item = 1 + item_length(modality, modality.slots(modality.shape))
+    kept = [prompt for prompt in prompts if len(model.vocabulary.encode(prompt)) + item <= context]
+    if left := len(prompts) - len(kept):
+        log(
+            f"note: {left} of {len(prompts)} prompts are too long to draw from in a context of {context:,} tokens, so they "
+            "are not among the samples: raise --model.context-length"
+        )
+    return kept
 
 
 def _samples(run: Run, model: Transfusion, prompts: Sequence[str], dtype: torch.dtype) -> Hook:

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,14 @@ class SoundFit:
         rate: samples a second.
         step: a sound has a multiple of this many samples.
         longest: samples at most, a multiple of `step`.
+        option: that sets `longest`.
     """
 
     modality: str
     rate: int
     step: int
     longest: int
+    option: str = field(default="", compare=False)
 
     @property
     def seconds(self) -> float:
@@ -88,8 +90,14 @@ class Fit:
     def of(cls, modalities: Sequence[Modality]) -> "Fit | None":
         """The fit of the first modality that holds images, and of all that hold sounds; None if none does."""
         sounds = tuple(
-            SoundFit(m.name, m.rate, m.patch[0] if m.varies else m.shape[0], (m.largest or m.shape)[0])
-            for m in modalities
+            SoundFit(
+                m.name,
+                m.rate,
+                m.patch[0] if m.varies else m.shape[0],
+                (m.largest or m.shape)[0],
+                f"--model.modalities.{index}.{'largest' if m.varies else 'shape'}",
+            )
+            for index, m in enumerate(modalities)
             if m.rate
         )
         image = next((m for m in modalities if m.is_image), None)

@@ -216,9 +216,10 @@ def sound_notes(documents: Iterable[Document]) -> list[str]:
         )
     if cut := [sound for sound in sounds if sound.length > sound.fit.longest]:
         fit, longest = cut[0].fit, max(sound.length for sound in cut)
+        option = fit.option or "the modality's largest"
         notes.append(
             f"{len(cut):,} of {len(sounds):,} sounds are longer than {fit.seconds:.3g} seconds and are cut there; the longest "
-            f"has {longest / fit.rate:.3g}: to learn them whole, raise the modality's largest to "
-            f"{math.ceil(longest / fit.step) * fit.step} samples"
+            f"has {longest / fit.rate:.3g}: to learn them whole, {option} {math.ceil(longest / fit.step) * fit.step}, with "
+            "--packing.row-length and --model.context-length that hold it"
         )
     return notes

@@ -140,7 +140,8 @@ def caption_errors(
                 errors.append(_batch_errors(model, group, dtype).reshape(-1, 2, len(times)).mean(-1))
                 group = []
     if not errors:
-        raise ValueError("caption preference: no picture can be read and fits the model's context with its caption")
+        kinds = " or ".join(dict.fromkeys(pair.picture.modality for pair in pairs)) or "item"
+        raise ValueError(f"caption preference: no {kinds} can be read and fits the model's context with its caption")
     result = np.concatenate(errors)
     if not np.isfinite(result).all():
         raise ValueError("caption preference: the errors are not finite; the weights have NaN or infinity")
