@@ -12,6 +12,7 @@ from small import png, write_idx
 from transfusion.data.sources.scenes import KINDS, NOVEL
 from transfusion.evaluation.classifier import ConvolutionalClassifier, Convolutions
 from transfusion.evaluation.record import Record
+from transfusion.evaluation.suite import ON_TRAINED
 from transfusion.recipes import digits, scenes
 
 
@@ -40,21 +41,28 @@ def test_caption_preference_is_in_the_log_the_record_and_the_report(quickstart: 
     assert all(0 <= f["caption_preference_low"] <= f["caption_preference"] <= f["caption_preference_high"] <= 1 for f in found)
     assert all(f["caption_preference_trained"] > 0 for f in found)
     kept = Record.load(Path("quickstart/records/draw.json")).metrics["caption_preference"]
-    assert kept.count == 20 and kept.note == "at t = 0.8"
+    assert kept.count == 200 and kept.note == "at t = 0.8"
     assert json.loads(Path("quickstart/report.json").read_text())["caption_preference"] == kept.value
     assert "own caption preferred" in quickstart
 
 
 def test_captions_that_are_not_used_are_said_to_be(capfd) -> None:
-    """A folder has no held-out split: the pictures that are trained on are measured. After four steps no caption is used."""
-    for i in range(12):
+    """A small folder has no held-out split: the pictures that are trained on are measured, all of them however few are drawn,
+    and the table and the records say so. After four steps no caption is used."""
+    for i in range(40):
         png(Path(f"data/{i}.png"), seed=i, size=(8, 8))
         Path(f"data/{i}.txt").write_text(f"number {i}")
     small = "--model.modalities.0.shape 8 8 --model.modalities.0.patch 4 4 --optimizer.lr 1e-9"
-    assert command(f"train pictures --data data --out run {SHORT} {small} --trainer.sample-every 0") == 0
-    said = capfd.readouterr().err
-    assert "step 4: caption preference" in said and "on 12 training pictures at t = 0.8" in said
-    assert "captions are not used" in said and "chance 0.5" in said
+    assert command(f"train pictures --data data --out run {SHORT} {small} --trainer.sample-every 0 --report.images 4") == 0
+    table, said = capfd.readouterr()
+    assert "nothing is held out of 40 documents" in " ".join(table.split())
+    assert "step 4: caption preference" in said and "on 40 training pictures at t = 0.8" in said
+    assert "captions are not used" in said and "chance 0.5" in said and "too few" not in said
+    assert "own caption preferred, training images" in table and "held-out images" not in table
+    report, record = json.loads(Path("run/report.json").read_text()), Record.load(Path("run/records/draw.json"))
+    assert "caption_preference" in report["measured_on_training_documents"] and report["caption_preference_count"] == 40
+    assert record.metrics["caption_preference"].note == f"at t = 0.8; {ON_TRAINED}"
+    assert record.settings["measured"] == ON_TRAINED
 
 
 def test_one_classifier_judges_and_its_digest_is_kept(quickstart: str, capfd) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from transfusion import rng
 from transfusion.data.corpus import Corpus, hold_out
 from transfusion.data.document import Document, Media, Text
 from transfusion.data.media import DecodedImage, Fit, VariedImage
@@ -59,3 +60,17 @@ def test_what_is_held_out_depends_on_names_alone() -> None:
     more = {d.name for d in hold_out(corpus(500), 0.1, 1000)[1]}
     assert {d.name for d in held_out} == {name for name in more if int(name[:-4]) < 400}
     assert len(hold_out(corpus(400), 0.1, 5)[1]) == 5
+
+
+def test_of_few_some_are_held_out_that_stay_when_others_come() -> None:
+    def held_out(count: int) -> set[str]:
+        names = [f"{i}.png" for i in range(count)]
+        return {
+            d.name for d in hold_out(Corpus([Document((Text("a"),), name=name) for name in names]), 0.05, 1000, least=10)[1]
+        }
+
+    found = {count: held_out(count) for count in (100, 110, 150, 200, 400)}
+    assert all(len(found[count]) >= 10 for count in found) and len(found[100]) == 10 and len(found[400]) > 12
+    assert len(found[100] & found[110]) >= 8
+    drawn = {name for name in (f"{i}.png" for i in range(400)) if rng.uniform("images", "held out", name) < 0.05}
+    assert found[400] == drawn, "by share alone, where it is enough"

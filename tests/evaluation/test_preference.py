@@ -64,10 +64,21 @@ def test_a_model_that_does_not_see_captions(trained: Transfusion) -> None:
     found = caption_preference(deaf, named())
     low, high = found["caption_preference"].low, found["caption_preference"].high
     assert low is not None and high is not None and low < 0.5 < high and abs(found["caption_gap"].value) < 1e-5
-    words = advice(found["caption_preference"])
+    assert "cannot be told: 8 pictures are too few" in advice(found["caption_preference"]), "of eight"
+    assert not advice(caption_preference(trained, named())["caption_preference"])
+
+
+def test_what_a_preference_near_chance_means() -> None:
+    """Of 30 and more; of fewer only that they are too few, unless those that were trained on are enough."""
+    chance, used = Estimate.proportion(52, 100), Estimate.proportion(90, 100)
+    words = advice(chance)
     assert "captions are not used" in words and "0.5" in words and "--model.patcher.kind linear" in words
-    used = caption_preference(trained, named())["caption_preference"]
-    assert not advice(used) and "those of trained ones are" in advice(found["caption_preference"], used)
+    assert not advice(used) and "those of trained ones are" in advice(chance, used)
+    for count in (2, 8, 20, 29):
+        few = advice(Estimate.proportion(count / 2, count), items="sounds")
+        assert f"{count} sounds are too few" in few and "captions are not used" not in few
+        assert advice(Estimate.proportion(count / 2, count), used) == few.replace("sounds", "pictures")
+        assert "trained pictures are predicted no better" in advice(Estimate.proportion(count / 2, count), chance)
 
 
 def test_captions_of_pictures_that_they_do_not_describe(trained: Transfusion) -> None:

@@ -20,7 +20,7 @@ from transfusion.data.document import Document, Media
 from transfusion.data.vocabulary import Bytes, Vocabulary
 from transfusion.evaluation import speech
 from transfusion.evaluation.classifier import ClassifierTraining, ConvolutionalClassifier
-from transfusion.evaluation.suite import EvalContext
+from transfusion.evaluation.suite import ON_TRAINED, EvalContext
 from transfusion.modality import Modality
 from transfusion.model.network import ModelConfig
 from transfusion.model_folder import TransfusionConfig
@@ -187,6 +187,23 @@ def test_the_measure_is_that_of_the_sounds_that_are_written() -> None:
     assert "no classifier" in alone.missing["agreement"] and "reading_accuracy" not in alone.metrics
     with pytest.raises(ValueError, match="no captions"):
         speech.score(model(), (), EvalContext())
+
+
+def test_few_sounds_that_are_no_classes_are_measured_as_what_they_are(tmp_path: Path) -> None:
+    """Nothing is held out of them, and no classifier can be fitted: both are said before the training."""
+    for i in range(12):
+        (tmp_path / f"sentence_{'abcdefghijkl'[i]}.wav").write_bytes(wav(tone(300 + 50 * i, seconds=0.2)))
+    settings = RECIPE.run().model
+    short = replace(settings, modalities=(replace(settings.modalities[0], shape=(2048,)),))
+    run, lines = run_of(tmp_path, model=short), list[str]()
+    documents, held_out = RECIPE.split(run, lines.append)
+    said = "\n".join(lines)
+    assert len(documents) == 12 and not held_out
+    assert "nothing is held out of 12 documents" in said and "no classifier can be fitted" in said
+    result = RECIPE.task.score(run, model(), EvalContext(samples=3))  # type: ignore[union-attr]
+    preferred = result.record.metrics["caption_preference"]
+    assert preferred.count == 12 and preferred.note.endswith(ON_TRAINED) and result.record.settings["measured"] == ON_TRAINED
+    assert "no sounds are held out" in result.record.missing["reading_accuracy"] and len(result.documents) == 3
 
 
 @pytest.mark.slow

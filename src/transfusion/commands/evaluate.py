@@ -31,7 +31,7 @@ from transfusion.evaluation.features import ClipScore, InceptionFeatures
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.nearest import spaces
 from transfusion.evaluation.questions import read_questions
-from transfusion.evaluation.suite import EvalContext, SuiteResult, stack_images
+from transfusion.evaluation.suite import EvalContext, SuiteResult, items_of, stack_images
 from transfusion.files import read_text
 from transfusion.model_folder import read_settings
 from transfusion.recipes import RECIPES, find
@@ -135,7 +135,8 @@ def run(arguments: list[str], log: LogFn) -> int:
             path = result.record.save(Path(folder) / RECORDS)
             _write_grid(result, Path(folder) / GRIDS, log)
             print_table(result.record.suite, result.record.metrics)
-            for remark in no_better_than_chance(result.record.metrics, len(result.class_names or prepared.class_names)):
+            classes = len(result.class_names or prepared.class_names)
+            for remark in no_better_than_chance(result.record.metrics, classes, items_of(model)):
                 log(remark)
             for reason, names in result.record.missing_by_reason().items():
                 log(f"{names}: not measured ({reason})")

@@ -20,7 +20,7 @@ from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import Classifier, ConvolutionalClassifier, accuracy
 from transfusion.evaluation.estimate import Estimate, short
 from transfusion.evaluation.image_grid import image_grid
-from transfusion.evaluation.suite import EvalContext, Progress, caption_classes, stack_images
+from transfusion.evaluation.suite import ON_TRAINED, EvalContext, Progress, caption_classes, items_of, stack_images
 from transfusion.modality import IMAGE, is_image
 from transfusion.run.command_line import command_line
 from transfusion.run.judge import fitted_classifier
@@ -93,18 +93,27 @@ def report(
     numbers |= last_losses(run.folder) | training_costs(run.folder)
     for name, metric in metrics.items():
         numbers |= metric.to_report(name)
-    remarks = no_better_than_chance(metrics, classes)
+    remarks = no_better_than_chance(metrics, classes, items_of(model))
     numbers["no_better_than_chance"] = remarks
+    if trained := [name for name, metric in metrics.items() if ON_TRAINED in metric.note]:
+        numbers["measured_on_training_documents"] = trained
     # the time of the steps themselves: a repeated command, which trains nothing, reports the same
     numbers["seconds"] = max(training, training_seconds(run.folder)) + time.monotonic() - began
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     titles = {} if isinstance(recipe.task, SuiteTask) else CLASS_ROWS
-    rows = {titles.get(name, name.replace("_", " ")): metric for name, metric in metrics.items()}
+    rows = {_title(titles.get(name, name.replace("_", " ")), metric): metric for name, metric in metrics.items()}
     print_table(f"{run.recipe}, seed {run.seed}", rows)
     for remark in remarks:
         log(remark)
     images = f"images: {run.folder / 'samples.png'}; " if (run.folder / "samples.png").exists() else ""
     log(f"{numbers['seconds']:.0f} seconds; {images}numbers: {run.folder / 'report.json'}")
+
+
+def _title(words: str, metric: Estimate) -> str:
+    """The row of a metric, which says what it was measured on."""
+    if ON_TRAINED not in metric.note:
+        return words
+    return words.replace("held-out", "training") if "held-out" in words else f"{words} (of training documents)"
 
 
 def print_table(title: str, rows: Mapping[str, Estimate]) -> None:
@@ -186,6 +195,7 @@ def _pictures(
         command=command,
         trained=images,
         captioned=asked,
+        held_out=bool(held_out),
     )
     with progress("drawing") as each:
         result = draw.score(model, asked, replace(context, progress=each))

@@ -35,6 +35,7 @@ from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.nearest import spaces
 from transfusion.evaluation.preference import advice, caption_preference, other_captions
+from transfusion.evaluation.suite import items_of
 from transfusion.generate.sizes import item_length
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
@@ -292,8 +293,7 @@ def _caption_preference(
     except ValueError:
         return None
 
-    first_modality = run.model.modalities[0]
-    items = "pictures" if first_modality.is_image else f"{first_modality.name}s"
+    items = items_of(model)
 
     def measure(step: int) -> Measured:
         try:

@@ -111,11 +111,12 @@ def captioned(captions: tuple[str, ...], media: Media, name: str) -> Document:
     return Document((*texts, media), name=name)
 
 
-def hold_out(corpus: Corpus, share: float, most: int) -> tuple[Corpus, Corpus]:
-    """The documents to train on, and a share of them, `most` at most, that are held out: by a digest of their names, so the
-    same ones when others come or go."""
-    drawn = {d.name for d in corpus if rng.uniform("images", "held out", d.name) < share}
-    drawn = set(sorted(drawn, key=lambda name: rng.uniform("images", "held out", name))[:most])
+def hold_out(corpus: Corpus, share: float, most: int, *, least: int = 0) -> tuple[Corpus, Corpus]:
+    """The documents to train on, and a share of them, from `least` to `most`, that are held out: by a digest of their names, so
+    the same ones when others come or go, as far as `least` and `most` allow."""
+    order = {name: rng.uniform("images", "held out", name) for name in {d.name for d in corpus}}
+    drawn = {name for name in order if order[name] < share}
+    drawn = set(sorted(order, key=order.__getitem__)[: min(max(len(drawn), least), most)])
     kept = [d for d in corpus if d.name not in drawn]
     return Corpus(kept, corpus.unreadable, corpus.notes), Corpus([d for d in corpus if d.name in drawn])
 

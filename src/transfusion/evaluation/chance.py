@@ -18,11 +18,12 @@ OF_PAIRS = {"caption_preference", "caption_preference_swapped"}
 """Shares of pairs that are ordered rightly: guessing gives a half."""
 
 
-def no_better_than_chance(metrics: Mapping[str, Estimate], classes: int) -> list[str]:
+def no_better_than_chance(metrics: Mapping[str, Estimate], classes: int, items: str = "pictures") -> list[str]:
     """A sentence for each share whose 95 % interval reaches down to what guessing gives.
 
     Args:
         classes: number of classes that captions name; 0 where they name none.
+        items: what is captioned.
     """
     sentences = []
     for name, metric in metrics.items():
@@ -30,7 +31,7 @@ def no_better_than_chance(metrics: Mapping[str, Estimate], classes: int) -> list
         if chance is None or metric.low is None or metric.low > chance:
             continue
         if name == "caption_preference":
-            sentences.append(advice(metric))
+            sentences.append(advice(metric, items=items))
             continue
         by = "" if name in OF_PAIRS else f" among {classes} classes"
         words = f"{name.replace('_', ' ')} {metric}, of {metric.count:,}, is no better than chance: guessing{by} gives"

@@ -31,7 +31,7 @@ from transfusion.evaluation.appearance import appearance
 from transfusion.evaluation.classifier import Classifier, accuracy
 from transfusion.evaluation.estimate import Estimate
 from transfusion.evaluation.features import ClipScore, InceptionFeatures
-from transfusion.evaluation.preference import caption_preference
+from transfusion.evaluation.preference import PICTURES, caption_preference
 from transfusion.evaluation.suite import (
     MAX_REAL,
     EvalContext,
@@ -134,7 +134,7 @@ def _real(documents: Sequence[Document], context: EvalContext) -> tuple[Tensor |
 
 
 def _caption_preference(model: Transfusion, documents: Sequence[Document], context: EvalContext) -> dict[str, Estimate]:
-    samples = min(context.samples, MAX_COMPARED)
+    samples = min(max(context.samples, PICTURES), MAX_COMPARED)  # they are not drawn, and cost little
     return caption_preference(model, documents, samples=samples, seed=context.seed, dtype=context.dtype)
 
 

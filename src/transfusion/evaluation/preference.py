@@ -40,6 +40,9 @@ TIMES = (0.8,)
 PICTURES = 200
 """Pictures that are measured, by default."""
 CHANCE = 0.5
+ENOUGH, WIDE = 30, 0.4
+"""Pictures from which on a preference near chance tells that captions are not used, and the width of an interval from which on
+it does not."""
 MAX_TOKENS = 8192
 """Tokens of a forward pass, unless a pair has more."""
 
@@ -168,7 +171,8 @@ def preference(errors: Float[np.ndarray, "pair 2"], note: str) -> Estimate:
 
 
 def advice(measured: Estimate, trained: Estimate | None = None, items: str = "pictures") -> str:
-    """What a caption preference that cannot be told from chance means, and what to do; empty for any other.
+    """What a caption preference that cannot be told from chance means, and what to do; empty for any other. Of too few items it
+    means nothing, which is said.
 
     Args:
         trained: the same on items that were trained on, where `measured` is of held-out ones.
@@ -176,6 +180,13 @@ def advice(measured: Estimate, trained: Estimate | None = None, items: str = "pi
     """
     if measured.low is None or measured.low > CHANCE:
         return ""
+    if _tells_nothing(measured):
+        if trained is not None and not _tells_nothing(trained) and (words := advice(trained, items=f"trained {items}")):
+            return words
+        return (
+            f"whether captions are used cannot be told: {measured.count} {items} are too few (caption preference {measured}; "
+            f"chance {CHANCE}), at least {ENOUGH} are needed"
+        )
     if trained is not None and trained.low is not None and trained.low > CHANCE:
         return (
             f"captions of held-out {items} are not used (caption preference {measured}; chance {CHANCE}), those of trained "
@@ -188,6 +199,12 @@ def advice(measured: Estimate, trained: Estimate | None = None, items: str = "pi
         f"that captions say what is in their {items}; train longer (more --trainer.steps); try --optimizer.kind muon, and, "
         f"where {items} are denoised, --model.patcher.kind linear in place of unet"
     )
+
+
+def _tells_nothing(measured: Estimate) -> bool:
+    """Whether a preference near chance is of too few items to mean that captions are not used."""
+    low, high = (bound if bound is not None else end for bound, end in ((measured.low, 0.0), (measured.high, 1.0)))
+    return measured.count < ENOUGH or high - low > WIDE
 
 
 def _gap(errors: Float[np.ndarray, "pair 2"], note: str, seed: int) -> Estimate:

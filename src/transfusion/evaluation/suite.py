@@ -17,7 +17,7 @@ Prompt i of a suite is generated under the seed rng.key(seed, suite, i), so no t
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of finished documents and of all."""
 MOST_CLASSES, LEAST_OF_CLASS = 200, 8
 """Captions that count as classes at most, and documents that each has at least, in the mean."""
+ON_TRAINED = "on documents that were trained on"
+"""What the note of an estimate says where nothing is held out."""
 MAX_REAL = 10_000
 """Real images that drawn ones are compared with, at most."""
 
@@ -61,6 +63,7 @@ class EvalContext:
         inception: file with Inception's weights, for FID and KID.
         clip: folder with a CLIP model, for the CLIP score.
         features: file of MobileNetV2, in whose features images are looked up beside pixels.
+        held_out: whether the documents were not trained on; else the record and its estimates say that they were.
         command: the command line, for the record.
         notes: more settings for the record.
         progress: called while documents are finished.
@@ -80,6 +83,7 @@ class EvalContext:
     inception: str = ""
     clip: str = ""
     features: str = ""
+    held_out: bool = True
     command: str = ""
     notes: dict[str, str | int] = field(default_factory=dict)
     progress: Progress = lambda done, total: None
@@ -161,9 +165,18 @@ def make_record(
     sampling = {name: config.to_plain(getattr(model.config, name)) for name in names}
     codecs = {f"autoencoder.{name}": digest for name, digest in model.codecs.digests.items()}
     settings = {**sampling, "dtype": str(context.dtype).removeprefix("torch."), **codecs, **context.notes}
+    if not context.held_out:
+        settings["measured"] = ON_TRAINED
+        metrics = {key: replace(m, note="; ".join(w for w in (m.note, ON_TRAINED) if w)) for key, m in metrics.items()}
     weights = digest.of_tensors(model.network.state_dict())
     name = context.suite or suite
     return Record(name, metrics, missing or {}, weights, classifiers or {}, context.seed, settings, context.command)
+
+
+def items_of(model: Transfusion) -> str:
+    """What people call the items of a model's first modality."""
+    first = next(iter(model.item_modalities), None)
+    return "pictures" if first is None or first.is_image else f"{first.name}s"
 
 
 def stack_images(documents: Sequence[Document]) -> Tensor | None:

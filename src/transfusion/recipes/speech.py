@@ -96,7 +96,10 @@ def documents(run: Run, log: LogFn) -> Sequence[Document]:
         )
     if not any(document.media for document in corpus):
         raise ConfigError(f"{run.data} holds text alone, and speech learns sounds: give WAV files with captions")
-    return corpus.report(log)
+    corpus.report(log)
+    if not words(list(corpus)):
+        log(f"note: {speech.NO_CLASSES}: what drawn sounds say will not be judged")
+    return corpus
 
 
 def held_out(run: Run) -> Sequence[Document]:
@@ -135,8 +138,11 @@ def check(run: Run, documents: Sequence[Document]) -> None:
 
 
 def score(run: Run, model: Transfusion, context: EvalContext) -> SuiteResult:
-    """Draw and read, judged by a classifier of the words that the run was trained on."""
+    """Draw and read, judged by a classifier of the words that the run was trained on. Where captions are no such words and none
+    are held out, what was trained on is drawn and measured, and said to be."""
     trained, kept = (_spoken(found) for found in RECIPE.split(run, lambda line: None))
+    if not kept and not words(trained):
+        kept, context = trained, replace(context, held_out=False)
     order = rng.generator(rng.key("evaluate", context.seed)).permutation(len(kept))[: run.report.readings or len(kept)]
     if names := words(trained):
         images = _images(run, trained)

@@ -19,6 +19,8 @@ Labelled = tuple[Tensor, Tensor]
 """Images, Float32[image, channels, height, width], and their classes, Int64[image]."""
 LEAST_HELD_OUT, MOST_HELD_OUT = 100, 1000
 """Documents from which on a share is held out, and the most that are."""
+FEWEST = 10
+"""That are held out of so many, at least: fewer measure nothing."""
 NUM_SCENES = 40
 """Held-out scenes of each kind that are measured on during training."""
 
@@ -125,8 +127,13 @@ class Recipe:
             held_out = ()
             log(f"note: the held-out split cannot be read, so captions are measured on training pictures: {error}")
         if not held_out and run.held_out and isinstance(documents, Corpus) and len(documents) >= LEAST_HELD_OUT:
-            documents, held_out = hold_out(documents, run.held_out, MOST_HELD_OUT)
+            documents, held_out = hold_out(documents, run.held_out, MOST_HELD_OUT, least=FEWEST)
             log(f"{run.data or 'the data'} has no held-out split: {len(held_out):,} documents are held out, by their names")
+        elif not held_out and run.held_out and isinstance(documents, Corpus):
+            log(
+                f"note: nothing is held out of {len(documents):,} documents (some are from {LEAST_HELD_OUT} on), so what is "
+                "measured is measured on documents that are trained on"
+            )
         return documents, held_out
 
     def held_out_documents(self, run: Run) -> Sequence[Document]:
