@@ -13,7 +13,7 @@ from transfusion.run.record import Run
         ("recipe: x\ntrian: {steps: 3}", "trian: no such setting; did you mean 'trainer'"),
         ("recipe: x\ntrainer: {step: 3}", r"trainer\.step: no such setting; did you mean 'steps'"),
         ("recipe: x\ntrainer: {steps: many}", r"trainer\.steps: must be int, not 'many'"),
-        ("recipe: x\ntrainer: {steps: 0}", "steps and accumulate must be at least 1"),
+        ("recipe: x\ntrainer: {steps: 0}", "steps, accumulate and patience must be at least 1"),
         ("recipe: x\nsampler: {kind: eulr}", r"sampler\.kind: no 'eulr'; did you mean 'euler'"),
         ("recipe: x\ndevice: tpu", "device: no 'tpu'"),
         ("recipe: x\nmodel: {modalities: [{shape: [5, 5]}]}", "multiple of the patch"),

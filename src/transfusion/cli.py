@@ -1,10 +1,11 @@
 """The command `transfusion`: dispatches to `transfusion.commands`, and turns errors into messages and exit codes.
 
-Exit codes: 0, or 1 for a failed run, 2 for a mistyped command line, 130 for an interruption. Neither the help nor the answer to
-an unknown command imports torch.
+Exit codes: 0, or 1 for a failed run, 2 for a mistyped command line, 75 for a run that SIGTERM stopped, which is saved and wants
+to be started again, 130 for an interruption. Neither the help nor the answer to an unknown command imports torch.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from transfusion.commands import COMMANDS, find
 from transfusion.config import ConfigError
 from transfusion.recipes import RECIPES, check_recipe
 from transfusion.train.log import printable
+from transfusion.train.stopping import Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,8 +27,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError, MemoryError, OverflowError) as error:
         print(f"transfusion: {_short(error)}", file=sys.stderr)
         code = 1
+    except Stopped as stopped:
+        print(f"transfusion: {stopped}", file=sys.stderr)
+        code = 130 if stopped.number == signal.SIGINT else 75
     except KeyboardInterrupt:
-        print("transfusion: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print("transfusion: interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
         code = 130
     sys.exit(code)
 

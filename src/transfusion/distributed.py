@@ -135,6 +135,15 @@ def total(numbers: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
 
 
+def largest(number: float) -> float:
+    """The largest of all processes' numbers."""
+    if world().size == 1:
+        return number
+    value = torch.tensor(float(number), dtype=torch.float64)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value.item()
+
+
 def summed(x: Tensor) -> Tensor:
     """The sum of a tensor over all processes, without a gradient."""
     if world().size == 1:

@@ -4,19 +4,27 @@ What is read may come from anywhere, so only regular files are opened (a pipe or
 depth. A manifest holds the sizes and SHA-256 digests of the files beside it.
 """
 
+import getpass
 import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 MANIFEST = "MANIFEST.json"
 MAX_BYTES = 256 * 2**20
@@ -156,6 +164,74 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, replacing it whole. Raises OSError if it can't be written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def keep_text(path: Path, text: str) -> None:
+    """As `write_text`, where the file does not hold this text yet."""
+    try:
+        if read_text(path) == text:
+            return
+    except (OSError, UnicodeDecodeError):
+        pass
+    write_text(path, text)
+
+
+# ---- locks ----------------------------------------------------------------------------------------------------------
+
+LOCK = "in-use"
+_held: dict[str, int] = {}
+"""Folders that this process holds, and by how many blocks."""
+
+
+class InUse(OSError):
+    """Another process works in a folder."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if need be, for this process: its file `in-use` says who. The operating system releases a
+    folder when the process ends, however it does. On Windows, and where a file system has no locks, nothing is held.
+
+    Raises:
+        InUse: another process holds it; the message names it.
+        OSError: the folder can't be made or written.
+    """
+    name = os.path.realpath(folder)
+    if _held.get(name) or fcntl is None:
+        _held[name] = _held.get(name, 0) + 1
+        try:
+            yield
+        finally:
+            _held[name] -= 1
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(500).strip() or "another process"
+            raise InUse(f"{folder} is in use by {owner}: wait for it, or choose another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} of {getpass.getuser()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M}\n"
+        )
+        file.flush()
+        _held[name] = 1
+        try:
+            yield
+        finally:
+            _held[name] = 0
+            file.truncate(0)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "an unnamed user"
 
 
 def _sync(path: Path) -> None:

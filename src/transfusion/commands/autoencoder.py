@@ -10,6 +10,7 @@ The same command again resumes the run. In its folder:
     reconstruction.json       PSNR, SSIM, Fréchet distances and what a bicubic reduction reaches, with intervals
 """
 
+import contextlib
 import shlex
 import time
 from dataclasses import replace
@@ -24,6 +25,7 @@ from transfusion.codec.vq import VQ
 from transfusion.commands.reconstruct import load_held_out, load_images, load_judges, report
 from transfusion.data.images import Image, ImageBatch, ImagePosition, ImageStream, images, read_images
 from transfusion.evaluation.reconstruction import psnr, reconstruct, sheet
+from transfusion.files import locked
 from transfusion.model_folder import Budget
 from transfusion.run.autoencoder import PRESETS, AutoencoderRun, Kind
 from transfusion.run.command_line import HELP, changes, parse_preset
@@ -67,7 +69,15 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
         ValueError: images or networks can't be read, or no checkpoint is usable.
         OSError: the folder can't be written.
         Diverged: losses are not finite for `trainer.patience` steps.
+        InUse: another process works in the folder.
+        Stopped: SIGTERM or Ctrl-C came; the run is saved.
     """
+    with contextlib.ExitStack() as held:
+        return _train_autoencoder(run, log, command, held)
+
+
+def _train_autoencoder(run: AutoencoderRun, log: LogFn, command: str, held: contextlib.ExitStack) -> Autoencoder:
+    """`train_autoencoder`; `held` keeps the folder for this process from the first file that is written."""
     device = pick_device(run.device)
     dtype = pick_dtype(run.dtype, device)
     channels = run.model.convolutions.channels
@@ -82,6 +92,7 @@ def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> 
     shown, shown_titles = load_held_out(held_out, fit, run.report.images, log)
 
     def keep() -> None:
+        held.enter_context(locked(run.folder))
         keep_record(run)
         keep_corpus(run.folder, corpus, instead="choose another --out")
 

@@ -36,6 +36,7 @@ from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.nearest import spaces
 from transfusion.evaluation.preference import advice, caption_preference, other_captions
 from transfusion.evaluation.suite import items_of
+from transfusion.files import locked
 from transfusion.generate.sizes import item_length
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
@@ -100,7 +101,7 @@ def recipe_words(command: str, arguments: list[str], usage: str | None) -> tuple
 
 
 def train_recipe(run: Run, log: LogFn) -> int:
-    """Train a recipe's run, then measure its task and write the report."""
+    """Train a recipe's run, then measure its task and write the report. Raises InUse: another process works in its folder."""
     began = time.monotonic()
     recipe = find(run.recipe)
     recipe.check_data(run)
@@ -116,7 +117,8 @@ def train_recipe(run: Run, log: LogFn) -> int:
     model = train(run, documents, prompts, log, held_out=held_out, autoencoder=autoencoder)
     if not distributed.world().is_main:
         return 0
-    report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)
+    with locked(run.folder):
+        report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)
     if prompts:
         out = f"{run.model.modalities[0].name}s" if run.model.modalities else "texts"
         words = ["transfusion", "generate", str(run.folder), "--prompt", printable(prompts[-1]), "--out", out]
@@ -143,9 +145,11 @@ def train(
 
     Raises:
         ConfigError: settings contradict each other, or the folder holds another run; an autoencoder that does not fit the run.
+        InUse: another process works in the folder.
         ValueError: no checkpoint is usable, the data cannot be packed, or holds latents of another autoencoder.
         OSError: the folder can't be written.
         Diverged: losses are not finite for `trainer.patience` steps.
+        Stopped: SIGTERM or Ctrl-C came; the run is saved.
     """
     if run.init:
         own = run.model.coordinates
@@ -155,11 +159,25 @@ def train(
     run, autoencoder = open_autoencoder(run, autoencoder)
     _check_augmentation(run, corpus, autoencoder)
     here = distributed.world()
-    _check_rows(run, here.size)
+    _check(run, here.size)
     check_room(run, corpus, autoencoder)
+    with locked(run.folder) if here.is_main else contextlib.nullcontext():
+        return _train(run, corpus, prompts, log, held_out, autoencoder)
+
+
+def _train(
+    run: Run,
+    corpus: Sequence[Document],
+    prompts: Sequence[str],
+    log: LogFn,
+    held_out: Sequence[Document],
+    autoencoder: Autoencoder | None,
+) -> Transfusion:
+    """`train`, with checked settings, in a folder that is held."""
+    here = distributed.world()
 
     def prepare() -> None:
-        _prepare(run, log)
+        keep_record(run)
         if not (run.folder / "checkpoints").exists():
             (run.folder / TOKENIZER).unlink(missing_ok=True)  # an earlier attempt's, of other texts
         keep_corpus(run.folder, corpus, instead="start from its weights with --init and another --out")
@@ -382,21 +400,12 @@ def _build_own(
     return model
 
 
-def _check_rows(run: Run, processes: int) -> None:
-    """Raise ConfigError for rows that cannot be shared out."""
+def _check(run: Run, processes: int) -> None:
+    """Raise ConfigError for settings that contradict each other, before any work."""
     parts = run.trainer.accumulate
     if run.packing.rows % (parts * processes):
         times = f" times {processes} processes" if processes > 1 else ""
         raise ConfigError(f"packing.rows ({run.packing.rows}) must be a multiple of trainer.accumulate ({parts}){times}")
-
-
-def _prepare(run: Run, log: LogFn) -> None:
-    """Check the settings before any work, and write `run.yaml`.
-
-    Raises:
-        ConfigError: settings contradict each other, or the folder holds another run.
-        OSError: the folder can't be written.
-    """
     if run.lora.rank and run.optimizer.language_lr_scale != 1.0:
         raise ConfigError(
             "LoRA freezes the language model's weights, so their learning rate has no effect: leave out --lora.rank "
@@ -404,7 +413,6 @@ def _prepare(run: Run, log: LogFn) -> None:
         )
     pick_device(run.device)
     check_warmup(run)
-    keep_record(run)
 
 
 def _check_augmentation(run: Run, corpus: Sequence[Document], autoencoder: Autoencoder | None) -> None:

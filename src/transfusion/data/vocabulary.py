@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from transfusion.files import read_text
+from transfusion.files import keep_text, read_text
 from transfusion.modality import Modality
 
 MAX_IDS = 2**24
@@ -352,7 +352,7 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer; the special tokens follow from the modalities and the language model's ids."""
-        path.write_text(self.tokenizer.to_str(), encoding="utf-8")
+        keep_text(path, self.tokenizer.to_str())
 
     @classmethod
     def load(cls, path: Path, modalities: Sequence[Modality], ids: PretrainedVocabulary | None = None) -> "Vocabulary":

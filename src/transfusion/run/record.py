@@ -12,10 +12,12 @@ from transfusion.data.transforms import DocumentTransform
 from transfusion.data.vocabulary import BPE, Tokenizer
 from transfusion.diffusion.guidance import Guidance
 from transfusion.diffusion.sampler import Euler, Sampler
-from transfusion.files import read_text
+from transfusion.files import keep_text, read_text
 from transfusion.model.lora import LoRAConfig
 from transfusion.model.network import ModelConfig
+from transfusion.train.checkpoint import has_some
 from transfusion.train.device import Device, Dtype
+from transfusion.train.log import last_step
 from transfusion.train.optimizer import AdamWConfig, OptimizerConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
@@ -137,6 +139,9 @@ class Recorded(Protocol):
     def optimizer(self) -> AdamWConfig: ...
 
     @property
+    def checkpoint(self) -> CheckpointConfig: ...
+
+    @property
     def folder(self) -> Path: ...
 
     @property
@@ -166,11 +171,17 @@ def keep_record(run: Recorded) -> None:
     """Write `run.yaml` into the folder of a run, which is made if need be.
 
     Raises:
-        ConfigError: the folder holds checkpoints of another run.
-        OSError: the folder can't be written.
+        ConfigError: the folder holds checkpoints of another run, or its checkpoints are gone.
+        OSError: the folder can't be read or written.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     recorded = run.folder / "run.yaml"
+    remains = (run.folder / "model").exists() or last_step(run.folder) > run.checkpoint.every
+    if remains and not has_some(run.folder / "checkpoints"):
+        raise ConfigError(
+            f"{run.folder} holds a run whose checkpoints/ are gone, and it would begin anew over what is there: restore them, "
+            "choose another --out, or remove the folder"
+        )
     if recorded.exists() and (run.folder / "checkpoints").exists():
         try:
             earlier = config.from_yaml(type(run), read_text(recorded))
@@ -183,7 +194,7 @@ def keep_record(run: Recorded) -> None:
                 f"{run.folder} holds another run ({differences(earlier, run)}); repeat its own command to resume it, or choose "
                 "another --out"
             )
-    recorded.write_text(config.to_yaml(run), encoding="utf-8")
+    keep_text(recorded, config.to_yaml(run))
 
 
 def differences(old: object, new: object) -> str:

@@ -6,8 +6,10 @@ The newest folder whose files all match the sizes and SHA-256 digests of its man
 renamed to `.bad`, and the one before it is tried. Old folders are deleted only after a newer one is verified. No pickle.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from transfusion.train.log import LogFn
 
 FORMAT = 1
 STATE = "state.json"
+UNREADABLE = "cannot be read"
 
 
 class CheckpointError(ValueError):
@@ -71,9 +74,21 @@ def check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], group: str)
 
 
 def folders(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    steps = [f for f in folder.glob("step-*") if f.is_dir() and f.name.removeprefix("step-").isdigit()]
-    return sorted(steps, key=lambda f: -int(f.name.removeprefix("step-")))
+    """Checkpoint folders, newest first. Raises OSError: the folder cannot be read, which is not the same as none."""
+    steps = [folder / name for name in _names(folder) if name.removeprefix("step-").isdigit()]
+    return sorted((f for f in steps if f.is_dir()), key=lambda f: -int(f.name.removeprefix("step-")))
+
+
+def has_some(folder: Path) -> bool:
+    """Whether there is a checkpoint, or what is left of a damaged one. Raises OSError as `folders`."""
+    return bool(_names(folder))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if name.startswith("step-") and ".tmp-" not in name]
+    except FileNotFoundError:
+        return []
 
 
 def problem(folder: Path) -> str | None:
@@ -87,7 +102,11 @@ def problem(folder: Path) -> str | None:
         if STATE not in contents["files"]:
             return f"{MANIFEST} lists no {STATE}"
         return mismatch(folder, contents["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except PermissionError as error:
+        return f"{UNREADABLE} ({error})"
+    except OSError as error:
+        return f"{UNREADABLE} ({error})" if error.errno == errno.EIO else f"{MANIFEST}: {error!r}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error!r}"
 
 
@@ -105,6 +124,9 @@ def latest(folder: Path, log: LogFn) -> State | None:
         damage = problem(candidate)
         if damage is None:
             return _read(candidate)
+        if damage.startswith(UNREADABLE):  # perhaps only now
+            log(f"checkpoint {candidate} {damage}; trying the one before")
+            continue
         bad = candidate.with_name(candidate.name + ".bad")
         log(f"checkpoint {candidate}: {damage}; renamed to {bad.name}, trying the one before")
         shutil.rmtree(bad, ignore_errors=True)

@@ -145,6 +145,20 @@ def training_seconds(folder: Path) -> float:
     return sum(record["seconds"] for record in _records(folder))
 
 
+def last_step(folder: Path) -> int:
+    """The last step that a run's log has a whole record of; 0 where there is none."""
+    try:
+        lines = (folder / METRICS).read_bytes().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(parse_json(line.decode("utf-8"))["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
 def training_costs(folder: Path) -> dict[str, float]:
     """FLOPs, tokens and documents of a run's steps, over all its processes (`TransfusionObjective.costs`); those that the log
     has."""

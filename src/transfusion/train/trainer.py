@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
@@ -29,6 +30,7 @@ from transfusion.train.device import tune_malloc
 from transfusion.train.log import LogFn, Measured, SilentLog, TrainingLog
 from transfusion.train.objective import At, B, Objective, Stream
 from transfusion.train.optimizer import OptimizerConfig
+from transfusion.train.stopping import Stopped, StopRequest, listening
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class TrainerConfig:
     patience: int = 20
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.accumulate < 1:
-            raise ValueError(f"steps and accumulate must be at least 1, not {self.steps} and {self.accumulate}")
+        if self.steps < 1 or self.accumulate < 1 or self.patience < 1:
+            raise ValueError(
+                f"steps, accumulate and patience must be at least 1, not {self.steps}, {self.accumulate} and {self.patience}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema-decay must be from 0 (no average) to below 1, not {self.ema_decay}")
         if self.log_every < 1 or self.sample_every < 0:
             raise ValueError(
                 f"log-every must be at least 1 and sample-every 0 or more, not {self.log_every} and {self.sample_every}"
@@ -183,6 +189,7 @@ class Trainer(Generic[B]):
         self.ema = EMA(self.model, config.ema_decay)
         objective.averaged(self.ema)
         self.step, self.position, self.skipped = 0, stream.start, 0
+        self._saved, self._asked = -1, StopRequest()
         self.world = distributed.world()
         self._losses: nn.Module = _Losses(objective)
         if self.world.size > 1:
@@ -215,6 +222,7 @@ class Trainer(Generic[B]):
         Raises:
             Diverged: `patience` consecutive steps without a finite loss and gradient.
             OSError: a checkpoint can't be written.
+            Stopped: SIGTERM or Ctrl-C came; the run is saved.
         """
         self.objective.train()
         if self.device.type == "cpu":
@@ -227,6 +235,7 @@ class Trainer(Generic[B]):
         with (
             opened as log,
             closing(prefetch(self.stream.batches(self.position))) as stream,
+            listening() as self._asked,
         ):
             bad = 0
             began = time.monotonic()
@@ -251,6 +260,7 @@ class Trainer(Generic[B]):
                 began = now
                 self._end_step(log)
                 began += time.monotonic() - now  # hooks and checkpoints are not the step's time
+                self._stop_if_asked()
             if self.stream.failed:
                 log.line(f"{len(self.stream.failed)} unreadable documents were left out")
 
@@ -326,14 +336,28 @@ class Trainer(Generic[B]):
 
         def work() -> None:
             if saves:
-                checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
+                self._save()
             if due:
                 with self.ema.swapped(), eval_mode(self.model):
                     for hook in due:
-                        if measured := hook.call(self.step):
+                        if measured := self._asked.interruptible(partial(hook.call, self.step)):
                             log.measured(self.step, measured)
 
         distributed.from_main(work)
+
+    def _save(self) -> None:
+        checkpoint.save(self.folder / "checkpoints", self.state(), self.checkpoint_config.keep)
+        self._saved = self.step
+
+    def _stop_if_asked(self) -> None:
+        """Save and end a run that was asked to stop; processes agree on the step."""
+        number = int(distributed.largest(self._asked.number))
+        if not number:
+            return
+        if self._saved != self.step:
+            distributed.from_main(self._save)
+            self._saved = self.step
+        raise Stopped(number, self.step)
 
     def average(self) -> None:
         """Replace the model's weights with their average."""
