@@ -15,6 +15,7 @@ from transfusion.run.record import Run
 
 MANY = Survey(
     pictures=3000,
+    documents=3000,
     sides=Spread(64, 64, 64),
     widest=1.0,
     colour=True,

@@ -13,14 +13,23 @@ from transfusion import rng
 from transfusion.api import Transfusion
 from transfusion.data.document import Document
 from transfusion.data.latents import AnyLatents
+from transfusion.data.learned import beginning
 from transfusion.data.outputs import write_documents
 from transfusion.data.sources.scenes import KINDS, NOVEL, held_out_scenes
-from transfusion.evaluation import alternating, draw, read, scenes
+from transfusion.evaluation import alternating, draw, edit, read, scenes
 from transfusion.evaluation.chance import no_better_than_chance
 from transfusion.evaluation.classifier import Classifier, ConvolutionalClassifier, accuracy
 from transfusion.evaluation.estimate import Estimate, short
 from transfusion.evaluation.image_grid import image_grid
-from transfusion.evaluation.suite import ON_TRAINED, EvalContext, Progress, caption_classes, items_of, stack_images
+from transfusion.evaluation.suite import (
+    ON_TRAINED,
+    EvalContext,
+    Progress,
+    caption_classes,
+    generate,
+    items_of,
+    stack_images,
+)
 from transfusion.modality import IMAGE, is_image
 from transfusion.run.command_line import command_line
 from transfusion.run.judge import fitted_classifier
@@ -36,6 +45,8 @@ READING = {"accuracy": "image_to_text_accuracy"}
 MOST_TRAINED, MOST_REAL, SHOWN, WRITTEN = 3000, 1000, 100, 40
 """Training images that drawn ones are compared with, held-out ones, images of a grid, and documents that are written."""
 CLASS_ROWS = {
+    "edit_nearer": "edits nearer to their target than the source is",
+    "edit_error": "error of edits, over that of their sources",
     "text_to_image_agreement": "images that show what their caption names",
     "text_to_image_agreement_held_out_paraphrases": "the same, captions never trained on",
     "image_to_text_accuracy": "held-out images captioned correctly",
@@ -65,8 +76,8 @@ def report(
     documents: Sequence[Document] = (),
     held_out: Sequence[Document] = (),
 ) -> None:
-    """Measure the task of a run's recipe and write the report; where it has none, drawings from held-out captions. Nothing if
-    there is nothing to draw.
+    """Measure the task of a run's recipe and write the report; where it has none, drawings from held-out captions, or
+    from what documents begin with. Nothing if there is nothing to draw, which is said.
 
     Args:
         training: seconds that this process has spent on training.
@@ -86,10 +97,12 @@ def report(
         metrics, judge = _scenes(run, model, command)
     else:
         metrics, judge, classes = _pictures(run, model, documents, held_out, command, log)
-    if not metrics and (recipe.task is None or isinstance(recipe.task, SuiteTask)):
+    if metrics is None or (not metrics and isinstance(recipe.task, SuiteTask)):
         return
     numbers: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "parameters": model.network.num_parameters}
     numbers |= {"classifier": judge} if judge else {}
+    if recipe.task is None:
+        numbers["captions"] = len({document.text for document in documents if document.media and document.text})
     numbers |= last_losses(run.folder) | training_costs(run.folder)
     for name, metric in metrics.items():
         numbers |= metric.to_report(name)
@@ -102,7 +115,8 @@ def report(
     (run.folder / "report.json").write_text(json.dumps(numbers, indent=2) + "\n")
     titles = {} if isinstance(recipe.task, SuiteTask) else CLASS_ROWS
     rows = {_title(titles.get(name, name.replace("_", " ")), metric): metric for name, metric in metrics.items()}
-    print_table(f"{run.recipe}, seed {run.seed}", rows)
+    if rows:
+        print_table(f"{run.recipe}, seed {run.seed}", rows)
     for remark in remarks:
         log(remark)
     images = f"images: {run.folder / 'samples.png'}; " if (run.folder / "samples.png").exists() else ""
@@ -173,17 +187,27 @@ def _classes(run: Run, task: ClassTask, model: Transfusion, command: str) -> tup
 
 def _pictures(
     run: Run, model: Transfusion, documents: Sequence[Document], held_out: Sequence[Document], command: str, log: LogFn
-) -> tuple[dict[str, Estimate], str, int]:
+) -> tuple[dict[str, Estimate] | None, str, int]:
     """Captions that are used, distances to real images and to training images, of images drawn from held-out captions, or from
     those of training where none are held out, and the captions of real ones; where captions are a few classes, agreement and
     accuracy. With the digest of the classifier, if there is one, and the number of classes; the records, and the grid
-    `samples.png`. Empty without images."""
-    trained = _of_one_image(documents, MOST_TRAINED, run.seed)
-    asked = _of_one_image(held_out, MOST_REAL, run.seed) or trained[:MOST_REAL]
-    if not run.report.images or len(asked) < 2 or all(m.name != IMAGE for m in model.item_modalities):
-        if any(isinstance(m.values, AnyLatents) for d in documents[:1] for m in d.media):
-            log("no report: these documents hold latents; transfusion evaluate --data with their pictures draws and measures")
-        return {}, "", 0
+    `samples.png`. Of documents of several images see `_behind_beginnings`. None, which is said, where nothing is drawn."""
+    if not any(document.text for document in documents if document.media):
+        log("no captions were learned: pictures are drawn from an empty prompt")
+    why = ""
+    if not run.report.images:
+        why = "--report.images is 0"
+    elif all(m.name != IMAGE for m in model.item_modalities):
+        why = "this model has no pictures"
+    elif any(isinstance(m.values, AnyLatents) for d in documents[:1] for m in d.media):
+        why = "these documents hold latents; transfusion evaluate --data with their pictures draws and measures"
+    if why:
+        log(f"no report: {why}")
+        return None, "", 0
+    trained, kept = _of_one_image(documents, MOST_TRAINED, run.seed), _of_one_image(held_out, MOST_REAL, run.seed)
+    asked = kept or trained[:MOST_REAL]
+    if len(asked) < 2:
+        return _behind_beginnings(run, model, documents, held_out, command, log), "", 0
     names, images = caption_classes(documents), stack_images(trained)
     classifier = _classifier_of(run, names, trained, images, log) if names and images is not None else None
     context = EvalContext(
@@ -195,7 +219,7 @@ def _pictures(
         command=command,
         trained=images,
         captioned=asked,
-        held_out=bool(held_out),
+        held_out=bool(kept),
     )
     with progress("drawing") as each:
         result = draw.score(model, asked, replace(context, progress=each))
@@ -210,15 +234,50 @@ def _pictures(
             metrics["text_to_image_agreement"] = metrics.pop("agreement")
     shown = result.documents[:SHOWN]
     image_grid([d.media[-1].tensor() for d in shown], [d.text for d in shown], run.folder / "samples.png")
-    if held_out and any(document.text for document in asked):
+    if kept and any(document.text for document in asked):
         with progress("captioning") as each:
             samples = run.report.readings or MOST_READ
             record = read.score(model, asked, replace(context, samples=samples, progress=each)).record
         record.save(run.folder / "records")
         metrics |= {READING.get(name, name): metric for name, metric in record.metrics.items()}
-    if not held_out:
-        log("nothing is held out, so what is drawn and measured are captions that were trained on")
+    if not kept:
+        log("nothing is held out, so what is drawn and measured are pictures, and captions if there are any, of the training")
     return metrics, "" if classifier is None else classifier.digest, 0 if classifier is None else len(names)
+
+
+def _behind_beginnings(
+    run: Run, model: Transfusion, documents: Sequence[Document], held_out: Sequence[Document], command: str, log: LogFn
+) -> dict[str, Estimate]:
+    """Of documents that are not one image each, or of a single one: what is drawn behind their beginnings, into the grid
+    `samples.png`. Of edits (image, instruction, image) whether it is nearer to the target than the source is; of others nothing
+    is measured, which is said."""
+    every = held_out or documents
+    asked = [every[i] for i in rng.generator(rng.key("evaluate", run.seed)).permutation(len(every))]
+    context = EvalContext(
+        samples=min(run.report.images, len(asked)),
+        seed=run.seed,
+        dtype=pick_dtype(run.dtype, pick_device(run.device)),
+        held_out=bool(held_out),
+        command=command,
+    )
+    with progress("drawing") as each:
+        context = replace(context, progress=each)
+        try:
+            result = edit.score(model, asked, context)
+            result.record.save(run.folder / "records")
+            metrics, drawn = result.record.metrics, list(result.documents)
+        except ValueError:
+            begun = [found for document in asked if (found := beginning(document)) is not None][: context.samples]
+            metrics, drawn = {}, generate(model, begun, "draw", context, force=IMAGE) if begun else []
+    if not metrics:
+        log(
+            "drawings are not measured: that needs two documents or more of one picture each, or edits (picture, instruction, "
+            "picture)"
+        )
+    if drawn:
+        shown = drawn[:SHOWN]
+        image_grid([d.media[-1].tensor() for d in shown], [d.text for d in shown], run.folder / "samples.png")
+    return {f"edit_{name}": metric for name, metric in metrics.items()}
 
 
 def _of_one_image(documents: Sequence[Document], most: int, seed: int) -> list[Document]:

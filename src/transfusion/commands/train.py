@@ -27,10 +27,12 @@ from transfusion.commands.choosing import choose
 from transfusion.commands.report import report
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
+from transfusion.data.document import document as as_document
 from transfusion.data.learned import LearnedDocuments
 from transfusion.data.loader import Loader
 from transfusion.data.media import DecodedImage, EncodedImage
-from transfusion.data.outputs import write_documents
+from transfusion.data.outputs import OUTPUTS, write_documents
+from transfusion.data.tokenize import max_length
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
 from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.nearest import spaces
@@ -47,7 +49,7 @@ from transfusion.run.command_line import parse_run, split_positional
 from transfusion.run.corpus import keep_corpus
 from transfusion.run.judge import kept_classifier
 from transfusion.run.latents import autoencoders_of, on_latents, open_autoencoder
-from transfusion.run.recipe import AlternatingTask, ClassTask, SuiteTask
+from transfusion.run.recipe import AlternatingTask, ClassTask, Prompt, SuiteTask
 from transfusion.run.record import Run, check_warmup, keep_record
 from transfusion.run.room import check_room
 from transfusion.train.device import memory, pick_device, pick_dtype
@@ -55,7 +57,7 @@ from transfusion.train.log import LogFn, Measured, printable, training_costs
 from transfusion.train.objective import TransfusionObjective
 from transfusion.train.trainer import Hook, Optimization, Trainer
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, PROMPTS = "tokenizer.json", "prompts"
 
 
 def run(arguments: list[str], log: LogFn) -> int:
@@ -121,15 +123,25 @@ def train_recipe(run: Run, log: LogFn) -> int:
         report(run, recipe, model, log, training=time.monotonic() - began, documents=documents, held_out=held_out)
     if prompts:
         out = f"{run.model.modalities[0].name}s" if run.model.modalities else "texts"
-        words = ["transfusion", "generate", str(run.folder), "--prompt", printable(prompts[-1]), "--out", out]
+        words = ["transfusion", "generate", str(run.folder), *_asked(run, model, prompts), "--out", out]
         log(f"next: {shlex.join(words)}")
     return 0
+
+
+def _asked(run: Run, model: Transfusion, prompts: Sequence[Prompt]) -> list[str]:
+    """The words that ask for the last prompt; where it has items, for all, which are written into the run's folder."""
+    last = prompts[-1]
+    if isinstance(last, str):
+        return ["--prompt", printable(last)]
+    folder = run.folder / PROMPTS
+    write_documents([model.codecs.decoded(as_document(prompt)) for prompt in prompts], folder, model.item_modalities)
+    return ["--prompts", str(folder / OUTPUTS)]
 
 
 def train(
     run: Run,
     corpus: Sequence[Document],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     log: LogFn,
     *,
     held_out: Sequence[Document] = (),
@@ -255,34 +267,40 @@ def _train(
     if run.lora.rank:
         lora.save(model.network, run.folder / "adapter")
         lora.merge(model.network)
-    model.learned = LearnedDocuments.of(corpus, run.transform, seed=run.seed, prompts=prompts)
+    model.learned = LearnedDocuments.of(
+        corpus, run.transform, seed=run.seed, prompts=[prompt for prompt in prompts if isinstance(prompt, str)]
+    )
     model.eval().save_pretrained(run.folder / "model")
     return model
 
 
-def _with_room(model: Transfusion, prompts: Sequence[str], log: LogFn) -> list[str]:
+def _with_room(model: Transfusion, prompts: Sequence[Prompt], log: LogFn) -> list[Prompt]:
     """The prompts behind which the context has room for an item of the first modality."""
     if not model.config.model.modalities:
         return list(prompts)
     modality, context = model.config.model.modalities[0], model.config.model.context_length
-    item = 1 + item_length(modality, modality.slots(modality.shape))
-    kept = [prompt for prompt in prompts if len(model.vocabulary.encode(prompt)) + item <= context]
+    item = item_length(modality, modality.slots(modality.shape)) - 1  # a prompt has no EOS
+    kept: list[Prompt] = []
+    for prompt in prompts:
+        with contextlib.suppress(ValueError):  # items of a size that the modality forbids: such documents are left out too
+            if max_length(model.codecs.encoded(as_document(prompt)), model.vocabulary, {}) + item <= context:
+                kept.append(prompt)
     if left := len(prompts) - len(kept):
         log(
-            f"note: {left} of {len(prompts)} prompts are too long to draw from in a context of {context:,} tokens, so they "
-            "are not among the samples: raise --model.context-length"
+            f"note: {left} of {len(prompts)} prompts have no room in a context of {context:,} tokens with what is drawn behind "
+            "them, so they are not among the samples: raise --model.context-length"
         )
     return kept
 
 
-def _samples(run: Run, model: Transfusion, prompts: Sequence[str], dtype: torch.dtype) -> Hook:
+def _samples(run: Run, model: Transfusion, prompts: Sequence[Prompt], dtype: torch.dtype) -> Hook:
     """The hook that draws the prompts on the way."""
 
     def draw(step: int) -> None:
         modality, samples = run.model.modalities[0], run.folder / "samples" / f"step-{step:08d}"
         documents = model.generate(list(prompts), force=modality.name, seed=run.seed, dtype=dtype)
         if modality.is_image:
-            image_grid([d.media[-1].tensor() for d in documents], list(prompts), samples.with_suffix(".png"))
+            image_grid([d.media[-1].tensor() for d in documents], [d.text for d in documents], samples.with_suffix(".png"))
         else:
             write_documents(documents, samples, model.item_modalities)
 

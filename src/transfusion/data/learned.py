@@ -148,6 +148,14 @@ def shape(document: Document) -> str:
     return " ".join(words)
 
 
+def beginning(document: Document) -> Document | None:
+    """What stands before the first item of a document that is drawn: a prompt that draws one; None where none is drawn."""
+    for index, segment in enumerate(with_uses(document).segments):
+        if isinstance(segment, Media) and segment.has_loss:
+            return Document(document.segments[:index], name=document.name)
+    return None
+
+
 def _is_item(word: str) -> bool:
     return word not in (TEXT, GIVEN)
 

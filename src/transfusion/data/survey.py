@@ -50,7 +50,7 @@ class Survey:
     """What was found.
 
     Args:
-        pictures: number of documents with a picture.
+        pictures, documents: number of pictures, and of documents with one or more.
         sides: shorter sides, in pixels.
         widest: the largest ratio of a longer to a shorter side.
         colour: whether some picture is not grey.
@@ -66,6 +66,7 @@ class Survey:
     """
 
     pictures: int
+    documents: int
     sides: Spread
     widest: float
     colour: bool
@@ -90,10 +91,12 @@ class Survey:
     def lines(self) -> Iterator[str]:
         """For the log: what is there, and what becomes of what is odd."""
         sizes = f"shorter sides of {self.sides} pixels"
-        yield f"data: {self.pictures:,} pictures, {'in colour' if self.colour else 'grey'}, {sizes}"
-        if self.captioned < self.pictures:
-            names = f" ({', '.join(self.uncaptioned)}{', ...' * (self.pictures - self.captioned > len(self.uncaptioned))})"
-            yield f"{self.pictures - self.captioned:,} of them have no caption: they are learned without one{names}"
+        several = f" in {self.documents:,} documents" if self.documents < self.pictures else ""
+        yield f"data: {self.pictures:,} pictures{several}, {'in colour' if self.colour else 'grey'}, {sizes}"
+        if bare := self.documents - self.captioned:
+            names = f" ({', '.join(self.uncaptioned)}{', ...' * (bare > len(self.uncaptioned))})"
+            of = "documents" if several else "them"
+            yield f"{bare:,} of {of} have no {'text' if several else 'caption'}: they are learned without one{names}"
         if self.captioned and self.captions == 1:
             yield "all captions are alike: they tell nothing, so pictures will not follow them"
         elif self.captions:
@@ -129,6 +132,7 @@ def survey(documents: Sequence[Document], tokenizer: Tokenizer = BPE()) -> Surve
     cut = tokenizer.build(texts).encode_batch(texts, add_special_tokens=False)
     return Survey(
         pictures=len(pictures),
+        documents=sum(bool(document.media) for document in documents),
         sides=Spread.of([min(size) for size in sizes]),
         widest=max(max(size) / min(size) for size in sizes),
         colour=any(found.colour for found in looked),

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from transfusion.codec.patchers import LinearPatcherConfig
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
+from transfusion.data.learned import beginning
 from transfusion.data.loader import PackingConfig
 from transfusion.data.media import Fit
 from transfusion.data.sources.read import has_held_out, read
@@ -23,7 +24,7 @@ from transfusion.diffusion.sampler import Euler
 from transfusion.modality import IMAGE, Modality
 from transfusion.model.network import ModelConfig
 from transfusion.nn.config import TransformerConfig
-from transfusion.run.recipe import Recipe
+from transfusion.run.recipe import Prompt, Recipe
 from transfusion.run.record import ReportConfig, Run
 from transfusion.train.log import LogFn
 from transfusion.train.optimizer import MuonConfig
@@ -73,10 +74,13 @@ def held_out(run: Run) -> Sequence[Document]:
     return () if fit is None or not has_held_out(run.data) else read(run.data, fit, train=False, uncaptioned=True)
 
 
-def prompts(documents: Sequence[Document]) -> list[str]:
-    """20 captions of the data; where it has none, 20 empty ones."""
-    captions = list(dict.fromkeys(document.text for document in documents if document.text and document.media))
-    return captions[:: max(len(captions) // 20, 1)][:20] or [""] * 20
+def prompts(documents: Sequence[Document]) -> list[Prompt]:
+    """20 beginnings of the data, each up to the first picture that is drawn: captions, and the sources of edits with their
+    instructions; where all are empty, 20 empty ones."""
+    begun = [found for document in documents if (found := beginning(document)) is not None]
+    different = {found.text if not found.media else found.name or i: found for i, found in enumerate(begun) if found.segments}
+    chosen = [found if found.media else found.text for found in different.values()]
+    return list(chosen[:: max(len(chosen) // 20, 1)][:20]) or [""] * (20 if begun else 0)
 
 
 RECIPE = Recipe(run, documents, prompts, held_out=held_out, chooses=True)

@@ -17,6 +17,8 @@ from transfusion.train.log import LogFn
 
 Labelled = tuple[Tensor, Tensor]
 """Images, Float32[image, channels, height, width], and their classes, Int64[image]."""
+Prompt = str | Document
+"""What a document begins with: a text, or segments where there are items among them."""
 LEAST_HELD_OUT, MOST_HELD_OUT = 100, 1000
 """Documents from which on a share is held out, and the most that are."""
 FEWEST = 10
@@ -104,7 +106,7 @@ class Recipe:
 
     run: Callable[[], Run]
     documents: Callable[[Run, LogFn], Sequence[Document]]
-    prompts: Callable[[Sequence[Document]], list[str]]
+    prompts: Callable[[Sequence[Document]], Sequence[Prompt]]
     task: ClassTask | SceneTask | AlternatingTask | SuiteTask | None = None
     held_out: Callable[[Run], Sequence[Document]] | None = None
     chooses: bool = False
