@@ -8,6 +8,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,3 +173,7 @@ def test_streams_of_a_key() -> None:
 def test_parts_keep_their_type_and_order() -> None:
     assert len({rng.key(*parts) for parts in [(1, 2), (2, 1), ("1", 2), (12,), (), (1, 2, "")]}) == 6
     assert all(0 <= rng.uniform("u", i) < 1 for i in range(1000))
+
+
+def test_numpys_whole_numbers_are_those_of_python() -> None:
+    assert rng.key(1, "a", 3) == rng.key(np.int64(1), "a", np.uint8(3)) != rng.key("1", "a", 3)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KeyPart = int | str
+KeyPart = int | str | np.integer
 
 
 def key(*parts: KeyPart) -> int:
-    """A 63-bit key of the parts, in order; equal parts give equal keys on every machine."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    """A 63-bit key of the parts, in order; equal parts give equal keys on every machine, numpy's whole numbers those of int."""
+    plain = (part.item() if isinstance(part, np.integer) else part for part in parts)
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in plain)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

@@ -123,3 +123,12 @@ def test_errors_name_the_mistake() -> None:
     m.network.extra = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"other weights.*network\.extra\.bias"):
         ema.update()
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float64,) * 2, (torch.float32,) * 2, (torch.bfloat16, torch.float32)])
+def test_shadows_are_as_fine_as_the_weights(dtype: torch.dtype, kept: torch.dtype) -> None:
+    m = nn.Linear(3, 2).to(dtype)
+    ema, before = EMA(m, 0.9), m.weight.detach().clone()
+    assert ema.shadows["weight"].dtype == kept
+    stepped(m, 1)
+    assert torch.equal(ema.shadows["weight"], before.to(kept))  # not the weights' own memory

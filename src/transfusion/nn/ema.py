@@ -24,12 +24,14 @@ def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], decay: 
 
 
 class EMA:
-    """fp32 shadows of a module's parameters."""
+    """Shadows of a module's parameters, in fp32 or in their own precision, whichever is finer."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self._live = dict(module.named_parameters())
-        self.shadows = {name: p.detach().float().clone() for name, p in self._live.items()}
+        self.shadows = {
+            name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for name, p in self._live.items()
+        }
 
     def update(self, step: int) -> None:
         """Update the average after step number `step`, from 1."""
