@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,12 @@ import pytest
 from command import SHORT, command
 from small import png
 from transfusion.commands import choosing
+from transfusion.config import ConfigError
+from transfusion.data.document import Document
+from transfusion.recipes import find
 from transfusion.run import choice
+from transfusion.run.record import Run, keep_record
+from transfusion.train.log import METRICS
 
 TINY = "--depth 1 --report.images 4 --sampler.num-steps 2 --trainer.sample-every 0 --dtype fp32 --device cpu"
 
@@ -25,6 +32,94 @@ def folder(count: int = 12, *, captions: bool = True, side: int = 40) -> None:
         png(Path(f"data/{i}.png"), seed=i, size=(side, side))
         if captions:
             Path(f"data/{i}.txt").write_text(f"picture {i} of them")
+
+
+class Trials:
+    """Stands for the training of trials: steps of some seconds each.
+
+    Args:
+        seconds: of a step.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds, self.runs, self.steps = seconds, list[Run](), 0
+
+    def __call__(self, run: Run, documents: Sequence[Document], *rest) -> None:
+        self.runs.append(run)
+        for step in range(1, run.trainer.steps + 1):
+            time.sleep(self.seconds)
+            self.steps += 1
+            with (run.folder / METRICS).open("a") as file:
+                file.write(json.dumps({"step": step, "seconds": max(self.seconds, 1e-3), "flops": 1e7}) + "\n")
+            for hook in rest[1:]:
+                hook.call(step)
+
+
+def chosen(line: str, trials: Trials | None = None) -> tuple[Run, str]:
+    """The run of a line, and what was said."""
+    said: list[str] = []
+    run = choosing.choose(find("pictures"), line.split(), "x", trials or Trials(), said.append)
+    return run, "\n".join(said)
+
+
+def test_measuring_takes_a_share_of_the_budget(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder()
+    slow = Trials(0.1)
+    said = chosen("--data data --out run --budget 2s", slow)[1]
+    assert slow.steps <= 6 and "measuring the speed of this machine, about 1 s at most" in said
+    assert "measuring the machine took" in said
+
+
+def test_rows_that_take_too_long_are_measured_by_fewer(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder()
+    trials = Trials()
+    run = chosen("--data data --out run --budget 20s --depth 12", trials)[0]
+    assert trials.runs[0].packing.rows < run.packing.rows
+    line = "--data data --out other --trainer.steps 9 --packing.rows 8 --trainer.accumulate 4"
+    monkeypatch.setattr(choosing, "MEASURED_SECONDS", 1e-3)
+    chosen(line, trials)
+    assert trials.runs[-1].packing.rows == 4
+
+
+def test_other_settings_are_chosen_for_anew_until_the_run_has_begun(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder()
+    line = "--data data --out run --budget 9s"
+    assert chosen(f"{line} --depth 2 --seed 3")[0].model.transformer.depth == 2
+    assert "as chosen before" in chosen(f"{line} --seed=3 --depth 2")[1]
+    run, said = chosen(f"{line} --depth 1")
+    assert "as chosen before" not in said and run.model.transformer.depth == 1
+    Path("run/checkpoints").mkdir()
+    assert "as chosen before" in chosen(f"{line} --depth 3")[1]  # and refused by its run.yaml
+    with pytest.raises(ConfigError, match="made for --data data --budget 9s"):
+        chosen("--data data --out run --budget 8s")
+
+
+def test_a_start_that_is_refused_leaves_no_choices(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder()
+    with pytest.raises(ConfigError, match="warm-up"):
+        chosen("--data data --out run --trainer.steps 20 --optimizer.warmup 30")
+    assert not Path("run/choices.json").exists()
+
+
+def test_a_run_without_its_choices_goes_on_as_recorded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder()
+    line = "--data data --out run --budget 9s --preset paper --augment crop --seed 4"
+    run = chosen(line)[0]
+    keep_record(run)
+    Path("run/checkpoints").mkdir()
+    Path("run/choices.json").unlink()
+    trials = Trials()
+    again, said = chosen(line, trials)
+    assert again == run and not trials.runs and "as recorded in run/run.yaml" in said
+    assert not Path("run/choices.json").exists()
+    Path("run/run.yaml").write_text("recipe: [")
+    with pytest.raises(ConfigError, match="another version"):
+        chosen(line, trials)
 
 
 def test_a_budget_becomes_steps_that_the_same_line_goes_on_with(tmp_path: Path, monkeypatch, capfd) -> None:
@@ -129,7 +224,7 @@ def test_rows_hold_long_captions_and_several_pictures(tmp_path: Path, monkeypatc
     for i in range(12):
         Path(f"data/{i}.txt").write_text(" ".join(f"word{j}of{i}" for j in range(200)) if i % 2 else f"\u56fe\u7247{i}" * 300)
     assert command(f"train pictures --data data --out run --budget 2s {TINY}") == 0
-    lengths = [int(n) for n in re.findall(r"rows of (\d+) tokens", told(capfd))]
+    lengths = [int(n) for n in re.findall(r"rows? of (\d+) tokens", told(capfd))]
     assert lengths and lengths[0] >= 768
     picture = [{"image": f"{i}.png"} for i in range(12)]
     Path("data/captions.jsonl").write_text("\n".join(json.dumps({"segments": [{"text": f"{n}"}, *picture]}) for n in range(12)))

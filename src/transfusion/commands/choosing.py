@@ -1,14 +1,19 @@
 """`transfusion train pictures`: look at the data, measure the machine, choose what is not set, and say so before the training.
 
-The choices are kept in `choices.json` in the run's folder: the same line again goes on with them.
+The choices are kept in `choices.json` in the run's folder: the same line again goes on with them. Where that file is gone and
+the run has begun, it goes on as its `run.yaml` says.
 """
 
+import contextlib
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import torch
 
 from transfusion import config
 from transfusion.codec.autoencoder import Autoencoder
@@ -16,29 +21,41 @@ from transfusion.commands.autoencoder import step_seconds, train_autoencoder
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Media
 from transfusion.data.media import DecodedImage, EncodedImage, Fit
-from transfusion.data.survey import Survey, survey
+from transfusion.data.survey import Survey, counted, survey
 from transfusion.files import read_json, read_text, write_text
+from transfusion.model.pretrained import is_language_model
+from transfusion.model.transfer import check_transformers
+from transfusion.model_folder import read_settings
 from transfusion.run import choice
 from transfusion.run.adopt import adopt_autoencoder, adopt_init
 from transfusion.run.autoencoder import AutoencoderRun, small
-from transfusion.run.choice import Choices, Finish, spoken
+from transfusion.run.choice import Choices, Extra, Finish, spoken
 from transfusion.run.command_line import flag, parse_run, take
 from transfusion.run.latents import NONE, open_autoencoder
 from transfusion.run.recipe import Recipe
-from transfusion.run.record import Run
+from transfusion.run.record import Run, check_warmup
 from transfusion.train.log import METRICS, LogFn
+from transfusion.train.trainer import Hook
 
 FILE, AUTOENCODER = "choices.json", "autoencoder"
 TRIED, WARM, TRIED_ON = 6, 2, 4000
 """Steps by which a run's speed is measured, those of them that are left out, and documents, about."""
+MEASURED_SHARE, MEASURED_SECONDS = 0.15, 20.0
+"""Of a budget that the measuring takes, and seconds where there is none; a step or two in any case."""
+FIRST_RATE = 2e10
+"""FLOPs a second that are taken to be there before any are measured: one core's."""
 LEAST_STEPS, MOST_STEPS = 200, 5000
 """Of an autoencoder."""
 SMALL, BY_HEART, FEW = 1000, 100, 10
 """Pictures below which a set is small; times that each is seen: by heart from the second on, below the third too few for
 captions."""
 
-Train = Callable[[Run, Sequence[Document]], None]
-"""Trains a run on documents, silently."""
+Train = Callable[[Run, Sequence[Document], Autoencoder | None, Hook], None]
+"""Trains a run on documents, with an autoencoder for latents, silently; the hook is called after every step."""
+
+
+class _Enough(Exception):
+    """A trial has measured what it is for."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +65,22 @@ class Kept:
     Args:
         data: what was chosen for.
         budget: the same; empty where steps were given.
+        settings: the same: the other options of the line, each with its values.
         choices: of the run.
         autoencoder_steps: of the autoencoder that is trained first (0: none).
         autoencoder_side: pixels along a side of its pictures.
+        autoencoder_step_seconds: seconds of a step of it, as measured.
         step_seconds: seconds of a step of the run, as measured.
         passes: times that each picture is seen.
     """
 
     data: str
     budget: str
+    settings: tuple[str, ...] = ()
     choices: Choices = Choices()
     autoencoder_steps: int = 0
     autoencoder_side: int = 0
+    autoencoder_step_seconds: float = 0.0
     step_seconds: float = 0.0
     passes: float = 0.0
 
@@ -75,7 +96,8 @@ class Kept:
             return None
         try:
             plain = dict(read_json(folder / FILE))
-            return cls(choices=Choices(**plain.pop("choices")), **plain)
+            settings = tuple(plain.pop("settings", ()))
+            return cls(choices=Choices(**plain.pop("choices")), settings=settings, **plain)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"cannot read {folder / FILE} ({error}): remove it, or choose another --out") from error
 
@@ -100,27 +122,96 @@ def choose(recipe: Recipe, arguments: Sequence[str], program: str, train: Train,
         return run
     adopt_init(run, default.model)  # a setting that contradicts it is refused before any work
     default = _as_init(default, run)
+    run = parse_run(default, words, program, budget=True)
+    _check_init(run)
 
     def finish(choices: Choices) -> Run:
         return adopt_autoencoder(parse_run(choices.apply(default), words, program, budget=True))
 
     if budget is None and "trainer.steps" not in explicit:
         budget = choice.DEFAULT_BUDGET
+    asked = Kept(run.data, budget or "", _settings(words))
     duration = None if budget is None else choice.seconds(budget)
-    kept = Kept.load(run.folder) or Kept(run.data, budget or "")
-    if (kept.data, kept.budget) != (run.data, budget or ""):
-        if (run.folder / "checkpoints").exists():
-            made = f"--data {kept.data}" + (f" --budget {kept.budget}" if kept.budget else "")
-            raise ConfigError(f"the choices in {run.folder} were made for {made}: repeat that line, or choose another --out")
-        kept = Kept(run.data, budget or "")
-    if kept.choices == Choices():
-        documents = recipe.split(run, log)[0]
-        kept = _Chooser(finish, documents, explicit, train, log).choose(run, kept, duration)
-    else:
+    kept = _earlier(run.folder, asked)
+    if kept is not None:
         log(f"as chosen before, see {run.folder / FILE}")
-        if kept.autoencoder_steps:
-            _train_autoencoder(run, kept, log)
+    elif (recorded := _recorded(run.folder)) is not None:
+        log(f"as recorded in {run.folder / 'run.yaml'}")
+        return adopt_autoencoder(parse_run(replace(recorded, out=run.out), words, program, budget=True))
+    else:
+        documents = recipe.split(run, log)[0]
+        kept = _Chooser(finish, documents, explicit, train, log).choose(run, asked, duration)
+    if kept.autoencoder_steps:
+        _train_autoencoder(run, kept, log)
     return finish(kept.choices)
+
+
+def _settings(words: Sequence[str]) -> tuple[str, ...]:
+    """Each option of a line with its values, in one order; without those that say where data and run are."""
+    options: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            options.append([flag(name), *([value] if equals else [])])
+        elif options:
+            options[-1].append(word)
+    return tuple(sorted(" ".join(option) for option in options if option[0] not in ("data", "out")))
+
+
+def _has_begun(folder: Path) -> bool:
+    return (folder / "checkpoints").exists()
+
+
+def _earlier(folder: Path, asked: Kept) -> Kept | None:
+    """The choices of an earlier line that this one goes on with; None where it is to choose. Raises ConfigError: a run that has
+    begun was chosen for other data, or another time."""
+    kept = Kept.load(folder)
+    if kept is None:
+        return None
+    is_same = (kept.data, kept.budget) == (asked.data, asked.budget)
+    if not is_same and (_has_begun(folder) or _begun_autoencoder(folder) is not None):
+        made = f"--data {kept.data}" + (f" --budget {kept.budget}" if kept.budget else "")
+        raise ConfigError(f"the choices in {folder} were made for {made}: repeat that line, or choose another --out")
+    if _has_begun(folder) or (is_same and kept.settings == asked.settings):
+        return kept  # where the run has begun, other settings are compared with run.yaml
+    return None
+
+
+def _recorded(folder: Path) -> Run | None:
+    """The run that has begun in a folder, as its record says; None where none has. Raises ConfigError for a record of another
+    version."""
+    record = folder / "run.yaml"
+    if not (_has_begun(folder) and record.exists()):
+        return None
+    try:
+        return config.from_yaml(Run, read_text(record))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{record} has settings of another version ({error}): resume it with that version, or choose another --out"
+        ) from error
+
+
+def _begun_autoencoder(folder: Path) -> AutoencoderRun | None:
+    """The autoencoder whose training a run's folder has begun; None where there is none."""
+    record = folder / AUTOENCODER / "run.yaml"
+    if not (_has_begun(folder / AUTOENCODER) and record.exists()):
+        return None
+    try:
+        return config.from_yaml(AutoencoderRun, read_text(record))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {record} ({error}): choose another --out") from error
+
+
+def _check_init(run: Run) -> None:
+    """Raise ConfigError where the weights that a run starts from do not fit its network."""
+    if not run.init or is_language_model(run.init):
+        return
+    settings = read_settings(run.init)
+    if settings.language is None:
+        try:
+            check_transformers(run.model.transformer, settings.model.transformer)
+        except ValueError as error:
+            raise ConfigError(f"--init {run.init}: {error}") from error
 
 
 def _as_init(default: Run, run: Run) -> Run:
@@ -155,13 +246,15 @@ def _train_autoencoder(run: Run, kept: Kept, log: LogFn) -> Autoencoder:
         found = open_autoencoder(replace(run, autoencoder=str(settings.folder / "model")))[1]
         assert found is not None
         return found
-    log(f"first an autoencoder, {kept.autoencoder_steps:,} steps, into {settings.folder}: reconstructions in its samples/")
+    steps = counted(kept.autoencoder_steps, "step")
+    log(f"first an autoencoder, {steps}, into {settings.folder}: reconstructions in its samples/")
     return train_autoencoder(settings, log)
 
 
 def _autoencoder_run(run: Run, kept: Kept) -> AutoencoderRun:
     settings, steps = small("vae"), kept.autoencoder_steps
-    channels = kept.choices.channels or 3
+    channels, each = kept.choices.channels or 3, kept.autoencoder_step_seconds
+    between = max(min(round(choice.SHEETS / each) if each else steps, steps // 4), 1)
     convolutions = replace(settings.model.convolutions, channels=channels)
     return replace(
         settings,
@@ -172,11 +265,84 @@ def _autoencoder_run(run: Run, kept: Kept) -> AutoencoderRun:
         dtype=run.dtype,
         images=replace(settings.images, side=kept.autoencoder_side, flip=False),
         model=replace(settings.model, convolutions=convolutions),
-        trainer=replace(settings.trainer, steps=steps, sample_every=max(steps // 4, 1), ema_decay=1 - max(5 / steps, 1e-3)),
+        trainer=replace(settings.trainer, steps=steps, sample_every=between, ema_decay=1 - max(5 / steps, 1e-3)),
         optimizer=replace(settings.optimizer, warmup=min(100, steps // 5)),
         checkpoint=replace(settings.checkpoint, every=max(steps // 8, 1)),
         report=replace(settings.report, images=200),
     )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a run on this machine: FLOPs a second, and seconds of a step."""
+
+    rate: float
+    step_seconds: float
+
+
+class _Measuring:
+    """Measures the steps of runs.
+
+    Args:
+        finish: gives the run of choices.
+        documents: to train on.
+        train: trains a run.
+        most: seconds that it may take; two steps of each run are measured in any case.
+    """
+
+    def __init__(self, finish: Finish, documents: Sequence[Document], train: Train, most: float) -> None:
+        self.finish, self.documents, self.train, self.most = finish, documents, train, most
+        self.spent = 0.0
+        """Seconds that it took."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return self.spent >= self.most
+
+    def speed(self, choices: Choices, found: Survey | None, autoencoder: Autoencoder | None, rate: float) -> Speed:
+        """The middle of a few steps, on these documents. Where they would take too long, there are fewer of them, or of fewer
+        rows, from which the time of all follows.
+
+        Args:
+            rate: FLOPs a second, about.
+        """
+        began, run = time.monotonic(), self.finish(choices)
+        allowed, parts = max(self.most - self.spent, 0) / 2, run.trainer.accumulate  # more may be measured
+        rows, fixed = run.packing.rows, choice.optimizer_cost(run)
+        whole = 0.0 if found is None else choice.step_cost(run, found, autoencoder)
+        if found is not None:
+            fit = (allowed / (WARM + 1) * rate - fixed) / whole
+            rows = min(max(int(rows * min(fit, 1)) // parts, 1) * parts, rows)
+        steps = min(TRIED, max(run.trainer.steps // 2, 2))
+
+        def stop(step: int) -> None:
+            if step >= steps or (step > 1 and time.monotonic() - began >= allowed):  # the first is slower than the others
+                raise _Enough
+
+        with tempfile.TemporaryDirectory() as folder:
+            trial = replace(
+                run,
+                out=folder,
+                trainer=replace(run.trainer, steps=steps + 1, sample_every=0, log_every=TRIED + 2),
+                optimizer=replace(run.optimizer, warmup=1),
+                checkpoint=replace(run.checkpoint, every=TRIED + 2),
+                packing=replace(run.packing, rows=rows),
+            )
+            some = self.documents[:: max(len(self.documents) // TRIED_ON, 1)]
+            fitted = [_fitted(document, Fit.of(run.model.modalities)) for document in some]
+            with contextlib.suppress(_Enough):
+                self.train(trial, fitted, autoencoder, Hook(stop, 1))
+            lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
+            records = [record for record in map(json.loads, lines) if "seconds" in record]
+        records = records[min(WARM, len(records) - 1) :]
+        each = statistics.median(record["seconds"] for record in records)
+        rate = statistics.median(record["flops"] for record in records) / each
+        if rows < run.packing.rows:
+            longer = (fixed + whole) / (fixed + whole * rows / run.packing.rows)
+            each, rate = each * longer, rate * run.packing.rows / rows / longer
+        self.spent += time.monotonic() - began
+        return Speed(rate, each)
 
 
 @dataclass(frozen=True)
@@ -196,113 +362,150 @@ class _Chooser:
     log: LogFn
 
     def choose(self, run: Run, kept: Kept, duration: float | None) -> Kept:
-        """Choose, keep it, and say so."""
-        pictures = any(isinstance(m.values, EncodedImage | DecodedImage) for d in self.documents for m in d.media)
-        found = survey(self.documents, run.tokenizer) if pictures else None
+        """Choose, say so, and keep it."""
+        began = time.monotonic()
+        has_pictures = any(isinstance(m.values, EncodedImage | DecodedImage) for d in self.documents for m in d.media)
+        found = survey(self.documents, run.tokenizer) if has_pictures else None
         for line in found.lines() if found else ():
             self.log(line)
+        most = MEASURED_SECONDS if duration is None else MEASURED_SHARE * duration
+        measuring = _Measuring(self.finish, self.documents, self.train, most)
+        measuring.spent = time.monotonic() - began
+        self.log(f"measuring the speed of this machine, about {spoken(max(most - measuring.spent, 1))} at most")
         if found is None or run.init:  # latents, or weights, whose form is given
-            choices, autoencoder = Choices(), None
+            choices, autoencoder = Choices(), open_autoencoder(self.finish(Choices()))[1]
+            speed = measuring.speed(choices, found, autoencoder, FIRST_RATE)
         elif duration is None:
             autoencoder = open_autoencoder(run)[1]
-            sizes = choice.rung(found, choice.USUAL, autoencoder)
-            choices = choice.pace(sizes, found, self.finish, 0.0, autoencoder)
+            choices = choice.pace(choice.rung(found, choice.USUAL, autoencoder), found, self.finish, 0.0, autoencoder)
+            speed = measuring.speed(choices, found, autoencoder, FIRST_RATE)
         else:
+            kept, autoencoder = self._autoencoder(run, kept, found, duration, measuring)
+            duration -= kept.autoencoder_steps * kept.autoencoder_step_seconds
             tried = choice.pace(choice.rung(found, choice.LADDER[1], None), found, self.finish, 0.0, None)
-            rate = self._rate(tried)[0]
-            kept, autoencoder = self._autoencoder(run, kept, found, duration)
-            share = choice.AUTOENCODER_SHARE if kept.autoencoder_steps else 0.0
-            choices = self._sizes(found, rate, (1 - share) * duration, autoencoder, kept)
-            duration *= 1 - share
-        if duration is not None:
-            seconds = self._rate(choices)[1]
-            choices = choice.timed(choices, self.finish, seconds, duration)
-            kept = replace(kept, step_seconds=seconds)
+            rate = measuring.speed(tried, found, None, FIRST_RATE).rate
+            choices, speed = self._sizes(found, rate, duration, autoencoder, kept, measuring)
+        extra = Extra() if found is None else Extra.of(self.finish(choices), found, autoencoder, speed.rate)
+        left = None if duration is None else max(duration - measuring.spent, 0)
+        pictures = 0 if found is None else found.pictures
+        choices = choice.timed(choices, self.finish, speed.step_seconds, left, extra, pictures)
         chosen = self.finish(choices)
-        kept = replace(kept, choices=choices)
+        check_warmup(chosen)
+        kept = replace(kept, choices=choices, step_seconds=speed.step_seconds)
         if found is not None:
-            kept = replace(kept, passes=choice.pictures_seen(chosen, found, autoencoder) / found.pictures)
+            fit = Fit.of(chosen.model.modalities)
+            kept = replace(kept, passes=choice.passes(chosen, [_fitted(document, fit) for document in self.documents]))
+        rest = extra.total(chosen, pictures, speed.step_seconds)
+        self._say(kept, chosen, found, rest, measuring.spent)
         kept.save(chosen.folder)
-        self._say(kept, chosen, found)
         return kept
 
-    def _autoencoder(self, run: Run, kept: Kept, found: Survey, duration: float) -> tuple[Kept, Autoencoder | None]:
-        """The autoencoder that is given, or one that is trained first, or none."""
-        if not kept.autoencoder_steps:
-            if not choice.wants_autoencoder(run, found, duration, self.explicit):
-                return kept, open_autoencoder(run)[1]
-            side = choice.resolution(found, 8, latents=True)
-            channels = Choices(channels=3 if found.colour else 1)
-            kept = replace(kept, autoencoder_steps=1000, autoencoder_side=side)
-            each = step_seconds(_autoencoder_run(run, replace(kept, choices=channels)))
+    def _autoencoder(
+        self, run: Run, kept: Kept, found: Survey, duration: float, measuring: _Measuring
+    ) -> tuple[Kept, Autoencoder | None]:
+        """The autoencoder that is given, or one that is trained first, here as it begins, or none."""
+        if not choice.wants_autoencoder(run, found, duration, self.explicit):
+            return kept, open_autoencoder(run)[1]
+        begun = _begun_autoencoder(run.folder)
+        if begun is not None and begun.data != run.data:
+            raise ConfigError(f"the autoencoder in {run.folder / AUTOENCODER} learned {begun.data}: choose another --out")
+        side = choice.resolution(found, 8, latents=True) if begun is None else begun.images.side
+        channels = Choices(channels=3 if found.colour else 1)
+        kept = replace(kept, choices=channels, autoencoder_steps=1000, autoencoder_side=side)
+        if begun is not None:
+            kept = replace(kept, autoencoder_steps=begun.trainer.steps)
+        if (run.folder / AUTOENCODER / "model").exists():
+            return kept, _train_autoencoder(run, kept, self.log)  # it is finished, and read
+        began = time.monotonic()
+        each = step_seconds(_autoencoder_run(run, kept))
+        measuring.spent += time.monotonic() - began
+        if begun is None:
             steps = min(max(int(choice.AUTOENCODER_SHARE * duration / each), LEAST_STEPS), MOST_STEPS)
             kept = replace(kept, autoencoder_steps=steps)
-            kept.save(run.folder)
-            self.log(
-                f"it will take about {spoken(duration)} in all: first an autoencoder, {spoken(steps * each)} ({steps:,} steps "
-                f"of {each:.2f} s), then a network on its latents"
-            )
-        channels = Choices(channels=3 if found.colour else 1)
-        return kept, _train_autoencoder(run, replace(kept, choices=channels), self.log)
+        kept = replace(kept, autoencoder_step_seconds=each)
+        with torch.random.fork_rng(devices=[]):
+            return kept, _autoencoder_run(run, kept).model.build()
 
-    def _sizes(self, found: Survey, rate: float, duration: float, autoencoder: Autoencoder | None, kept: Kept) -> Choices:
-        """Sizes for a time; chosen again where what was chosen is not as fast as what was measured: small networks are slower
-        for their size."""
+    def _sizes(
+        self,
+        found: Survey,
+        rate: float,
+        duration: float,
+        autoencoder: Autoencoder | None,
+        kept: Kept,
+        measuring: _Measuring,
+    ) -> tuple[Choices, Speed]:
+        """Sizes for a time, and their speed; chosen again where what was chosen is not as fast as what was measured: small
+        networks are slower for their size."""
         folder = None if not kept.autoencoder_steps else str(self.finish(Choices()).folder / AUTOENCODER / "model")
-        choices = Choices()
-        for _ in range(3):
-            total = rate * choice.SHARE * duration
+
+        def sized(rate: float) -> Choices:
+            total = rate * choice.SHARE * max(duration - measuring.spent, 0)
             choices = choice.sizes(found, self.finish, total, autoencoder, folder)
-            choices = choice.pace(choices, found, self.finish, total, autoencoder)
-            measured = self._rate(choices)[0]
-            if 0.75 < measured / rate < 1.33:
+            return choice.pace(choices, found, self.finish, total, autoencoder)
+
+        choices = sized(rate)
+        for _ in range(3):
+            if measuring.is_over:
                 break
-            rate = measured
-        return choices
+            speed = measuring.speed(choices, found, autoencoder, rate)
+            if 0.75 < speed.rate / rate < 1.33:
+                return choices, speed
+            rate = speed.rate
+            choices = sized(rate)
+        return choices, Speed(rate, choice.step_cost(self.finish(choices), found, autoencoder) / rate)
 
-    def _rate(self, choices: Choices) -> tuple[float, float]:
-        """FLOPs a second of training, and seconds of a step: the middle of a few steps, on this machine and these documents."""
-        run = self.finish(choices)
-        with tempfile.TemporaryDirectory() as folder:
-            trainer = replace(run.trainer, steps=TRIED, sample_every=0, log_every=TRIED + 1)
-            optimizer = replace(run.optimizer, warmup=1)
-            trial = replace(run, out=folder, trainer=trainer, optimizer=optimizer)
-            some = self.documents[:: max(len(self.documents) // TRIED_ON, 1)]
-            self.train(trial, [_fitted(document, Fit.of(run.model.modalities)) for document in some])
-            lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
-            steps = [record for record in map(json.loads, lines) if "seconds" in record][WARM:]
-        each = statistics.median(step["seconds"] for step in steps)
-        return statistics.median(step["flops"] for step in steps) / each, each
+    def _say(self, kept: Kept, run: Run, found: Survey | None, rest: float, measured: float) -> None:
+        """Each choice, with the option that changes it, and the time that all will take.
 
-    def _say(self, kept: Kept, run: Run, found: Survey | None) -> None:
-        """Each choice, with the option that changes it, and the time that all will take."""
+        Args:
+            rest: seconds of what is not a step.
+            measured: seconds that have gone into measuring.
+        """
         image, network = next((m for m in run.model.modalities if m.is_image), None), run.model.transformer
         lines: list[tuple[str, str]] = []
         denoised = run.model.kind == "transfusion"
         if image is not None and found is not None:
             height, width = image.shape
             grid = " x ".join(str(count) for count in image.slots(image.shape))
-            lines.append((f"pictures of {height} x {width} pixels, {grid} slots", "--model.modalities.0.shape, .patch"))
+            colour = "in colour" if image.channels == 3 else "in grey"
+            lines.append(
+                (
+                    f"pictures of {height} x {width} pixels, {grid} slots, {colour}",
+                    "--model.modalities.0.shape, .channels, .patch",
+                )
+            )
             coded = f"{'latents' if denoised else 'codes'} of an autoencoder"
             learned = "pixels" if run.autoencoder in ("", NONE) else coded
-            lines.append((f"learned as {learned}", "--autoencoder FOLDER"))
+            options = "--autoencoder FOLDER"
+            if kept.autoencoder_steps:
+                learned += f", trained first, {counted(kept.autoencoder_steps, 'step')}"
+                options += f", or {NONE} for pixels"
+            lines.append((f"learned as {learned}", options))
         lines += [
-            (f"a network of width {network.width}, {network.depth} layers", "--depth"),
+            (f"a network of width {network.width}, {counted(network.depth, 'layer')}", "--depth"),
             *([(f"patches: {run.model.patcher.kind}", "--model.patcher.kind")] if denoised else []),
             (f"learning rate {run.optimizer.lr:g}, {run.optimizer.kind}", "--optimizer.lr"),
-            (f"{run.packing.rows} rows of {run.packing.row_length} tokens a step", "--packing.rows, --packing.row-length"),
-            (f"{run.trainer.steps:,} steps", "--trainer.steps, --budget"),
+            (
+                f"{counted(run.packing.rows, 'row')} of {run.packing.row_length} tokens a step",
+                "--packing.rows, --packing.row-length",
+            ),
+            (f"{counted(run.trainer.steps, 'step')}", "--trainer.steps, --budget"),
         ]
+        if kept.choices.report_images is not None:
+            lines.append((f"{counted(run.report.images, 'drawing')} at the end", "--report.images"))
         width = max(len(text) for text, _ in lines)
         for text, option in lines:
             self.log(f"  {text:<{width}}   {option}")
-        if kept.step_seconds:
-            each = kept.step_seconds
-            measuring = (1 - choice.SHARE) * run.trainer.steps * each / choice.SHARE
-            total = run.trainer.steps * each + measuring
-            self.log(
-                f"it will take about {spoken(total)}: steps of {each:.2f} s, {spoken(measuring)} for sheets and measurements"
-            )
+        first = kept.autoencoder_steps * kept.autoencoder_step_seconds
+        total = first + run.trainer.steps * kept.step_seconds + rest
+        before = f"{spoken(first)} for the autoencoder, then " if first else ""
+        self.log(
+            f"it will take about {spoken(total)}: {before}steps of {kept.step_seconds:.2f} s, {spoken(rest)} for sheets and "
+            f"measurements at the end; measuring the machine took {spoken(measured)}"
+        )
+        if run.trainer.steps == choice.MIN_STEPS and kept.budget and total > 1.5 * choice.seconds(kept.budget):
+            self.log(f"note: that is more than --budget {kept.budget}: this network is too slow for it, see --depth")
         if image is not None and found is not None and found.sides.median < min(image.shape):
             self.log(
                 f"note: most pictures are smaller than that, {found.sides} pixels along their shorter side: they are enlarged"
@@ -314,7 +517,12 @@ class _Chooser:
 
 
 def _passes(passes: float, found: Survey) -> str:
-    line = f"each picture is seen about {passes:,.0f} times" if passes >= 2 else f"{passes:.0%} of the pictures are seen"
+    """How often pictures are seen, and what that means."""
+    if passes < 0.95:
+        line = f"{passes:.0%} of the pictures are seen"
+    else:
+        times = f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}".removesuffix(".0")
+        line = f"each picture is seen about {'once' if times == '1' else f'{times} times'}"
     if found.pictures < SMALL and passes >= BY_HEART:
         return f"{line}: a set of {found.pictures} is learned by heart; more pictures, or less time, for new ones"
     if not found.is_uncaptioned and passes * found.pictures < FEW * found.captions:

@@ -81,10 +81,10 @@ def ignored(line: str) -> None:
     """What every process would say, the main one says."""
 
 
-def _silently(run: Run, documents: Sequence[Document]) -> None:
+def _silently(run: Run, documents: Sequence[Document], autoencoder: Autoencoder | None, hook: Hook) -> None:
     """Train without a word: the run is a trial of a few steps."""
     with contextlib.redirect_stderr(io.StringIO()):
-        train(run, documents, [], lambda line: None)
+        train(run, documents, [], ignored, autoencoder=autoencoder, hooks=[hook])
 
 
 def recipe_settings(command: str, arguments: list[str], usage: str | None) -> Run | None:
@@ -146,6 +146,7 @@ def train(
     *,
     held_out: Sequence[Document] = (),
     autoencoder: Autoencoder | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Transfusion:
     """Train a run, from its newest checkpoint if it has one. Returns the model with averaged weights, saved in `model/`.
 
@@ -154,6 +155,7 @@ def train(
         held_out: documents that are not trained on, for caption preference, which is measured as often and at the end; without
             them it is measured on the corpus.
         autoencoder: one made in Python, instead of that of `run.autoencoder`; the same resumes the run.
+        hooks: called on the way beside those of samples and measurements.
 
     Raises:
         ConfigError: settings contradict each other, or the folder holds another run; an autoencoder that does not fit the run.
@@ -236,7 +238,7 @@ def _train(
             f"them: they stand once, and what follows is learned from noised items; more room: --packing.row-length"
         )
     prompts = _with_room(model, prompts, log)
-    hooks = [_samples(run, model, prompts, dtype)] if prompts and run.model.modalities else []
+    hooks = [*hooks, *([_samples(run, model, prompts, dtype)] if prompts and run.model.modalities else [])]
     if measure := _caption_preference(run, model, corpus, held_out, dtype):
         hooks.append(Hook(measure, run.trainer.sample_every, at_end=True))
     objective = TransfusionObjective(

@@ -109,6 +109,10 @@ class Loader:
         self.corpus = kept if self.left_out else corpus
         self.num_windows = -(-len(self.corpus) // packing.window)
 
+    def num_rows(self, epoch: int) -> int:
+        """Rows that an epoch takes."""
+        return sum(len(self._window(epoch, window)) for window in range(self.num_windows))
+
     def _build(self, epoch: int, window: int) -> list[tuple[tuple[int, TokenSequence], ...]]:
         """The rows of a window; each is a tuple of (sample, sequence)."""
         order = rng.generator(rng.key(self.seed, epoch, "order")).permutation(len(self.corpus))

@@ -45,6 +45,11 @@ class Spread:
         return f"{self.median:,}" if self.least == self.most else f"{self.median:,} ({self.least:,} to {self.most:,})"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things, as people say it: 1 picture, 2 pictures."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 @dataclass(frozen=True)
 class Survey:
     """What was found.

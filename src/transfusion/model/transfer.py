@@ -12,6 +12,7 @@ from torch import Tensor
 from transfusion.config import to_plain
 from transfusion.data.vocabulary import Vocabulary
 from transfusion.model.network import Network
+from transfusion.nn.config import TransformerConfig
 from transfusion.nn.layers import whole_weight
 
 SHARING = ("none", "mlp", "all")
@@ -50,7 +51,7 @@ def init_from(network: Network, vocabulary: Vocabulary, source: Network, source_
     for holder, which in ((source, "the source"), (network, "this model")):
         if holder.lora is not None:
             raise ValueError(f"{which} has LoRA adapters: merge them first (lora.merge), or remove them")
-    unshared = _check_transformers(network, source)
+    unshared = check_transformers(network.config.transformer, source.config.transformer)
     counterparts = _counterparts(network, source, unshared=unshared)
     index = {name: i for i, name in enumerate(vocabulary.names)}
     tokens = [(i, index[name]) for i, name in enumerate(source_vocabulary.names) if name in index]
@@ -72,9 +73,10 @@ def init_from(network: Network, vocabulary: Vocabulary, source: Network, source_
     return LoadReport(tuple(loaded), tuple(new), tuple(sorted(dropped)), new_tokens)
 
 
-def _check_transformers(network: Network, source: Network) -> bool:
-    """Whether `network` has modality-specific weights that the source shares. Raises ValueError where weights cannot fit."""
-    ours, theirs = (to_plain(replace(n.config.transformer, depth=1, dropout=0.0)) for n in (network, source))
+def check_transformers(wanted: TransformerConfig, source: TransformerConfig) -> bool:
+    """Whether a transformer has modality-specific weights that its source shares. Raises ValueError where weights cannot
+    fit."""
+    ours, theirs = (to_plain(replace(each, depth=1, dropout=0.0)) for each in (wanted, source))
     unshared = SHARING.index(ours["modality_weights"]) > SHARING.index(theirs["modality_weights"])
     ours |= {"modality_weights": theirs["modality_weights"]} if unshared else {}
     ours |= {"adaln": False} if ours["adaln"] and not theirs["adaln"] else {}

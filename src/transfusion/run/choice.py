@@ -12,8 +12,9 @@ Where `PASSES` comes from (emoji on latents, 64 slots, 6 layers; LOG.md): the ow
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -21,14 +22,17 @@ import torch
 from transfusion import distributed
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.config import ConfigError
-from transfusion.data.loader import PackingConfig
+from transfusion.data.document import Document
+from transfusion.data.loader import Loader, PackingConfig
 from transfusion.data.survey import Survey
+from transfusion.data.vocabulary import Vocabulary
+from transfusion.diffusion.sampler import Heun
 from transfusion.modality import IMAGE, Modality
 from transfusion.model.flops import FlopCounter
-from transfusion.model.network import Network
+from transfusion.model.network import ModelConfig, Network
 from transfusion.run.latents import on_latents
 from transfusion.run.presets import trunk
-from transfusion.run.record import Run
+from transfusion.run.record import ReportConfig, Run
 from transfusion.train.optimizer import MuonConfig, OptimizerConfig
 from transfusion.train.trainer import CheckpointConfig, TrainerConfig
 
@@ -39,6 +43,10 @@ UPDATES = 2500
 LEAST_TOKENS, MOST_TOKENS = 8, 2**17
 """Tokens of a step: at least so many times the width, or Muon's iterations cost as much as the step itself; and at most."""
 MIN_STEPS = 20
+MUON = 25
+"""FLOPs of Muon's iterations for each weight, over the width: five of them, of three products of matrices."""
+PACKED, MOST_EPOCHS = 500, 8
+"""Documents that are packed to find out how many rows an epoch takes, at least, in so many epochs at most."""
 IDS = 1000
 """Of the vocabulary, roughly, for what a step costs."""
 AROUND = 4
@@ -50,8 +58,10 @@ SHARE = 0.85
 AUTOENCODER_BUDGET, AUTOENCODER_SHARE, AUTOENCODER_PICTURES = 15 * 60, 0.2, 300
 """Seconds from which on an autoencoder is trained first, its share of the budget, and the pictures that it needs."""
 DEFAULT_BUDGET = "20m"
-SHEETS = 100.0
-"""Seconds between sheets."""
+SHEETS, SHEETS_SHARE, END_SHARE = 100.0, 0.25, 0.1
+"""Seconds between sheets, and the shares of the time that they take at most, and the drawings at the end."""
+PROMPTS, LEAST_DRAWN, READ = 20, 10, 200
+"""Pictures of a sheet; those that are drawn at the end, at least; those that are captioned, or measured caption by caption."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -83,6 +93,7 @@ class Choices:
         lr: learning rate.
         warmup, steps, sample_every, checkpoint_every: steps.
         autoencoder: folder of the autoencoder.
+        report_images: pictures that are drawn at the end.
     """
 
     side: int | None = None
@@ -97,6 +108,7 @@ class Choices:
     sample_every: int | None = None
     checkpoint_every: int | None = None
     autoencoder: str | None = None
+    report_images: int | None = None
 
     def apply(self, run: Run) -> Run:
         """A recipe's run with the choices."""
@@ -116,10 +128,11 @@ class Choices:
             optimizer=_with(run.optimizer, lr=self.lr, warmup=self.warmup),
             trainer=_with(run.trainer, steps=self.steps, sample_every=self.sample_every),
             checkpoint=_with(run.checkpoint, every=self.checkpoint_every),
+            report=_with(run.report, images=self.report_images),
         )
 
 
-T = TypeVar("T", PackingConfig, OptimizerConfig, TrainerConfig, CheckpointConfig)
+T = TypeVar("T", PackingConfig, OptimizerConfig, TrainerConfig, CheckpointConfig, ReportConfig)
 Finish: TypeAlias = Callable[[Choices], Run]
 
 
@@ -159,8 +172,7 @@ def picture_cost(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> t
     run = on_latents(run, autoencoder)
     image, tokens = run.model.modalities[0], survey.tokens.median
     length = tokens + math.prod(image.slots(image.shape)) + AROUND
-    with torch.device("meta"):
-        counter = FlopCounter(Network(run.model, IDS + image.codes))
+    counter = _counter(run.model, IDS + image.codes)
     targets = length if image.codes else tokens + 3
     items = [] if image.codes else [(0, image.slots(image.shape))]  # codes are tokens
     return counter.document(length, targets, items).computed, length
@@ -175,7 +187,8 @@ def demand(survey: Survey) -> int:
 def wants_autoencoder(run: Run, survey: Survey, budget: float, explicit: Collection[str]) -> bool:
     """Whether an autoencoder is worth its training: there is time, there are pictures for it, and nothing that was set says
     otherwise."""
-    fixed = {"autoencoder", "init", "transform.flip", "transform.crop"} & set(explicit) or run.model.kind != "transfusion"
+    varied = run.transform.flip or run.transform.crop > 1  # which latents cannot be
+    fixed = {"autoencoder", "init"} & set(explicit) or varied or run.model.kind != "transfusion"
     return not fixed and budget >= AUTOENCODER_BUDGET and survey.pictures >= AUTOENCODER_PICTURES and survey.sides.median > 40
 
 
@@ -202,10 +215,47 @@ def rung(survey: Survey, rung: Rung, autoencoder: Autoencoder | None, folder: st
     return Choices(side=side, grid=rung.grid, channels=channels, depth=rung.depth, autoencoder=folder)
 
 
-def pictures_seen(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> float:
-    """About how many pictures a run sees, each as often as it comes."""
-    tokens = run.trainer.steps * run.packing.rows * run.packing.row_length
-    return tokens / picture_cost(run, survey, autoencoder)[1]
+@lru_cache(maxsize=64)
+def _counter(model: ModelConfig, ids: int) -> FlopCounter:
+    """Of a network without weights."""
+    with torch.device("meta"):
+        return FlopCounter(Network(model, ids))
+
+
+def step_cost(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> float:
+    """FLOPs of a step, of rows that are full of the usual picture and caption, without the optimizer."""
+    flops, length = picture_cost(run, survey, autoencoder)
+    return flops * run.packing.rows * run.packing.row_length / length
+
+
+def optimizer_cost(run: Run) -> float:
+    """FLOPs of an optimizer step, about: those of Muon's iterations, which take no account of rows."""
+    network = run.model.transformer
+    weights = 12 * network.width**2 * network.depth
+    return MUON * network.width * weights if isinstance(run.optimizer, MuonConfig) else 0.0
+
+
+def passes(run: Run, documents: Sequence[Document]) -> float:
+    """Times that a run sees each document: the rows of its steps over those of an epoch, which are packed here as the loader
+    packs them. Of large data a window is packed.
+
+    Raises:
+        ValueError: documents that do not fit in a row.
+    """
+    some = documents[:: math.ceil(len(documents) / run.packing.window)]
+    vocabulary = Vocabulary(run.tokenizer.build([document.text for document in some]), run.model.modalities)
+    is_coded = run.model.kind == "chameleon"  # codes stand once
+    loader = Loader(
+        some,
+        transform=replace(run.transform, dual=0.0) if is_coded else run.transform,
+        packing=run.packing,
+        vocabulary=vocabulary,
+        coordinates=run.model.coordinates,
+        seed=run.seed,
+    )
+    epochs = min(max(PACKED // len(some), 1), MOST_EPOCHS)
+    rows = sum(loader.num_rows(epoch) for epoch in range(epochs)) / epochs * len(documents) / len(some)
+    return run.trainer.steps * run.packing.rows / rows
 
 
 def pace(choices: Choices, survey: Survey, finish: Finish, total: float, autoencoder: Autoencoder | None) -> Choices:
@@ -222,13 +272,76 @@ def pace(choices: Choices, survey: Survey, finish: Finish, total: float, autoenc
     return replace(choices, row_length=row, rows=max(round(tokens / row / processes), 1) * processes, lr=lr)
 
 
-def timed(choices: Choices, finish: Finish, step_seconds: float, budget: float) -> Choices:
-    """The choices with the steps that a time allows, a sheet every 100 seconds and a checkpoint every minute."""
-    steps = max(int(SHARE * budget / step_seconds), MIN_STEPS)
+def drawing_cost(run: Run, survey: Survey, autoencoder: Autoencoder | None) -> float:
+    """FLOPs of drawing a picture: a forward pass, a third of what training on it costs, for every evaluation of every branch of
+    the guided sum. Codes are drawn one by one, all in one pass."""
+    steps = 1 if run.model.kind == "chameleon" else run.sampler.num_steps * (2 if isinstance(run.sampler, Heun) else 1)
+    branches = len(run.guidance.branches(has_text=not survey.is_uncaptioned, has_media=False))
+    return picture_cost(run, survey, autoencoder)[0] / 3 * steps * branches
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Seconds of what is not a step.
+
+    Args:
+        sheet: of a sheet on the way, with the measurement of captions beside it.
+        drawn: of a picture that is drawn at the end.
+        read: of the captions and measurements at the end.
+    """
+
+    sheet: float = 0.0
+    drawn: float = 0.0
+    read: float = 0.0
+
+    @classmethod
+    def of(cls, run: Run, survey: Survey, autoencoder: Autoencoder | None, rate: float) -> "Extra":
+        """Of a run, on a machine that trains at a rate of FLOPs a second."""
+        drawn = drawing_cost(run, survey, autoencoder) / rate
+        looked = picture_cost(run, survey, autoencoder)[0] / 3 / rate
+        preference = 0.0 if survey.is_uncaptioned else 4 * min(READ, survey.pictures) * looked
+        return cls(PROMPTS * drawn + preference, drawn, preference + READ * looked)
+
+    def total(self, run: Run, pictures: int, step_seconds: float) -> float:
+        """Of a whole run: what its sheets and its end cost, and no less than the usual share."""
+        every, steps = run.trainer.sample_every, run.trainer.steps
+        sheets = (steps - 1) // every if every else 0
+        drawn = min(run.report.images, pictures) * self.drawn
+        return max(sheets * self.sheet + drawn + self.read, (1 - SHARE) / SHARE * steps * step_seconds)
+
+
+def timed(
+    choices: Choices, finish: Finish, step_seconds: float, budget: float | None, extra: Extra = Extra(), pictures: int = 0
+) -> Choices:
+    """The choices with the steps that a time allows, a sheet every 100 seconds and a checkpoint every minute; fewer sheets, and
+    fewer drawings at the end, where they are dear.
+
+    Args:
+        budget: seconds; None: the steps are given.
+        extra: what is not a step.
+        pictures: number of them: no more are drawn at the end.
+    """
+    run = finish(choices)
+    drawn, images = min(run.report.images, pictures), None
+    if budget is None:
+        steps = run.trainer.steps
+        budget = steps * step_seconds / SHARE
+    else:
+        if drawn * extra.drawn > END_SHARE * budget:
+            images = min(drawn, max(int(END_SHARE * budget / extra.drawn), LEAST_DRAWN))
+            drawn = min(finish(replace(choices, report_images=images)).report.images, pictures)
+        steps = 0
+    between = max(SHEETS, 2 * extra.sheet)
+    most = int(SHEETS_SHARE * budget / extra.sheet) if extra.sheet else math.inf
+    sheets = min(max(SHARE * budget / between, 3), most)
+    left = budget - drawn * extra.drawn - extra.read - sheets * extra.sheet
+    steps = steps or max(int(min(SHARE * budget, left) / step_seconds), MIN_STEPS)
+    usual = min(round(between / step_seconds), steps // 4)
     return replace(
         choices,
         steps=steps,
-        warmup=min(finish(choices).optimizer.warmup, steps // 10),
-        sample_every=max(min(round(SHEETS / step_seconds), steps // 4), 1),
+        warmup=min(run.optimizer.warmup, steps // 10),
+        sample_every=max(usual, math.ceil(steps / (most + 1)), 1),
         checkpoint_every=max(min(round(60 / step_seconds), steps), 1),
+        report_images=images,
     )
