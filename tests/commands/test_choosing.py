@@ -91,7 +91,7 @@ def test_other_settings_are_chosen_for_anew_until_the_run_has_begun(tmp_path: Pa
     assert "as chosen before" in chosen(f"{line} --seed=3 --depth 2")[1]
     run, said = chosen(f"{line} --depth 1")
     assert "as chosen before" not in said and run.model.transformer.depth == 1
-    Path("run/checkpoints").mkdir()
+    Path("run/checkpoints/step-00000001").mkdir(parents=True)
     assert "as chosen before" in chosen(f"{line} --depth 3")[1]  # and refused by its run.yaml
     with pytest.raises(ConfigError, match="made for --data data --budget 9s"):
         chosen("--data data --out run --budget 8s")
@@ -111,12 +111,17 @@ def test_a_run_without_its_choices_goes_on_as_recorded(tmp_path: Path, monkeypat
     line = "--data data --out run --budget 9s --preset paper --augment crop --seed 4"
     run = chosen(line)[0]
     keep_record(run)
-    Path("run/checkpoints").mkdir()
+    Path("run/checkpoints/step-00000001").mkdir(parents=True)
     Path("run/choices.json").unlink()
     trials = Trials()
     again, said = chosen(line, trials)
     assert again == run and not trials.runs and "as recorded in run/run.yaml" in said
     assert not Path("run/choices.json").exists()
+    Path("run/checkpoints").rename("elsewhere")
+    Path("run/model").mkdir()
+    with pytest.raises(ConfigError, match="checkpoints/ are gone"):
+        chosen(line, trials)
+    Path("elsewhere").rename("run/checkpoints")
     Path("run/run.yaml").write_text("recipe: [")
     with pytest.raises(ConfigError, match="another version"):
         chosen(line, trials)

@@ -33,7 +33,8 @@ from transfusion.run.choice import Choices, Extra, Finish, spoken
 from transfusion.run.command_line import flag, parse_run, take
 from transfusion.run.latents import NONE, open_autoencoder
 from transfusion.run.recipe import Recipe
-from transfusion.run.record import Run, check_warmup
+from transfusion.run.record import Run, check_warmup, keep_record
+from transfusion.train.checkpoint import has_some
 from transfusion.train.log import METRICS, LogFn
 from transfusion.train.trainer import Hook
 
@@ -139,6 +140,8 @@ def choose(recipe: Recipe, arguments: Sequence[str], program: str, train: Train,
         log(f"as recorded in {run.folder / 'run.yaml'}")
         return adopt_autoencoder(parse_run(replace(recorded, out=run.out), words, program, budget=True))
     else:
+        if (run.folder / "model").exists():
+            keep_record(run)  # which refuses a run without its checkpoints
         documents = recipe.split(run, log)[0]
         kept = _Chooser(finish, documents, explicit, train, log).choose(run, asked, duration)
     if kept.autoencoder_steps:
@@ -159,7 +162,7 @@ def _settings(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _has_begun(folder: Path) -> bool:
-    return (folder / "checkpoints").exists()
+    return has_some(folder / "checkpoints")
 
 
 def _earlier(folder: Path, asked: Kept) -> Kept | None:
@@ -525,6 +528,6 @@ def _passes(passes: float, found: Survey) -> str:
         line = f"each picture is seen about {'once' if times == '1' else f'{times} times'}"
     if found.pictures < SMALL and passes >= BY_HEART:
         return f"{line}: a set of {found.pictures} is learned by heart; more pictures, or less time, for new ones"
-    if not found.is_uncaptioned and passes * found.pictures < FEW * found.captions:
+    if not found.is_uncaptioned and passes * found.documents < FEW * found.captions:
         return f"{line}: too seldom for captions to be learned well; more time helps (--budget)"
     return line

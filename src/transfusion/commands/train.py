@@ -176,16 +176,17 @@ def train(
     _check(run, here.size)
     check_room(run, corpus, autoencoder)
     with locked(run.folder) if here.is_main else contextlib.nullcontext():
-        return _train(run, corpus, prompts, log, held_out, autoencoder)
+        return _train(run, corpus, prompts, log, held_out, autoencoder, hooks)
 
 
 def _train(
     run: Run,
     corpus: Sequence[Document],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     log: LogFn,
     held_out: Sequence[Document],
     autoencoder: Autoencoder | None,
+    hooks: Sequence[Hook],
 ) -> Transfusion:
     """`train`, with checked settings, in a folder that is held."""
     here = distributed.world()
