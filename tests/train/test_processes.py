@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from processes import STEPS
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
@@ -103,3 +106,27 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
     assert refused.returncode != 0 and "times 2 processes" in refused.stderr and not (tmp_path / "odd").exists()
     other = start(["-m", "transfusion", "doctor"], 2)
     assert other.returncode != 0 and "leave out torchrun" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of torchrun in /proc")
+def test_a_killed_process_ends_all_and_the_same_line_goes_on(tmp_path: Path) -> None:
+    words = ["-m", "transfusion", *DIGITS.replace("steps 6", "steps 40").split(), "--out"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start([*words, str(whole)], 2).returncode == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words, str(broken)]
+    with subprocess.Popen(launch, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        log = broken / "metrics.jsonl"
+        while not log.exists() or len(log.read_bytes().splitlines()) < 8:
+            assert process.poll() is None
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert process.stderr is not None and "SIGKILL" in process.stderr.read()
+        assert process.wait(60) != 0
+    assert not (broken / "model").exists()
+    done = start([*words, str(broken)], 2)
+    assert done.returncode == 0, done.stderr
+    assert losses(broken) == losses(whole)
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
