@@ -1,5 +1,6 @@
 """`train pictures`: choices are made, said, kept and used again; what contradicts is refused before the training."""
 
+import itertools
 import json
 import re
 import time
@@ -10,9 +11,16 @@ import pytest
 
 from command import SHORT, command
 from small import png
+from transfusion.api import Transfusion
 from transfusion.commands import choosing
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
+from transfusion.data.loader import Loader
+from transfusion.data.media import Fit
+from transfusion.data.sources.read import read
+from transfusion.data.survey import survey
+from transfusion.data.vocabulary import BPE, Vocabulary
+from transfusion.model_folder import TransfusionConfig
 from transfusion.recipes import find
 from transfusion.run import choice
 from transfusion.run.record import Run, keep_record
@@ -39,10 +47,11 @@ class Trials:
 
     Args:
         seconds: of a step.
+        reported: seconds of a step that are written to the log, if they are more.
     """
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.runs, self.steps = seconds, list[Run](), 0
+    def __init__(self, seconds: float = 0.0, reported: float = 1e-3) -> None:
+        self.seconds, self.reported, self.runs, self.steps = seconds, max(seconds, reported), list[Run](), 0
 
     def __call__(self, run: Run, documents: Sequence[Document], *rest) -> None:
         self.runs.append(run)
@@ -50,7 +59,7 @@ class Trials:
             time.sleep(self.seconds)
             self.steps += 1
             with (run.folder / METRICS).open("a") as file:
-                file.write(json.dumps({"step": step, "seconds": max(self.seconds, 1e-3), "flops": 1e7}) + "\n")
+                file.write(json.dumps({"step": step, "seconds": self.reported, "flops": 1e10 * self.reported}) + "\n")
             for hook in rest[1:]:
                 hook.call(step)
 
@@ -127,6 +136,74 @@ def test_a_run_without_its_choices_goes_on_as_recorded(tmp_path: Path, monkeypat
         chosen(line, trials)
 
 
+def test_pictures_are_seen_as_often_as_the_loader_shows_them(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(1)
+    said = chosen("--data data --out one --trainer.steps 5 --packing.rows 1")[1]
+    assert "each picture is seen about 5 times" in said and "1 row of" in said
+    folder(7)
+    run = chosen("--data data --out run --trainer.steps 40 --packing.rows 2 --packing.row-length 256")[0]
+    documents = find("pictures").documents(run, print)
+    vocabulary = Vocabulary(run.tokenizer.build([d.text for d in documents]), run.model.modalities)
+    parts = {"transform": run.transform, "packing": run.packing, "vocabulary": vocabulary, "seed": run.seed}
+    loader = Loader(documents, coordinates=run.model.coordinates, **parts)
+    seen = sum(len(batch.names) for (batch,) in itertools.islice(loader.batches(), run.trainer.steps))
+    assert json.loads(Path("run/choices.json").read_text())["passes"] == pytest.approx(seen / 7, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("passes", "words"),
+    [
+        (0.42, "42% of the pictures are seen"),
+        (1.02, "is seen about once"),
+        (1.42, "is seen about 1.4 times"),
+        (12.3, "12 times"),
+    ],
+)
+def test_passes_in_words(passes: float, words: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(2)
+    assert words in choosing._passes(passes, survey(read("data", Fit((16, 16)))))
+
+
+def test_given_steps_are_timed_and_fit(tmp_path: Path, monkeypatch) -> None:
+    """A sheet comes within two minutes, and a short run has a short warm-up."""
+    monkeypatch.chdir(tmp_path)
+    folder()
+    run, said = chosen("--data data --out run --depth 3 --trainer.steps 600", Trials(reported=3.0))
+    assert "it will take about 35 min" in said and run.trainer.sample_every <= 40 and run.checkpoint.every == 20
+    short = chosen("--data data --out short --trainer.steps 5")[0]
+    assert short.optimizer.warmup < 5 and short.trainer.sample_every <= 5
+    set_ = chosen("--data data --out set --trainer.steps 600 --optimizer.warmup 70", Trials(reported=3.0))[0]
+    assert set_.optimizer.warmup == 70
+
+
+def test_an_autoencoder_draws_within_two_minutes(tmp_path: Path) -> None:
+    kept = choosing.Kept("data", "1h", autoencoder_steps=1000, autoencoder_side=32, autoencoder_step_seconds=2.0)
+    assert choosing._autoencoder_run(find("pictures").run(), kept).trainer.sample_every == 50
+
+
+def test_contradictions_are_refused_before_any_choice(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder()
+    line = "--data data --out run --trainer.steps 9"
+    for words, error in (
+        ("--augment flip --transform.flip False", "--augment flip and --transform.flip contradict"),
+        ("--augment crop,flip --preset paper --transform.crop 1", "--transform.crop contradict"),
+        ("--depth 4 --depth 6", "--depth is given twice"),
+    ):
+        with pytest.raises(ConfigError, match=error):
+            chosen(f"{line} {words}")
+    assert chosen(f"{line} --augment crop --transform.crop 1.5")[0].transform.crop == 1.5
+    model = find("pictures").run().model
+    vocabulary = Vocabulary(BPE(300).build(["a"]), model.modalities)
+    Transfusion(TransfusionConfig(model), vocabulary).save_pretrained("model")
+    trials = Trials()
+    with pytest.raises(ConfigError, match="width: 256 there, 192 here"):
+        chosen("--data data --out other --init model --depth 4", trials)
+    assert not trials.runs and not Path("other/choices.json").exists()
+
+
 def test_a_budget_becomes_steps_that_the_same_line_goes_on_with(tmp_path: Path, monkeypatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     folder()
@@ -173,6 +250,7 @@ def test_an_autoencoder_is_trained_first_and_found_again(tmp_path: Path, monkeyp
     assert command(line) == 0
     said = told(capfd)
     assert "first an autoencoder, 6 steps" in said and "learned as latents of an autoencoder" in said
+    assert "or none for pixels" in said and said.index("--depth") < said.index("first an autoencoder")
     assert Path("run/autoencoder/model").is_dir() and Path("run/autoencoder/reconstructions.png").exists()
     assert command(line) == 0
     again = told(capfd)
@@ -185,7 +263,8 @@ def test_one_picture_is_refused_or_learned_with_a_word(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     folder(1)
     assert command(f"train pictures --data data --out run --trainer.steps 3 --optimizer.warmup 1 {TINY}") == 0
-    assert "all captions are alike" in told(capfd)
+    said = told(capfd)
+    assert "a caption of 4 words" in said and "alike" not in said and "1 layer " in said and "1 pictures" not in said
 
 
 def test_what_would_not_be_varied_is_refused(tmp_path: Path, monkeypatch, capfd) -> None:

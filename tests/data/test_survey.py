@@ -46,11 +46,19 @@ def test_numbers_sizes_and_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lines = "\n".join(s.lines())
     assert "4 pictures, in colour, shorter sides of 25 (20 to 64) pixels" in lines
     assert (
-        "1 of them have no caption: they are learned without one (copy.png)" in lines
+        "1 of them has no caption: it is learned without one (copy.png)" in lines
         and "2 different ones" in lines
-        and "1 pictures are copies" in lines
+        and "1 picture is a copy of another" in lines
     )
     assert "up to 2.0 times as long as wide" in lines
+
+
+def test_one_picture_is_spoken_of_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture("data/0.png", (30, 30))
+    caption("data/0.txt", "cat")
+    lines = list(found().lines())
+    assert lines == ["data: 1 picture, in colour, shorter side of 30 pixels", "a caption of one word"]
 
 
 def test_odd_pictures_are_named_with_their_fate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from transfusion.config import ConfigError
 from transfusion.data.survey import Spread, Survey
 from transfusion.recipes import find
 from transfusion.run import choice
-from transfusion.run.choice import Choices, pace, picture_cost, resolution, seconds, sizes, spoken, timed
+from transfusion.run.choice import Choices, Extra, pace, picture_cost, resolution, seconds, sizes, spoken, timed
 from transfusion.run.command_line import parse_run
 from transfusion.run.record import Run
 
@@ -117,6 +117,26 @@ def test_rows_hold_the_longest_caption_and_steps_fill_the_time() -> None:
     assert short.trainer.steps == choice.MIN_STEPS and short.optimizer.warmup < short.trainer.steps
     wide = pace(replace(found, depth=12), MANY, finish(), total, None)
     assert wide.lr == pytest.approx(3e-3 * 0.5**0.5, rel=1e-3)
+
+
+def test_dear_sheets_are_few_and_in_the_time() -> None:
+    """What sheets cost is that of the sampler's network calls, and what they take is not there for steps."""
+    found = choice.rung(MANY, choice.LADDER[0], None)
+    usual, paper = finish()(found), finish("--preset", "paper")(found)
+    ratio = choice.drawing_cost(paper, MANY, None) / choice.drawing_cost(usual, MANY, None)
+    assert 10 <= ratio < 15  # ten times the steps, of a network with wider layers
+    extra = Extra.of(usual, MANY, None, 1e10)
+    assert extra.sheet > 20 * extra.drawn > 0 and extra.read > 0
+    dear = Extra(sheet=10.0, drawn=0.5, read=1.0)
+    chosen = timed(found, finish(), 0.1, 60, dear, 3000)
+    run = finish()(chosen)
+    assert run.report.images == 12 and run.trainer.sample_every >= run.trainer.steps // 2
+    assert run.trainer.steps * 0.1 + dear.total(run, 3000, 0.1) == pytest.approx(60, abs=1)
+    own = finish("--report.images", "40")
+    run = own(timed(found, own, 0.1, 60, dear, 3000))
+    assert run.trainer.steps * 0.1 + dear.total(run, 3000, 0.1) == pytest.approx(60, abs=1)
+    given = timed(replace(found, steps=600), finish(), 3.0, None, Extra(sheet=4.0), 3000)
+    assert (given.steps, given.sample_every, given.report_images) == (600, 33, None)
 
 
 def test_an_autoencoder_comes_with_time_and_pictures() -> None:

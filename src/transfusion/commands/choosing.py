@@ -43,7 +43,7 @@ TRIED, WARM, TRIED_ON = 6, 2, 4000
 """Steps by which a run's speed is measured, those of them that are left out, and documents, about."""
 MEASURED_SHARE, MEASURED_SECONDS = 0.15, 20.0
 """Of a budget that the measuring takes, and seconds where there is none; a step or two in any case."""
-FIRST_RATE = 2e10
+FIRST_RATE = 5e10
 """FLOPs a second that are taken to be there before any are measured: one core's."""
 LEAST_STEPS, MOST_STEPS = 200, 5000
 """Of an autoencoder."""

@@ -10,6 +10,7 @@ The same command again resumes the run. `transfusion train RECIPE --help` lists 
 import contextlib
 import io
 import shlex
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -58,6 +59,8 @@ from transfusion.train.objective import TransfusionObjective
 from transfusion.train.trainer import Hook, Optimization, Trainer
 
 TOKENIZER, PROMPTS = "tokenizer.json", "prompts"
+LINE = 100
+"""Characters of a prompt that a line shows."""
 
 
 def run(arguments: list[str], log: LogFn) -> int:
@@ -129,10 +132,13 @@ def train_recipe(run: Run, log: LogFn) -> int:
 
 
 def _asked(run: Run, model: Transfusion, prompts: Sequence[Prompt]) -> list[str]:
-    """The words that ask for the last prompt; where it has items, for all, which are written into the run's folder."""
+    """The words that ask for the last prompt, or where it is long for the shortest, cut off where that is long too; where
+    prompts have items, for all, which are written into the run's folder."""
     last = prompts[-1]
     if isinstance(last, str):
-        return ["--prompt", printable(last)]
+        texts = [prompt for prompt in prompts if isinstance(prompt, str) and prompt]
+        asked = last if len(last) <= LINE else textwrap.shorten(min(texts, key=len), LINE, placeholder="")
+        return ["--prompt", printable(asked or last[:LINE])]
     folder = run.folder / PROMPTS
     write_documents([model.codecs.decoded(as_document(prompt)) for prompt in prompts], folder, model.item_modalities)
     return ["--prompts", str(folder / OUTPUTS)]

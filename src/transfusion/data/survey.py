@@ -95,18 +95,24 @@ class Survey:
 
     def lines(self) -> Iterator[str]:
         """For the log: what is there, and what becomes of what is odd."""
-        sizes = f"shorter sides of {self.sides} pixels"
-        several = f" in {self.documents:,} documents" if self.documents < self.pictures else ""
-        yield f"data: {self.pictures:,} pictures{several}, {'in colour' if self.colour else 'grey'}, {sizes}"
+        sizes = f"shorter side{'s' * (self.pictures > 1)} of {self.sides} pixels"
+        several = f" in {counted(self.documents, 'document')}" if self.documents < self.pictures else ""
+        yield f"data: {counted(self.pictures, 'picture')}{several}, {'in colour' if self.colour else 'grey'}, {sizes}"
         if bare := self.documents - self.captioned:
             names = f" ({', '.join(self.uncaptioned)}{', ...' * (bare > len(self.uncaptioned))})"
-            of = "documents" if several else "them"
-            yield f"{bare:,} of {of} have no {'text' if several else 'caption'}: they are learned without one{names}"
-        if self.captioned and self.captions == 1:
+            of, text = ("documents", "text") if several else ("them", "caption")
+            fate = "has no {}: it is" if bare == 1 else "have no {}: they are"
+            yield f"{bare:,} of {of} {fate.format(text)} learned without one{names}"
+        words = "one word" if str(self.words) == "1" else f"{self.words} words"
+        if self.captioned == 1:
+            yield f"a caption of {words}"
+        elif self.captions == 1:
             yield "all captions are alike: they tell nothing, so pictures will not follow them"
         elif self.captions:
-            yield f"captions of {self.words} words, {self.captions:,} different ones"
-        if self.repeated:
+            yield f"captions of {words}, {self.captions:,} different ones"
+        if self.repeated == 1:
+            yield "1 picture is a copy of another: it is learned that much more often"
+        elif self.repeated:
             yield f"{self.repeated:,} pictures are copies of others: they are learned that much more often"
         if self.widest > 1.5:
             yield f"pictures up to {self.widest:.1f} times as long as wide: the middle is cut out of each"
@@ -114,10 +120,10 @@ class Survey:
             (self.transparent, "transparent", "blended with white"),
             (self.deep, "of 16 bits", "scaled to 8"),
             (self.inks, "of four inks (CMYK)", "turned into red, green and blue"),
-            (self.moving, "of several frames", "their first frame is taken"),
+            (self.moving, "of several frames", "the first frame is taken"),
         ):
             if count:
-                yield f"{count:,} pictures are {kind}: {fate}"
+                yield f"{counted(count, 'picture')} {'is' if count == 1 else 'are'} {kind}: {fate}"
 
 
 def survey(documents: Sequence[Document], tokenizer: Tokenizer = BPE()) -> Survey:

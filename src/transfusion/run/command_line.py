@@ -54,7 +54,7 @@ def parse_run(default: Run, arguments: Sequence[str], program: str, *, budget: b
         "  --augment flip,crop        mirror images and cut windows out (transform.flip, transform.crop)",
     ]
     if name is None:
-        return parse(run, rest, program, notes)
+        return _checked(parse(run, rest, program, notes), augment)
     # a preset depends on the run's steps, network and start, which the settings after it may change; they win over the preset
     found = parse(preset(name, run), rest, program, notes)
     model = dataclasses.replace(run.model, transformer=found.model.transformer)
@@ -62,7 +62,19 @@ def parse_run(default: Run, arguments: Sequence[str], program: str, *, budget: b
     chosen = preset(name, run)
     if augment is not None:
         chosen = dataclasses.replace(chosen, transform=_augmented(chosen.transform, augment))
-    return parse(chosen, rest, program, notes)
+    return _checked(parse(chosen, rest, program, notes), augment)
+
+
+def _checked(run: Run, augment: str | None) -> Run:
+    """The run. Raises ConfigError where a setting takes back what `augment` asks for."""
+    asked = _augmented(DocumentTransform(), augment or "")
+    for name, wanted, is_on in (
+        ("flip", asked.flip, run.transform.flip),
+        ("crop", asked.crop > 1, run.transform.crop > 1),
+    ):
+        if wanted and not is_on:
+            raise ConfigError(f"--augment {augment} and --transform.{name} contradict each other: leave one out")
+    return run
 
 
 def _whole(name: str, value: str) -> int:
@@ -216,15 +228,18 @@ def choose_kinds(default: T, arguments: Sequence[str]) -> tuple[T, list[str]]:
 
 
 def take(name: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --name, and the arguments without it."""
-    for i, word in enumerate(arguments):
-        if word.startswith("--") and flag(word) == name:
-            if "=" in word:
-                return word.partition("=")[2], arguments[:i] + arguments[i + 1 :]
-            if i + 1 == len(arguments):
-                raise ConfigError(f"--{name} needs a value")
-            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
-    return None, arguments
+    """The value of --name, and the arguments without it. Raises ConfigError: it has no value, or is given twice."""
+    places = [i for i, word in enumerate(arguments) if word.startswith("--") and flag(word) == name]
+    if not places:
+        return None, arguments
+    if len(places) > 1:
+        raise ConfigError(f"--{name} is given twice: leave one out")
+    first, after = places[0], places[0] + 1
+    if "=" in arguments[first]:
+        return arguments[first].partition("=")[2], arguments[:first] + arguments[after:]
+    if after == len(arguments):
+        raise ConfigError(f"--{name} needs a value")
+    return arguments[after], arguments[:first] + arguments[after + 1 :]
 
 
 def _replace_at(value: Any, path: list[str], kind: type) -> Any:
