@@ -237,7 +237,8 @@ class Transfusion(nn.Module):
             ValueError: a prompt that does not fit; see `Engine.add`.
             GenerationError: passes that failed, for want of memory perhaps; it has the documents that are finished.
 
-        Warns where the model was trained on no document that begins with a prompt and goes on as is asked.
+        Warns where the model was trained on no document that begins with a prompt and goes on as is asked, or on no
+        item of a size that is asked for.
         """
         if prompts is None:
             prompts = [Document(())]
@@ -270,6 +271,10 @@ class Transfusion(nn.Module):
             if doubt := self.learned.doubt(request.document, force=force, text=text):
                 warnings.warn(doubt, stacklevel=2)
                 break
+        if isinstance(sizes or {}, Mapping):  # others are refused below
+            asked = {**(sizes or {}), **({force: size} if force and size else {})}
+            if doubt := next(filter(None, (self.learned.doubt_size(name, asked[name]) for name in asked)), ""):
+                warnings.warn(doubt, stacklevel=2)
         with eval_mode(self):
             engine = self.engine(requests, cache_slots=cache_slots, dtype=dtype, exact=exact)
             return generate(engine, requests, on_event=on_event)

@@ -111,3 +111,23 @@ def test_a_size_is_asked_for_where_several_were_learned(tmp_path: Path, monkeypa
     ):
         assert command(f"generate free --prompt a --image-size {wrong}") == 2
         assert reason in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_keep_their_form_from_the_folder_to_what_is_drawn(tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(12):
+        png(Path(f"data/{i}.png"), seed=i, size=(40, 20) if i % 2 else (20, 20))
+        Path(f"data/{i}.txt").write_text(f"picture {i}")
+    sizes = "--model.modalities.0.shape 16 16 --model.modalities.0.patch 4 4 --model.modalities.0.largest 32 32"
+    quick = "--report.images 2 --sampler.num-steps 2 --trainer.sample-every 2"
+    assert command(f"train pictures --data data --out run {SHORT} {sizes} {quick}") == 0
+    assert "keep their form, in whole patches of 4 x 4: 2 sizes" in " ".join("".join(capfd.readouterr()).split())
+    (wide,) = json.loads(Path("run/model/documents.json").read_text())["sizes"]["image"].keys() - {"16x16"}
+    assert wide == "12x20"
+    line = "generate run --prompt a --sampler.num-steps 2 --device cpu --out drawn --image-size"
+    assert command(f"{line} {wide}") == 0
+    with Image.open("drawn/00000-1.png") as drawn:
+        assert drawn.size == (20, 12)
+    with pytest.warns(UserWarning, match="never learned image of size 32x8.* it learned"):
+        assert command(f"{line} 32x8") == 0

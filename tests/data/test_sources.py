@@ -236,3 +236,10 @@ def test_pixels_there_and_back() -> None:
     assert (np.asarray(to_image(from_bytes(pixels))) == pixels).all()
     with pytest.raises(ValueError, match="an image is"):
         to_image(torch.zeros(2, 4, 4))
+
+
+def test_texts_where_pictures_are_wanted_name_their_recipes(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("Once upon a time.")
+    for path in (tmp_path / "input.txt", tmp_path):
+        with pytest.raises(ValueError, match=r"input\.txt.*transfusion train shakespeare .*books_text"):
+            read(path, FIT)

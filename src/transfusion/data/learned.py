@@ -1,4 +1,5 @@
-"""Which documents a model was trained on: their shapes, and a few prompts. `documents.json` in the model folder.
+"""Which documents a model was trained on: their shapes, the sizes of their items, and a few prompts. `documents.json` in the
+model folder.
 
 A shape has a word for each segment: `text`, `text:given` where it took no loss, and for an item its modality and its use,
 `image:draw`. Generation is sure only of what continues such a shape.
@@ -11,11 +12,12 @@ from pathlib import Path
 
 from transfusion import rng
 from transfusion.data.document import Document, Media, Text
+from transfusion.data.latents import AnyLatents, Latents
 from transfusion.data.transforms import DocumentTransform, with_uses
 from transfusion.files import read_json
 
 FILE = "documents.json"
-MOST_SHAPES, MOST_PROMPTS, SAMPLE = 64, 8, 20_000
+MOST_SHAPES, MOST_SIZES, MOST_PROMPTS, SAMPLE = 64, 64, 8, 20_000
 TEXT, GIVEN = "text", "text:given"
 
 
@@ -27,11 +29,13 @@ class LearnedDocuments:
         shapes: shape -> how many of the documents that were noted have it.
         prompts: what some of the documents begin with.
         more: whether there were more shapes than are kept.
+        sizes: modality -> size of its items that were drawn, "64x48" -> how many there are; 64 of them at most.
     """
 
     shapes: dict[str, int] = field(default_factory=dict)
     prompts: list[str] = field(default_factory=list)
     more: bool = False
+    sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: object) -> "LearnedDocuments":
         return self
@@ -58,8 +62,19 @@ class LearnedDocuments:
                 self.shapes[name] = self.shapes.get(name, 0) + 1
             else:
                 self.more = True
+            for media in whole.media:
+                self._note_size(media)
             if len(self.prompts) < MOST_PROMPTS and (prompt := _prompt(whole)) and prompt not in self.prompts:
                 self.prompts.append(prompt)
+
+    def _note_size(self, media: Media) -> None:
+        item = media.values.item if isinstance(media.values, Latents) else None
+        values = media.values if item is None else item.values
+        if values is None or isinstance(values, AnyLatents) or not media.has_loss:
+            return
+        sizes, size = self.sizes.setdefault(media.modality, {}), _written(tuple(values.shape[1:]))
+        if size in sizes or len(sizes) < MOST_SIZES:
+            sizes[size] = sizes.get(size, 0) + 1
 
     @property
     def drawn(self) -> tuple[str, ...]:
@@ -112,6 +127,16 @@ class LearnedDocuments:
         most = ", ".join(f"[{learned}]" for learned in sorted(self.shapes, key=self.shapes.__getitem__, reverse=True)[:4])
         return f"this model never learned {wanted} {behind}, so what comes may mean nothing; it learned {most}"
 
+    def doubt_size(self, modality: str, size: Sequence[int]) -> str:
+        """Why a size was never learned; "" if it was, or if not all sizes are known."""
+        sizes = self.sizes.get(modality, {})
+        if not sizes or len(sizes) >= MOST_SIZES or self.more or _written(size) in sizes:
+            return ""
+        most = ", ".join(sorted(sizes, key=sizes.__getitem__, reverse=True)[:4])
+        return (
+            f"this model never learned {modality} of size {_written(size)}, so what comes may mean nothing; it learned {most}"
+        )
+
     def to_json(self) -> str:
         """The content of its file."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -123,7 +148,8 @@ class LearnedDocuments:
         try:
             plain = read_json(file) if file.is_file() else {}
             learned = cls(**plain)
-            counts, prompts = learned.shapes.items(), learned.prompts
+            counted = (learned.shapes, *learned.sizes.values())
+            counts, prompts = [entry for each in counted for entry in each.items()], learned.prompts
             if not all(isinstance(k, str) and isinstance(n, int) for k, n in counts) or not all(
                 isinstance(p, str) for p in prompts
             ):
@@ -154,6 +180,11 @@ def beginning(document: Document) -> Document | None:
         if isinstance(segment, Media) and segment.has_loss:
             return Document(document.segments[:index], name=document.name)
     return None
+
+
+def _written(size: Sequence[int]) -> str:
+    """A size in words: "64x48"."""
+    return "x".join(map(str, size))
 
 
 def _is_item(word: str) -> bool:

@@ -70,17 +70,23 @@ class SoundFit:
 
 @dataclass(frozen=True)
 class Fit:
-    """Resize and centre-crop an image of any size to one size and number of channels.
+    """Resize and centre-crop an image of any size to one size and number of channels; with `largest`, to the size in whole
+    patches that is nearest to its own form.
 
     Args:
-        size: (height, width); without meaning where there are no images.
+        size: (height, width); without meaning where there are no images. With `largest` it gives the area: an image has no more
+            patches than one of this size.
         channels: 1 (grey) or 3 (RGB); transparency is blended with white.
         sounds: the forms of the sounds that may be beside them or in their place; without any, sounds are refused.
+        patch: (height, width) of which sizes are multiples, where they vary.
+        largest: (height, width) at most, where sizes vary; None: all images have `size`.
     """
 
     size: tuple[int, int] = (1, 1)
     channels: int = 3
     sounds: tuple[SoundFit, ...] = ()
+    patch: tuple[int, int] = (1, 1)
+    largest: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.channels not in IMAGE_CHANNELS:
@@ -102,7 +108,11 @@ class Fit:
         )
         image = next((m for m in modalities if m.is_image), None)
         if image is not None:
-            return cls((image.shape[0], image.shape[1]), image.channels, sounds)
+            fit = cls((image.shape[0], image.shape[1]), image.channels, sounds)
+            if image.largest is None:
+                return fit
+            patch, largest = (image.patch[0], image.patch[1]), (image.largest[0], image.largest[1])
+            return replace(fit, patch=patch, largest=largest)
         return cls(sounds=sounds) if sounds else None
 
     def sound(self, modality: str) -> SoundFit | None:
@@ -114,9 +124,32 @@ class Fit:
         """(channels, height, width)"""
         return (self.channels, *self.size)
 
+    def at(self, height: int, width: int) -> "Fit":
+        """The fit of one image of this size, upright: itself; with `largest`, that of the size which the image gets: of about
+        the area of `size`, and of those whole patches whose ratio is nearest to the image's."""
+        if self.largest is None:
+            return self
+        area = math.prod(self.size)
+        scale = min(math.sqrt(area / (height * width)), self.largest[0] / height, self.largest[1] / width)
+        rows, columns = height * scale / self.patch[0], width * scale / self.patch[1]
+        most = area // math.prod(self.patch)
+        grids = [
+            (r, min(max(c, 1), self.largest[1] // self.patch[1], most // r))
+            for r in (min(max(near, 1), self.largest[0] // self.patch[0], most) for near in (int(rows), math.ceil(rows)))
+            for c in (int(columns), math.ceil(columns))
+        ]
+
+        def error(grid: tuple[int, int]) -> tuple[float, int]:
+            return round(abs(math.log(grid[0] / grid[1]) - math.log(rows / columns)), 6), -math.prod(grid)
+
+        best = min(grids, key=error)
+        return replace(self, size=(best[0] * self.patch[0], best[1] * self.patch[1]), largest=None)
+
     def __call__(self, image: Image.Image) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]. Raises ValueError for pixels in floating point."""
         image = _eight_bits(_upright(image))
+        if self.largest is not None:
+            return self.at(image.height, image.width)(image)
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -136,6 +169,16 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # Pillow has no exception class for it
         return image
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image once it is turned as its EXIF says; a PNG is decoded for it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # see `_upright`
+        orientation = None
+    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -185,16 +228,20 @@ def media_errors(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image in a file, or the bytes of one, decoded when it is loaded; `fit` gives its size and channels as an item."""
+    """An image in a file, or the bytes of one, decoded when it is loaded; `fit` gives its size and channels as an item. Where
+    sizes vary, `size` is its own, (height, width), which `checked` reads."""
 
     source: Path | bytes
     fit: Fit
     name: str = ""
+    size: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(channels, height, width)"""
-        return self.fit.shape
+        """(channels, height, width). Raises MediaError where sizes vary and its own cannot be read."""
+        if self.fit.largest is None:
+            return self.fit.shape
+        return self.checked().shape if self.size is None else self.fit.at(*self.size).shape
 
     @property
     def _label(self) -> str:
@@ -215,8 +262,8 @@ class EncodedImage:
 
     def checked(self) -> "EncodedImage":
         """Itself, if its header can be read; raises MediaError as `open`."""
-        with self.open():
-            return self
+        with self.open() as image:
+            return self if self.fit.largest is None else replace(self, size=_upright_size(image))
 
     def load(self) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]. Raises MediaError, naming it, if it cannot be decoded."""
@@ -234,12 +281,13 @@ class DecodedImage:
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, height, width)"""
-        own = (1 if self.pixels.ndim == 2 else self.pixels.shape[2], *self.pixels.shape[:2])
-        return own if self.fit is None else self.fit.shape
+        height, width = self.pixels.shape[:2]
+        own = (1 if self.pixels.ndim == 2 else self.pixels.shape[2], height, width)
+        return own if self.fit is None else self.fit.at(height, width).shape
 
     def load(self) -> Tensor:
         """Float32[channels, height, width] in [-1, 1]"""
-        if self.fit is None or self.fit.shape == replace(self, fit=None).shape:
+        if self.fit is None or self.shape == replace(self, fit=None).shape:
             return from_bytes(self.pixels)
         return self.fit(Image.fromarray(self.pixels))
 

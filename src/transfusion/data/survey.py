@@ -57,7 +57,7 @@ class Survey:
     Args:
         pictures, documents: number of pictures, and of documents with one or more.
         sides: shorter sides, in pixels.
-        widest: the largest ratio of a longer to a shorter side.
+        widest: the largest ratio of a longer to a shorter side, over the same of the item that it becomes, where sizes vary.
         colour: whether some picture is not grey.
         transparent, deep, inks, moving: pictures with transparency, of 16 bits, of four inks (CMYK), of several frames, among
             those that were looked at.
@@ -133,7 +133,8 @@ def survey(documents: Sequence[Document], tokenizer: Tokenizer = BPE()) -> Surve
     if not pictures:
         raise ValueError("the data has no pictures")
     order = rng.generator(rng.key("survey")).permutation(len(pictures))[:LOOKED_AT]
-    looked = [found for i in order if (found := _look(pictures[int(i)][1])) is not None]
+    seen = [(values, found) for i in order if (found := _look(values := pictures[int(i)][1])) is not None]
+    looked = [found for _, found in seen]
     if not looked:
         raise ValueError("no picture of the data can be decoded")
     captions = [text for d in documents if d.media and (text := d.text.strip())]
@@ -145,7 +146,7 @@ def survey(documents: Sequence[Document], tokenizer: Tokenizer = BPE()) -> Surve
         pictures=len(pictures),
         documents=sum(bool(document.media) for document in documents),
         sides=Spread.of([min(size) for size in sizes]),
-        widest=max(max(size) / min(size) for size in sizes),
+        widest=max(_widest(values, found.size) for values, found in seen),
         colour=any(found.colour for found in looked),
         transparent=sum(found.transparent for found in looked),
         deep=sum(found.mode.startswith("I") for found in looked),
@@ -160,6 +161,16 @@ def survey(documents: Sequence[Document], tokenizer: Tokenizer = BPE()) -> Surve
         items=Spread.of([len(document.media) for document in documents]),
         names_sides=sum(bool(SIDES.search(text)) for text in captions) / max(len(captions), 1),
     )
+
+
+def _widest(values: EncodedImage | DecodedImage, size: tuple[int, int]) -> float:
+    """How many times as long as wide a picture is; where sizes vary, beside the item that it becomes."""
+    own = max(size) / min(size)
+    if values.fit is None or values.fit.largest is None:
+        return own
+    extents = values.shape[1:]
+    ratio = own / (max(extents) / min(extents))
+    return max(ratio, 1 / ratio)
 
 
 def _longest(document: Document) -> str:

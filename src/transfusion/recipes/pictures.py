@@ -7,6 +7,7 @@ the option that changes it. Images without captions are learned alone. It ends w
 `transfusion evaluate` measures more.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from transfusion.codec.patchers import LinearPatcherConfig
@@ -14,7 +15,7 @@ from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.learned import beginning
 from transfusion.data.loader import PackingConfig
-from transfusion.data.media import Fit
+from transfusion.data.media import DecodedImage, EncodedImage, Fit
 from transfusion.data.sources.read import has_held_out, read
 from transfusion.data.tokenize import Coordinates
 from transfusion.data.transforms import ConditionDropout, DocumentTransform
@@ -65,7 +66,13 @@ def documents(run: Run, log: LogFn) -> Sequence[Document]:
     fit = Fit.of(run.model.modalities)
     if fit is None or not any(modality.is_image for modality in run.model.modalities):
         raise ConfigError(f"{run.recipe} needs a modality of images: two axes, and 1 or 3 channels")
-    return read(run.data, fit, uncaptioned=True).report(log)
+    corpus = read(run.data, fit, uncaptioned=True).report(log)
+    if fit.largest is not None:
+        values = [m.values for d in corpus for m in d.media if isinstance(m.values, EncodedImage | DecodedImage)]
+        sizes = Counter("{} x {}".format(*v.shape[1:]) for v in values)
+        most = ", ".join(f"{size} ({count:,})" for size, count in sizes.most_common(4))
+        log(f"pictures keep their form, in whole patches of {fit.patch[0]} x {fit.patch[1]}: {len(sizes)} sizes, {most}")
+    return corpus
 
 
 def held_out(run: Run) -> Sequence[Document]:

@@ -39,6 +39,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of the images in a folder."""
 OTHER_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jfif", ".jp2", ".ppm", ".svg")
 """Suffixes of images that are not read, which is said."""
+TEXTS = (
+    "text alone is learned by transfusion train shakespeare (a .txt file, by character) and books_text (Parquet tables with a "
+    "column text, by byte pairs)"
+)
 MAX_CAPTION, MAX_IDX = 4 * 2**20, 2 * 2**30
 """Bytes of a caption and of an unpacked idx file at most."""
 
@@ -69,6 +73,8 @@ def _read_file(path: Path, fit: Fit, captions: Captions | None, uncaptioned: boo
         return read_jsonl(path, fit)
     if path.suffix == ".parquet":
         return read_parquet([path], fit, captions, uncaptioned=uncaptioned)
+    if path.suffix == ".txt":
+        raise ValueError(f"{path} is a text: {TEXTS}")
     raise ValueError(f"{path}: no reader for {path.suffix or 'files without a suffix'}; .jsonl and .parquet are read")
 
 
@@ -165,6 +171,8 @@ def read_folder(path: Path, fit: Fit, captions: Captions | None = unchanged, *, 
             corpus.unreadable.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if others and not corpus.documents:
         corpus.notes.append(f"it holds sounds, such as {others[0].name}: these are learned by transfusion train speech")
+    elif not corpus.documents and not corpus.unreadable and (texts := _seen(path, "*.txt")):
+        corpus.notes.append(f"it holds texts, such as {texts[0].name}: {TEXTS}")
     return corpus
 
 
