@@ -32,6 +32,7 @@ def make() -> None:
 
     folder(Path("photos"), 12)
     for i in range(12):
+        png(Path(f"photos/{i:03d}.png"), i, (96 if i % 2 else 64, 64))
         png(Path(f"bare/{i}.png"), i)
         png(Path(f"stories/{i}.png"), i, (16, 16))
         png(Path(f"edits/{i}.png"), i, (16, 16))
