@@ -3,16 +3,18 @@
 import itertools
 import json
 import re
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from command import SHORT, command
 from small import png
 from transfusion.api import Transfusion
-from transfusion.commands import choosing
+from transfusion.commands import choosing, train
 from transfusion.config import ConfigError
 from transfusion.data.document import Document
 from transfusion.data.loader import Loader
@@ -51,10 +53,12 @@ class Trials:
     """
 
     def __init__(self, seconds: float = 0.0, reported: float = 1e-3) -> None:
-        self.seconds, self.reported, self.runs, self.steps = seconds, max(seconds, reported), list[Run](), 0
+        self.seconds, self.reported, self.steps = seconds, max(seconds, reported), 0
+        self.runs, self.autoencoders = list[Run](), list[object]()
 
     def __call__(self, run: Run, documents: Sequence[Document], *rest) -> None:
         self.runs.append(run)
+        self.autoencoders.append(rest[0])
         for step in range(1, run.trainer.steps + 1):
             time.sleep(self.seconds)
             self.steps += 1
@@ -183,6 +187,14 @@ def test_an_autoencoder_draws_within_two_minutes(tmp_path: Path) -> None:
     assert choosing._autoencoder_run(find("pictures").run(), kept).trainer.sample_every == 50
 
 
+def test_the_line_to_go_on_with_is_short() -> None:
+    run, model = find("pictures").run(), cast(Transfusion, None)
+    assert train._asked(run, model, ["a dog", "a cat"]) == ["--prompt", "a cat"]
+    assert train._asked(run, model, ["a dog", "a long caption " * 50]) == ["--prompt", "a dog"]
+    assert 80 < len(train._asked(run, model, ["a long caption " * 50])[1]) <= train.LINE
+    assert train._asked(run, model, [""]) == ["--prompt", ""]
+
+
 def test_contradictions_are_refused_before_any_choice(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder()
@@ -257,6 +269,19 @@ def test_an_autoencoder_is_trained_first_and_found_again(tmp_path: Path, monkeyp
     assert "resuming from step" in again and "first an autoencoder" not in again
     assert command("generate run --prompt picture --out drawn --sampler.num-steps 2") == 0
     assert Path("drawn/grid.png").exists()
+    # a network that has not begun is chosen anew, for the autoencoder that there is, also where its steps are not said
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(Path("run", name))
+    for name in ("metrics.jsonl", "choices.json"):
+        Path("run", name).unlink()
+    words = "--data data --out run --budget 2s --device cpu --dtype fp32"
+    trials = Trials()
+    found, said = chosen(f"{words} --depth 2", trials)
+    assert found.autoencoder.endswith("model") and "trained first, 6 steps" in said and "first an autoencoder" not in said
+    assert trials.autoencoders[-1] is not None
+    assert chosen(f"{words} --autoencoder none")[0].autoencoder == "none"
+    with pytest.raises(ConfigError, match="made for --data data --budget 2s"):
+        chosen(words.replace("2s", "3s"))
 
 
 def test_one_picture_is_refused_or_learned_with_a_word(tmp_path: Path, monkeypatch, capfd) -> None:
