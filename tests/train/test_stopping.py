@@ -12,8 +12,10 @@ import pytest
 import torch
 from test_training import corpus, quiet, records, run, weights
 
+from transfusion.commands import train as commands_train
 from transfusion.commands.train import train
 from transfusion.train.stopping import Stopped, StopRequest, listening
+from transfusion.train.trainer import Hook
 
 DIGITS = "train digits --trainer.steps 400 --checkpoint.every 1000 --model.transformer.width 32 --optimizer.warmup 4 --report.images 4"
 
@@ -100,3 +102,12 @@ def test_the_command_saves_and_ends_with_its_exit_code(tmp_path: Path) -> None:
     assert code == 130 and "is saved" in said
     code, _, seconds = stop(signal.SIGTERM, signal.SIGTERM)
     assert code in (75, 128 + signal.SIGTERM) and seconds < 5
+
+
+def test_a_trial_that_is_stopped_says_nothing_of_a_saved_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*args: object, **options: object) -> None:
+        raise Stopped(signal.SIGINT, 3)
+
+    monkeypatch.setattr(commands_train, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        commands_train._silently(run(tmp_path), corpus(), None, Hook(lambda step: None, 1))

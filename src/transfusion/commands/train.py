@@ -56,6 +56,7 @@ from transfusion.run.room import check_room
 from transfusion.train.device import memory, pick_device, pick_dtype
 from transfusion.train.log import LogFn, Measured, printable, training_costs
 from transfusion.train.objective import TransfusionObjective
+from transfusion.train.stopping import Stopped
 from transfusion.train.trainer import Hook, Optimization, Trainer
 
 TOKENIZER, PROMPTS = "tokenizer.json", "prompts"
@@ -85,9 +86,12 @@ def ignored(line: str) -> None:
 
 
 def _silently(run: Run, documents: Sequence[Document], autoencoder: Autoencoder | None, hook: Hook) -> None:
-    """Train without a word: the run is a trial of a few steps."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        train(run, documents, [], ignored, autoencoder=autoencoder, hooks=[hook])
+    """Train without a word: the run is a trial of a few steps, of which nothing is kept."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            train(run, documents, [], ignored, autoencoder=autoencoder, hooks=[hook])
+    except Stopped:
+        raise KeyboardInterrupt from None
 
 
 def recipe_settings(command: str, arguments: list[str], usage: str | None) -> Run | None:
