@@ -120,4 +120,5 @@ def test_the_table_has_each_command_with_the_first_line_of_its_module() -> None:
         text = ast.get_docstring(ast.parse((folder / f"{name}.py").read_text()))
         assert (text or "").splitlines()[0] == summary and "usage: transfusion " + name in (text or "")
         assert find_command(name).__module__ == f"transfusion.commands.{name}"
-    assert {p.stem for p in folder.glob("*.py")} == {*COMMANDS, "__init__", "report", "autoencoder", "classifier", "choosing"}
+    aside = {"report", "autoencoder", "classifier", "choosing", "measuring", "hooks"}
+    assert {p.stem for p in folder.glob("*.py")} == {*COMMANDS, "__init__", *aside}

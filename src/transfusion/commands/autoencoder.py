@@ -33,7 +33,7 @@ from transfusion.run.corpus import keep_corpus
 from transfusion.run.record import keep_record
 from transfusion.train.autoencoding import AutoencodingObjective, PerceptualNetworks
 from transfusion.train.device import memory, pick_device, pick_dtype
-from transfusion.train.log import LogFn, Measured
+from transfusion.train.log import LogFn, Measured, ignored
 from transfusion.train.objective import At
 from transfusion.train.trainer import Hook, Optimization, Trainer
 
@@ -55,10 +55,6 @@ def run(kind: Kind, arguments: list[str], log: LogFn) -> int:
         log = log if world.is_main else ignored
         train_autoencoder(settings, log, command=shlex.join(["transfusion", "train", kind, "--preset", preset, *words]))
     return 0
-
-
-def ignored(line: str) -> None:
-    """What every process would say, the main one says."""
 
 
 def train_autoencoder(run: AutoencoderRun, log: LogFn, *, command: str = "") -> Autoencoder:

@@ -4,12 +4,9 @@ The choices are kept in `choices.json` in the run's folder: the same line again 
 the run has begun, it goes on as its `run.yaml` says.
 """
 
-import contextlib
 import json
-import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,8 +15,9 @@ import torch
 from transfusion import config
 from transfusion.codec.autoencoder import Autoencoder
 from transfusion.commands.autoencoder import step_seconds, train_autoencoder
+from transfusion.commands.measuring import Measuring, Speed, Train, fitted
 from transfusion.config import ConfigError
-from transfusion.data.document import Document, Media
+from transfusion.data.document import Document
 from transfusion.data.media import DecodedImage, EncodedImage, Fit
 from transfusion.data.survey import Survey, counted, survey
 from transfusion.files import read_json, read_text, write_text
@@ -35,12 +33,9 @@ from transfusion.run.latents import NONE, open_autoencoder
 from transfusion.run.recipe import Recipe
 from transfusion.run.record import Run, check_warmup, keep_record
 from transfusion.train.checkpoint import has_some
-from transfusion.train.log import METRICS, LogFn
-from transfusion.train.trainer import Hook
+from transfusion.train.log import LogFn
 
 FILE, AUTOENCODER = "choices.json", "autoencoder"
-TRIED, WARM, TRIED_ON = 6, 2, 4000
-"""Steps by which a run's speed is measured, those of them that are left out, and documents, about."""
 MEASURED_SHARE, MEASURED_SECONDS = 0.15, 20.0
 """Of a budget that the measuring takes, and seconds where there is none; a step or two in any case."""
 FIRST_RATE = 5e10
@@ -50,13 +45,6 @@ LEAST_STEPS, MOST_STEPS = 200, 5000
 SMALL, BY_HEART, FEW = 1000, 100, 10
 """Pictures below which a set is small; times that each is seen: by heart from the second on, below the third too few for
 captions."""
-
-Train = Callable[[Run, Sequence[Document], Autoencoder | None, Hook], None]
-"""Trains a run on documents, with an autoencoder for latents, silently; the hook is called after every step."""
-
-
-class _Enough(Exception):
-    """A trial has measured what it is for."""
 
 
 @dataclass(frozen=True)
@@ -229,19 +217,6 @@ def _as_init(default: Run, run: Run) -> Run:
     return default
 
 
-def _fitted(document: Document, fit: Fit | None) -> Document:
-    """The document with its images at another size."""
-    if fit is None:
-        return document
-    segments = [
-        replace(s, values=replace(s.values, fit=fit))
-        if isinstance(s, Media) and isinstance(s.values, EncodedImage | DecodedImage)
-        else s
-        for s in document.segments
-    ]
-    return replace(document, segments=tuple(segments))
-
-
 def _train_autoencoder(run: Run, kept: Kept, log: LogFn) -> Autoencoder:
     """Train the autoencoder of a run, or go on with it, or read it where it is finished."""
     settings = _autoencoder_run(run, kept)
@@ -276,79 +251,6 @@ def _autoencoder_run(run: Run, kept: Kept) -> AutoencoderRun:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Of a run on this machine: FLOPs a second, and seconds of a step."""
-
-    rate: float
-    step_seconds: float
-
-
-class _Measuring:
-    """Measures the steps of runs.
-
-    Args:
-        finish: gives the run of choices.
-        documents: to train on.
-        train: trains a run.
-        most: seconds that it may take; two steps of each run are measured in any case.
-    """
-
-    def __init__(self, finish: Finish, documents: Sequence[Document], train: Train, most: float) -> None:
-        self.finish, self.documents, self.train, self.most = finish, documents, train, most
-        self.spent = 0.0
-        """Seconds that it took."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no time is left."""
-        return self.spent >= self.most
-
-    def speed(self, choices: Choices, found: Survey | None, autoencoder: Autoencoder | None, rate: float) -> Speed:
-        """The middle of a few steps, on these documents. Where they would take too long, there are fewer of them, or of fewer
-        rows, from which the time of all follows.
-
-        Args:
-            rate: FLOPs a second, about.
-        """
-        began, run = time.monotonic(), self.finish(choices)
-        allowed, parts = max(self.most - self.spent, 0) / 2, run.trainer.accumulate  # more may be measured
-        rows, fixed = run.packing.rows, choice.optimizer_cost(run)
-        whole = 0.0 if found is None else choice.step_cost(run, found, autoencoder)
-        if found is not None:
-            fit = (allowed / (WARM + 1) * rate - fixed) / whole
-            rows = min(max(int(rows * min(fit, 1)) // parts, 1) * parts, rows)
-        steps = min(TRIED, max(run.trainer.steps // 2, 2))
-
-        def stop(step: int) -> None:
-            if step >= steps or (step > 1 and time.monotonic() - began >= allowed):  # the first is slower than the others
-                raise _Enough
-
-        with tempfile.TemporaryDirectory() as folder:
-            trial = replace(
-                run,
-                out=folder,
-                trainer=replace(run.trainer, steps=steps + 1, sample_every=0, log_every=TRIED + 2),
-                optimizer=replace(run.optimizer, warmup=1),
-                checkpoint=replace(run.checkpoint, every=TRIED + 2),
-                packing=replace(run.packing, rows=rows),
-            )
-            some = self.documents[:: max(len(self.documents) // TRIED_ON, 1)]
-            fitted = [_fitted(document, Fit.of(run.model.modalities)) for document in some]
-            with contextlib.suppress(_Enough):
-                self.train(trial, fitted, autoencoder, Hook(stop, 1))
-            lines = (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines()
-            records = [record for record in map(json.loads, lines) if "seconds" in record]
-        records = records[min(WARM, len(records) - 1) :]
-        each = statistics.median(record["seconds"] for record in records)
-        rate = statistics.median(record["flops"] for record in records) / each
-        if rows < run.packing.rows:
-            longer = (fixed + whole) / (fixed + whole * rows / run.packing.rows)
-            each, rate = each * longer, rate * run.packing.rows / rows / longer
-        self.spent += time.monotonic() - began
-        return Speed(rate, each)
-
-
-@dataclass(frozen=True)
 class _Chooser:
     """What choosing needs at every step.
 
@@ -372,7 +274,7 @@ class _Chooser:
         for line in found.lines() if found else ():
             self.log(line)
         most = MEASURED_SECONDS if duration is None else MEASURED_SHARE * duration
-        measuring = _Measuring(self.finish, self.documents, self.train, most)
+        measuring = Measuring(self.finish, self.documents, self.train, most)
         measuring.spent = time.monotonic() - began
         self.log(f"measuring the speed of this machine, about {spoken(max(most - measuring.spent, 1))} at most")
         if found is None or run.init:  # latents, or weights, whose form is given
@@ -397,14 +299,14 @@ class _Chooser:
         kept = replace(kept, choices=choices, step_seconds=speed.step_seconds)
         if found is not None:
             fit = Fit.of(chosen.model.modalities)
-            kept = replace(kept, passes=choice.passes(chosen, [_fitted(document, fit) for document in self.documents]))
+            kept = replace(kept, passes=choice.passes(chosen, [fitted(document, fit) for document in self.documents]))
         rest = extra.total(chosen, pictures, speed.step_seconds)
         self._say(kept, chosen, found, rest, measuring.spent)
         kept.save(chosen.folder)
         return kept
 
     def _autoencoder(
-        self, run: Run, kept: Kept, found: Survey, duration: float, measuring: _Measuring
+        self, run: Run, kept: Kept, found: Survey, duration: float, measuring: Measuring
     ) -> tuple[Kept, Autoencoder | None]:
         """The autoencoder that is given, or one that is trained first, here as it begins, or none."""
         if not choice.wants_autoencoder(run, found, duration, self.explicit):
@@ -436,7 +338,7 @@ class _Chooser:
         duration: float,
         autoencoder: Autoencoder | None,
         kept: Kept,
-        measuring: _Measuring,
+        measuring: Measuring,
     ) -> tuple[Choices, Speed]:
         """Sizes for a time, and their speed; chosen again where what was chosen is not as fast as what was measured: small
         networks are slower for their size."""

@@ -12,7 +12,7 @@ import io
 import shlex
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,6 +25,7 @@ from transfusion.codec.latent_corpus import LatentCorpus
 from transfusion.codec.mel import Mel
 from transfusion.commands import autoencoder, classifier
 from transfusion.commands.choosing import choose
+from transfusion.commands.hooks import preference, samples, with_room
 from transfusion.commands.report import report
 from transfusion.config import ConfigError
 from transfusion.data.document import Document, Text
@@ -33,14 +34,9 @@ from transfusion.data.learned import LearnedDocuments
 from transfusion.data.loader import Loader
 from transfusion.data.media import DecodedImage, EncodedImage
 from transfusion.data.outputs import OUTPUTS, write_documents
-from transfusion.data.tokenize import max_length
 from transfusion.data.vocabulary import TokenizerFile, Vocabulary
-from transfusion.evaluation.image_grid import image_grid
 from transfusion.evaluation.nearest import spaces
-from transfusion.evaluation.preference import advice, caption_preference, other_captions
-from transfusion.evaluation.suite import items_of
 from transfusion.files import locked
-from transfusion.generate.sizes import item_length
 from transfusion.model import lora
 from transfusion.model.pretrained import is_language_model
 from transfusion.model_folder import Budget, TransfusionConfig
@@ -54,7 +50,7 @@ from transfusion.run.recipe import AlternatingTask, ClassTask, Prompt, SuiteTask
 from transfusion.run.record import Run, check_warmup, keep_record
 from transfusion.run.room import check_room
 from transfusion.train.device import memory, pick_device, pick_dtype
-from transfusion.train.log import LogFn, Measured, printable, training_costs
+from transfusion.train.log import LogFn, ignored, printable, training_costs
 from transfusion.train.objective import TransfusionObjective
 from transfusion.train.stopping import Stopped
 from transfusion.train.trainer import Hook, Optimization, Trainer
@@ -79,10 +75,6 @@ def run(arguments: list[str], log: LogFn) -> int:
         if not recipe.chooses:
             return train_recipe(parse_run(recipe.run(), rest, program), log)
         return train_recipe(distributed.from_main(lambda: choose(recipe, rest, program, _silently, log)), log)
-
-
-def ignored(line: str) -> None:
-    """What every process would say, the main one says."""
 
 
 def _silently(run: Run, documents: Sequence[Document], autoencoder: Autoencoder | None, hook: Hook) -> None:
@@ -248,9 +240,9 @@ def _train(
             f"note: {loader.num_single:,} documents have items that are drawn and read but no room in a row for two copies of "
             f"them: they stand once, and what follows is learned from noised items; more room: --packing.row-length"
         )
-    prompts = _with_room(model, prompts, log)
-    hooks = [*hooks, *([_samples(run, model, prompts, dtype)] if prompts and run.model.modalities else [])]
-    if measure := _caption_preference(run, model, corpus, held_out, dtype):
+    prompts = with_room(model, prompts, log)
+    hooks = [*hooks, *([samples(run, model, prompts, dtype)] if prompts and run.model.modalities else [])]
+    if measure := preference(run, model, corpus, held_out, dtype):
         hooks.append(Hook(measure, run.trainer.sample_every, at_end=True))
     objective = TransfusionObjective(
         model,
@@ -287,39 +279,6 @@ def _train(
     return model
 
 
-def _with_room(model: Transfusion, prompts: Sequence[Prompt], log: LogFn) -> list[Prompt]:
-    """The prompts behind which the context has room for an item of the first modality."""
-    if not model.config.model.modalities:
-        return list(prompts)
-    modality, context = model.config.model.modalities[0], model.config.model.context_length
-    item = item_length(modality, modality.slots(modality.shape)) - 1  # a prompt has no EOS
-    kept: list[Prompt] = []
-    for prompt in prompts:
-        with contextlib.suppress(ValueError):  # items of a size that the modality forbids: such documents are left out too
-            if max_length(model.codecs.encoded(as_document(prompt)), model.vocabulary, {}) + item <= context:
-                kept.append(prompt)
-    if left := len(prompts) - len(kept):
-        log(
-            f"note: {left} of {len(prompts)} prompts have no room in a context of {context:,} tokens with what is drawn behind "
-            "them, so they are not among the samples: raise --model.context-length"
-        )
-    return kept
-
-
-def _samples(run: Run, model: Transfusion, prompts: Sequence[Prompt], dtype: torch.dtype) -> Hook:
-    """The hook that draws the prompts on the way."""
-
-    def draw(step: int) -> None:
-        modality, samples = run.model.modalities[0], run.folder / "samples" / f"step-{step:08d}"
-        documents = model.generate(list(prompts), force=modality.name, seed=run.seed, dtype=dtype)
-        if modality.is_image:
-            image_grid([d.media[-1].tensor() for d in documents], [d.text for d in documents], samples.with_suffix(".png"))
-        else:
-            write_documents(documents, samples, model.item_modalities)
-
-    return Hook(draw, run.trainer.sample_every)
-
-
 def _log_costs(run: Run, log: LogFn) -> None:
     """FLOPs of the whole training, of a token and of a document."""
     if not (costs := training_costs(run.folder)):
@@ -330,40 +289,6 @@ def _log_costs(run: Run, log: LogFn) -> None:
         for name in ("tokens", "documents")
     )
     log(f"FLOPs of training, computed (and as 6 N D): {computed:.3g} ({paper:.3g}); {each}")
-
-
-def _caption_preference(
-    run: Run, model: Transfusion, corpus: Sequence[Document], held_out: Sequence[Document], dtype: torch.dtype
-) -> Callable[[int], Measured] | None:
-    """The hook that measures caption preference on held-out documents and on the corpus, and after the last step says what to
-    do if it is chance; None where no two documents have a picture and captions that differ."""
-    try:
-        other_captions(held_out or corpus, seed=run.seed)
-    except ValueError:
-        return None
-
-    items = items_of(model)
-
-    def measure(step: int) -> Measured:
-        try:
-            found = caption_preference(model, held_out or corpus, seed=run.seed, dtype=dtype)
-            trained = caption_preference(model, corpus, seed=run.seed, dtype=dtype)["caption_preference"] if held_out else None
-        except ValueError as error:
-            return Measured({}, str(error))
-        first = found["caption_preference"]
-        if trained is not None:
-            found["caption_preference_trained"] = trained
-        metrics: dict[str, float] = {}
-        for name, estimate in found.items():
-            metrics[name] = estimate.value
-            if estimate.low is not None and estimate.high is not None:
-                metrics |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        shown = ", ".join(f"{name.replace('_', ' ')} {estimate}" for name, estimate in found.items())
-        line = f"{shown} on {first.count} {'held-out' if held_out else 'training'} {items} {first.note}"
-        words = advice(first, trained, items) if step == run.trainer.steps else ""
-        return Measured(metrics, f"{line}\n{words}" if words else line)
-
-    return measure
 
 
 def build(run: Run, corpus: Sequence[Document], log: LogFn, autoencoder: Autoencoder | None = None) -> Transfusion:

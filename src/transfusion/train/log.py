@@ -18,6 +18,10 @@ LogFn = Callable[[str], None]
 METRICS = "metrics.jsonl"
 
 
+def ignored(line: str) -> None:
+    """Takes a line and shows it to nobody: what every process would say, the main one says."""
+
+
 def printable(text: str) -> str:
     """A text as a terminal may show it: what would move the cursor, colour or reorder it, or cannot be encoded, is spelled out
     (\\x1b, \\udcff). Lines and tabs stay."""
